@@ -1,0 +1,187 @@
+"""Validating and freezing arrays: the one door through which arguments come in.
+
+Every public function checks its arguments with these helpers, so that a wrong one is always
+reported the same way: its name, what came, and what is needed. Every value of the library keeps
+its arrays read-only, and `frozen` decides when that takes a copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minicompress.errors import CompressionError
+
+Array: TypeAlias = NDArray[Any]
+DType: TypeAlias = np.dtype[Any]
+
+FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+
+
+def float_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Array:
+    """The value as a float array of native byte order, unchanged and uncopied where it is one.
+
+    Raises
+    ------
+    CompressionError
+        Not float16, float32 or float64 (integers are not converted: which float is meant is the
+        caller's to say), masked, or of another number of dimensions than `ndim`.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise CompressionError(f"{name} must be a plain array, not a masked one: fill it first")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise CompressionError(f"{name} must be an array: {error}") from None
+    native = array.dtype.newbyteorder("=")
+    if native not in FLOATS:
+        raise CompressionError(
+            f"{name} must be of dtype float16, float32 or float64, not {array.dtype}"
+        )
+    if ndim is not None and array.ndim != ndim:
+        raise CompressionError(f"{name} must have {ndim} dimensions, not shape {array.shape}")
+    return array.astype(native, copy=False)
+
+
+def finite_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Array:
+    """`float_array`, and every entry finite: what the compressors accept."""
+    array = float_array(value, name, ndim=ndim)
+    if not np.isfinite(array).all():
+        kind = "NaN" if np.isnan(array).any() else "infinite"
+        raise CompressionError(f"{name} must be finite, but holds {kind} entries")
+    return array
+
+
+def integer_array(value: ArrayLike, name: str) -> Array:
+    """The value as an array of integers; bools and integral floats are not integers here."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        raise CompressionError(f"{name} must be of an integer dtype, not {array.dtype}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def same_dtype(**arrays: Array | None) -> None:
+    """Refuse operands of different dtypes: which of them is meant is the caller's to say."""
+    dtypes = {name: array.dtype for name, array in arrays.items() if array is not None}
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise CompressionError(f"all arrays must have the same dtype, but {listed}")
+
+
+def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """An int in [low, high]; numpy's integers count, bools and floats do not."""
+    wanted = f"an int of at least {low}" if high is None else f"an int from {low} to {high}"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise CompressionError(f"{name} must be {wanted}, not {value!r}")
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        raise CompressionError(f"{name} must be {wanted}, not {number}")
+    return number
+
+
+def real(value: Any, name: str, low: float, high: float = math.inf) -> float:
+    """A finite float in [low, high]; bools and strings are not numbers here."""
+    wanted = f"a number from {low:g} to {high:g}"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise CompressionError(f"{name} must be {wanted}, not {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise CompressionError(f"{name} must be {wanted}, not {number}")
+    return number
+
+
+def choice(value: Any, name: str, choices: Iterable[str]) -> str:
+    """One of the named choices."""
+    listed = list(choices)
+    if not isinstance(value, str) or value not in listed:
+        raise CompressionError(f"{name} must be one of {', '.join(listed)}, not {value!r}")
+    return value
+
+
+def flag(value: Any, name: str) -> bool:
+    """A bool: a truthy 1 or "no" is a slip of the pen, not an answer."""
+    if not isinstance(value, bool | np.bool_):
+        raise CompressionError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
+
+
+def exactly_one(**options: Any) -> str:
+    """The name of the one option that was given (is not None)."""
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        raise CompressionError(
+            f"give exactly one of {', '.join(options)}; given: {', '.join(given) or 'none'}"
+        )
+    return given[0]
+
+
+def normal_axis(axis: Any, name: str, ndim: int) -> int:
+    """An axis in [-ndim, ndim) as one in [0, ndim)."""
+    if ndim == 0:
+        raise CompressionError(f"{name}={axis!r} was given for an array without axes")
+    return integer(axis, name, -ndim, ndim - 1) % ndim
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """The explicit source of randomness; a seed is not one, nor is the global state."""
+    if not isinstance(rng, np.random.Generator):
+        raise CompressionError(
+            f"rng must be a numpy.random.Generator, such as numpy.random.default_rng(0), "
+            f"not {rng!r}"
+        )
+    return rng
+
+
+def freeze(array: Array) -> Array:
+    """Make an array that the library itself made read-only, in place, and return it."""
+    array.flags.writeable = False
+    return array
+
+
+def frozen(array: Array) -> Array:
+    """A read-only, contiguous array of the same values that nobody else can write to.
+
+    The array itself where that already holds: it is read-only, and so is everything it is a view
+    of. Anything else is copied, so that the caller's later writes stay the caller's.
+    """
+    link: Any = array
+    while isinstance(link, np.ndarray) and not link.flags.writeable:
+        link = link.base
+    locked = link is None or isinstance(link, bytes)
+    if locked and array.flags.c_contiguous and type(array) is np.ndarray:
+        return array
+    return freeze(np.array(array, order="C", subok=False))
+
+
+def _rebuild(cls: type, state: dict[str, Any]) -> Any:
+    return cls(**state)
+
+
+class Value:
+    """Base of the library's frozen dataclasses: short to print, frozen again when unpickled."""
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={_short(value)}" for name, value in _state(self).items()]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __reduce__(self) -> Any:
+        # The default would restore the arrays writable: numpy does not pickle that flag.
+        return _rebuild, (type(self), _state(self))
+
+
+def _state(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return repr(value.item())
+    return repr(value)
