@@ -140,6 +140,7 @@ def generator(rng: Any) -> np.random.Generator:
 
 def freeze(array: Array) -> Array:
     """Make an array that the library itself made read-only, in place, and return it."""
+    array = np.asarray(array)  # operations on 0-d arrays return scalars
     array.flags.writeable = False
     return array
 
@@ -157,6 +158,13 @@ def frozen(array: Array) -> Array:
     if locked and array.flags.c_contiguous and type(array) is np.ndarray:
         return array
     return freeze(np.array(array, order="C", subok=False))
+
+
+def cast_finite(array: Array, dtype: DType) -> Array:
+    """Round float64 to `dtype`; what is too large for it becomes its largest finite value."""
+    top = float(np.finfo(dtype).max)
+    with np.errstate(under="ignore"):
+        return np.asarray(np.clip(array, -top, top), dtype)
 
 
 def _rebuild(cls: type, state: dict[str, Any]) -> Any:

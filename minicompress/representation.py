@@ -22,6 +22,7 @@ from minicompress.arrays import (
     Array,
     DType,
     Value,
+    cast_finite,
     flag,
     float_array,
     freeze,
@@ -31,8 +32,7 @@ from minicompress.arrays import (
     normal_axis,
 )
 from minicompress.errors import CompressionError
-
-NORMS = ("fro", "spectral", "max")
+from minicompress.integers import code_range, dequantize_linear, qparam_shape
 
 
 class Certificate(NamedTuple):
@@ -234,35 +234,6 @@ class Clustered(Value):
 Rep: TypeAlias = Array | LowRank | Sparse | Quantized | Clustered
 
 
-def code_range(num_bits: int, signed: bool) -> tuple[int, int]:
-    """The lowest and the highest code: two's complement, or plain binary."""
-    return (-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1) if signed else (0, 2**num_bits - 1)
-
-
-def qparam_shape(
-    shape: tuple[int, ...], axis: int | None, block_size: int | None
-) -> tuple[int, ...]:
-    """The shape of scale and zero point for an array of `shape`: per array, channel or block."""
-    if block_size is not None:
-        if axis is None:
-            raise CompressionError("block_size needs an axis along which the blocks lie")
-        integer(block_size, "block_size", 1)
-        return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
-    return () if axis is None else (shape[axis],)
-
-
-def spread(
-    parameter: Array, shape: tuple[int, ...], axis: int | None, block_size: int | None
-) -> Array:
-    """A scale or zero point as an array that broadcasts against one of `shape`."""
-    if block_size is not None and axis is not None:
-        repeated = np.repeat(parameter, block_size, axis=axis)  # the ragged block is cut here
-        return repeated[(slice(None),) * axis + (slice(shape[axis]),)]
-    if axis is None:
-        return parameter
-    return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-
-
 def shape_of(rep: Rep) -> tuple[int, ...]:
     """The shape of the decoded array."""
     match rep:
@@ -314,13 +285,11 @@ def decode(rep: Rep) -> Array:
             array[indices] = decode(values)
             return freeze(array.reshape(shape))
         case Quantized(codes=codes, axis=axis, block_size=block_size):
-            shape = shape_of(codes)
-            zero_point = spread(rep.zero_point, shape, axis, block_size)
-            scale = spread(rep.scale, shape, axis, block_size)
-            # Codes are narrow integers: subtracted as they are, they would wrap around.
-            steps = (decode(codes).astype(np.int64) - zero_point).astype(np.float64)
-            with np.errstate(over="ignore", under="ignore"):  # saturated below
-                return freeze(cast_finite(steps * scale.astype(np.float64), rep.dtype))
+            return freeze(
+                dequantize_linear(
+                    decode(codes), rep.scale, rep.zero_point, axis=axis, block_size=block_size
+                )
+            )
         case Clustered(codes, codebook):
             return freeze(decode(codebook)[codes])
     return _array(rep)
@@ -393,13 +362,6 @@ def bits_for(count: int) -> int:
 def whole_bytes(bits: int) -> int:
     """The bits that `bits` take once padded to a whole byte."""
     return -(-bits // 8) * 8
-
-
-def cast_finite(array: Array, dtype: DType) -> Array:
-    """Round float64 to `dtype`; what is too large for it becomes its largest finite value."""
-    top = float(np.finfo(dtype).max)
-    with np.errstate(under="ignore"):
-        return np.clip(array, -top, top).astype(dtype)
 
 
 def _array(rep: Rep) -> Array:

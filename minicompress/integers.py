@@ -1,0 +1,276 @@
+"""The arithmetic of uniform quantization: real numbers as integer codes, and back.
+
+``code = saturate(round(x / scale) + zero_point)``, ties to even, and ``x' = (code - zero_point) *
+scale``: ONNX's QuantizeLinear and DequantizeLinear, which `quantize_linear` and
+`dequantize_linear` are, number for number. Which scale and which zero point is another matter:
+`qparams`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from minicompress.arrays import (
+    Array,
+    DType,
+    cast_finite,
+    finite_array,
+    flag,
+    float_array,
+    integer,
+    integer_array,
+    normal_axis,
+    same_dtype,
+)
+from minicompress.errors import CompressionError
+
+
+def code_range(num_bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and the highest code: two's complement, or plain binary."""
+    return (-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1) if signed else (0, 2**num_bits - 1)
+
+
+def qparam_shape(
+    shape: tuple[int, ...], axis: int | None, block_size: int | None
+) -> tuple[int, ...]:
+    """The shape of scale and zero point for an array of `shape`: per array, channel or block."""
+    if block_size is not None:
+        if axis is None:
+            raise CompressionError("block_size needs an axis along which the blocks lie")
+        integer(block_size, "block_size", 1)
+        return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
+    return () if axis is None else (shape[axis],)
+
+
+def spread(
+    parameter: Array, shape: tuple[int, ...], axis: int | None, block_size: int | None
+) -> Array:
+    """A scale or zero point as an array that broadcasts against one of `shape`."""
+    if block_size is not None and axis is not None:
+        repeated = np.repeat(parameter, block_size, axis=axis)  # the ragged block is cut here
+        return repeated[(slice(None),) * axis + (slice(shape[axis]),)]
+    if axis is None:
+        return parameter
+    return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+
+
+def code_dtype(num_bits: int, signed: bool) -> DType:
+    """The narrowest integer dtype that holds the codes."""
+    return np.dtype(f"{'int' if signed else 'uint'}{8 if num_bits <= 8 else 16}")
+
+
+def quantize_linear(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike,
+    *,
+    num_bits: int = 8,
+    signed: bool = True,
+    axis: int | None = None,
+    block_size: int | None = None,
+) -> Array:
+    """ONNX's QuantizeLinear: ``saturate(round(x / scale) + zero_point)``, ties to even.
+
+    Parameters
+    ----------
+    x : ndarray of float16, float32 or float64, without NaN
+        Infinite entries saturate.
+    scale : positive float ndarray of the dtype of `x`
+        Shape ``()``, ``(x.shape[axis],)``, or with `block_size` the shape of `x` but for
+        ``ceil(n / block_size)`` along `axis`.
+    zero_point : integer ndarray of the shape of `scale`, in the range of the codes
+    num_bits : int from 2 to 16
+    signed : bool
+    axis, block_size : int, optional
+
+    Returns
+    -------
+    ndarray of int8, uint8, int16 or uint16
+        The shape of `x`. The division is made in the dtype of `x`, as ONNX does: a division, not a
+        product with the reciprocal, which moves ties.
+
+    Raises
+    ------
+    CompressionError
+        NaN, other dtypes or shapes than above, a zero point outside the codes.
+
+    Examples
+    --------
+    >>> quantize_linear(np.array([0.5, 1.5, 2.5, 1e9]), 1.0, 0).tolist()
+    [0, 2, 2, 127]
+    """
+    array = float_array(x, "x")
+    if np.isnan(array).any():
+        raise CompressionError("x must not hold NaN")
+    s, z, low, high = _linear_params(scale, zero_point, array, num_bits, signed, axis, block_size)
+    with np.errstate(over="ignore", under="ignore"):
+        steps = np.rint(array / s).astype(np.float64)
+    return np.asarray(np.clip(steps + z, low, high)).astype(code_dtype(num_bits, signed))
+
+
+def dequantize_linear(
+    codes: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike,
+    *,
+    axis: int | None = None,
+    block_size: int | None = None,
+) -> Array:
+    """ONNX's DequantizeLinear: ``(codes - zero_point) * scale``, rounded once.
+
+    Parameters
+    ----------
+    codes : ndarray of integers
+        Subtracted in int64: 100 - (-100) would be -56 in int8.
+    scale : positive float ndarray
+        Its dtype is the result's. Shapes as in `quantize_linear`.
+    zero_point : integer ndarray of the shape of `scale`
+    axis, block_size : int, optional
+
+    Returns
+    -------
+    ndarray of the dtype of `scale`
+        What would overflow becomes the largest finite value.
+
+    Raises
+    ------
+    CompressionError
+        Of a wrong dtype or shape.
+
+    Examples
+    --------
+    >>> dequantize_linear(np.array([-100, 100], np.int8), 0.5, -100).tolist()
+    [0.0, 100.0]
+    """
+    array = integer_array(codes, "codes")
+    s = finite_array(scale, "scale")
+    z = integer_array(zero_point, "zero_point")
+    s, z = _spread_params(s, z, array.shape, axis, block_size)
+    steps = array.astype(np.int64) - z.astype(np.int64)
+    with np.errstate(over="ignore", under="ignore"):
+        return cast_finite(steps.astype(np.float64) * s.astype(np.float64), s.dtype)
+
+
+def matmul_integer(
+    a: ArrayLike, b: ArrayLike, a_zero_point: ArrayLike = 0, b_zero_point: ArrayLike = 0
+) -> Array:
+    """The exact product of two integer matrices, zero points subtracted.
+
+    Parameters
+    ----------
+    a : (m, k) ndarray of integers
+    b : (k, n) ndarray of integers
+    a_zero_point : int, or (m,) or (m, 1) ndarray of integers
+        One for the matrix or one per row.
+    b_zero_point : int, or (n,) ndarray of integers
+        One for the matrix or one per column.
+
+    Returns
+    -------
+    (m, n) ndarray of int32
+        Or of int64 where the largest possible sum does not fit int32.
+
+    Raises
+    ------
+    CompressionError
+        Wrong shapes, dtypes other than integers, or numbers so large that int64 could overflow.
+
+    Notes
+    -----
+    A product of integers in float32 is exact while no partial sum exceeds 2**24. So k is split
+    into blocks of ``floor(2**24 / (max|a| max|b|))``, each a fast float32 product, and the blocks
+    are added as integers; float64 and 2**53 serve where a single product is too large for that.
+    The same result for every BLAS and every number of threads.
+
+    Examples
+    --------
+    >>> a, b = np.array([[200, 100]], np.uint8), np.array([[7], [9]], np.uint8)
+    >>> matmul_integer(a, b, a_zero_point=128, b_zero_point=8)
+    array([[-100]], dtype=int32)
+    """
+    left, right = integer_array(a, "a"), integer_array(b, "b")
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise CompressionError(
+            f"a and b must be of shapes (m, k) and (k, n), not {left.shape} and {right.shape}"
+        )
+    left = _centred(left, a_zero_point, "a_zero_point", (left.shape[0], 1))
+    right = _centred(right, b_zero_point, "b_zero_point", (1, right.shape[1]))
+    top_left, top_right = _largest(left), _largest(right)
+    product, k = top_left * top_right, left.shape[1]
+    if max(k * product, top_left, top_right) >= 2**63:
+        raise CompressionError(
+            f"a and b must be small enough for an exact int64 sum, but {k} products of up to "
+            f"{top_left} * {top_right} reach 2**63"
+        )
+    result = np.dtype(np.int32 if k * product < 2**31 else np.int64)
+    # The operands must be exact in the float type too, also where the other one is all zeros.
+    reach = max(product, top_left, top_right)
+    if reach > 2**53:
+        return np.asarray(np.matmul(left, right)).astype(result)  # plain int64: exact, but slow
+    exact: type[Any] = np.float32 if reach <= 2**24 else np.float64
+    block = (2**24 if exact is np.float32 else 2**53) // max(product, 1)
+    left, right = left.astype(exact), right.astype(exact)
+    total = np.zeros((left.shape[0], right.shape[1]), result)
+    for start in range(0, k, block):
+        part = np.matmul(left[:, start : start + block], right[start : start + block])
+        total += part.astype(result)
+    return total
+
+
+def _centred(array: Array, zero_point: ArrayLike, name: str, per_line: tuple[int, int]) -> Array:
+    zero = integer_array(zero_point, name)
+    if zero.ndim > 0:
+        if zero.size != max(per_line) or zero.shape not in {(zero.size,), per_line}:
+            raise CompressionError(
+                f"{name} must be one int or {max(per_line)} of them, not of shape {zero.shape}"
+            )
+        zero = zero.reshape(per_line)
+    return array.astype(np.int64) - zero.astype(np.int64)
+
+
+def _largest(array: Array) -> int:
+    return max(-int(array.min(initial=0)), int(array.max(initial=0)))
+
+
+def _spread_params(
+    scale: Array,
+    zero_point: Array,
+    shape: tuple[int, ...],
+    axis: int | None,
+    block_size: int | None,
+) -> tuple[Array, Array]:
+    """Both checked against the array's shape, and broadcast to it."""
+    axis = None if axis is None else normal_axis(axis, "axis", len(shape))
+    wanted = qparam_shape(shape, axis, block_size)
+    for name, parameter in (("scale", scale), ("zero_point", zero_point)):
+        if parameter.shape != wanted:
+            raise CompressionError(
+                f"{name} must have shape {wanted} for an array of shape {shape}, axis={axis} and "
+                f"block_size={block_size}, not {parameter.shape}"
+            )
+    if not (scale > 0).all():
+        raise CompressionError("scale must be positive")
+    return spread(scale, shape, axis, block_size), spread(zero_point, shape, axis, block_size)
+
+
+def _linear_params(
+    scale: ArrayLike,
+    zero_point: ArrayLike,
+    array: Array,
+    num_bits: int,
+    signed: bool,
+    axis: int | None,
+    block_size: int | None,
+) -> tuple[Array, Array, int, int]:
+    low, high = code_range(integer(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
+    # A Python number takes the dtype of the array, as numpy's own operators have it.
+    s = finite_array(np.asarray(scale, array.dtype) if type(scale) is float else scale, "scale")
+    same_dtype(x=array, scale=s)
+    z = integer_array(zero_point, "zero_point")
+    if z.size and not (low <= int(z.min()) and int(z.max()) <= high):
+        raise CompressionError(f"zero_point must lie in [{low}, {high}], not {z.tolist()}")
+    s, z = _spread_params(s, z, array.shape, axis, block_size)
+    return s, z, low, high

@@ -1,0 +1,195 @@
+"""Norms that neither under- nor overflow, and upper bounds of them that survive rounding.
+
+Everything is computed in float64. An array is first scaled by a power of two, which is exact, so
+that the squares of 1e200 and of 1e-200 are as good as those of 1; a plain ``sqrt(sum(x**2))`` gives
+inf and 0.0 there. A name that ends in ``_upper`` is rounded upward: its result is never below the
+exact value, for which it pays a few units in the last place.
+
+Sources: N. J. Higham, *Accuracy and Stability of Numerical Algorithms* (2002), chapters 3 and 4,
+for gamma_n and the error of a sum in any order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+
+from minicompress.arrays import Array, DType, choice, finite_array, float_array
+
+NORMS = ("fro", "spectral", "max")
+
+UNIT = 2.0**-53
+"""The unit roundoff of float64."""
+
+
+def unit_roundoff(dtype: DType) -> float:
+    """u: one correctly rounded operation errs by at most u times its result."""
+    return float(np.finfo(dtype).eps) / 2
+
+
+def smallest_subnormal(dtype: DType) -> float:
+    """eta: what rounding can lose below the normal range."""
+    return float(np.finfo(dtype).smallest_subnormal)
+
+
+def gamma(n: int) -> float:
+    """gamma_n = n u / (1 - n u): the relative error of n roundings of float64 in a row."""
+    return n * UNIT / (1 - n * UNIT)
+
+
+def upward(value: float, roundings: int = 64) -> float:
+    """A float above the exact value of a sum of non-negative terms that took `roundings` steps."""
+    return 0.0 if value == 0 else float(np.nextafter(value * (1 + roundings * UNIT), np.inf))
+
+
+def as_matrix(array: Array) -> Array:
+    """An array as the matrix that "spectral" speaks of: its last axis as columns."""
+    if array.size == 0:
+        return np.zeros((0, 0), array.dtype)
+    return array.reshape(-1, array.shape[-1] if array.ndim else 1)
+
+
+def norm_of(array: ArrayLike, kind: str = "fro") -> float:
+    """The norm of an array of any shape, in float64, rounded to nearest.
+
+    Parameters
+    ----------
+    array : ndarray of float16, float32 or float64, finite
+    kind : "fro" | "spectral" | "max"
+        Root of the sum of squares; largest singular value of `as_matrix`; largest magnitude.
+
+    Returns
+    -------
+    float
+        inf only where the norm itself is above the largest float64.
+
+    Raises
+    ------
+    CompressionError
+        `array` is not finite, or `kind` is unknown.
+
+    Examples
+    --------
+    >>> norm_of(np.full(4, 3e200)), norm_of(np.full(4, 3e-200))
+    (6e+200, 6e-200)
+    """
+    kind, x = choice(kind, "norm", NORMS), finite_array(array, "array").astype(np.float64)
+    if kind == "max" or x.size == 0:
+        return float(np.abs(x).max(initial=0.0))
+    scaled, exponent = power_of_two_scaled(x)
+    if kind == "fro":
+        flat = scaled.ravel()
+        return unscaled(math.sqrt(float(flat @ flat)), exponent)
+    return unscaled(float(_singular_values(as_matrix(scaled))[0]), exponent)
+
+
+def error_norm(original: Array, decoded: Array, kind: str = "fro") -> float:
+    """The norm of ``original - decoded``: what a certificate calls measured."""
+    with np.errstate(over="ignore"):
+        difference = original.astype(np.float64) - decoded.astype(np.float64)
+    if np.isfinite(difference).all():
+        return norm_of(difference, kind)
+    halves = original.astype(np.float64) / 2 - decoded.astype(np.float64) / 2
+    return unscaled(norm_of(halves, kind), 1)
+
+
+def fro_upper(array: ArrayLike) -> float:
+    """An upper bound of the Frobenius norm of an array, read as exact numbers.
+
+    The n squares and their sum in any order err by at most gamma_(n+1), the root and the scaling by
+    a few u more: the factor 1 + 2 (n + 8) u covers them twice, so that the bound is also above
+    a norm *computed* from the same numbers.
+    """
+    x = float_array(array, "array")
+    return upward(norm_of(x), 2 * (x.size + 8))
+
+
+def norm2_upper(matrix: ArrayLike) -> float:
+    """An upper bound of the largest singular value of a matrix, sound under rounding.
+
+    Parameters
+    ----------
+    matrix : (m, n) ndarray of float16, float32 or float64, finite
+        m or n may be 0.
+
+    Returns
+    -------
+    float
+        Never below the exact 2-norm of the matrix, and above it by some (m + n) u.
+
+    Raises
+    ------
+    CompressionError
+        `matrix` is not 2-D or not finite.
+
+    Notes
+    -----
+    LAPACK promises no constant for its singular values, and its largest one is often below the
+    truth. So the factors are taken as what they are, some matrices U, S, V near the right ones:
+    A = U S V + R, where R is computed and how far U and V are from orthogonal is computed too:
+    ``||A|| <= sqrt((1 + o_U) (1 + o_V)) s_1 + ||R||_F + gamma_(k+4) || |US| |V| ||_F + u ||A||_F``
+    with ``o_U = ||U'U - I||_F + gamma_(m+4) k``. The Frobenius norm is a bound as well, exact for
+    a single row or column; the least of the two is returned.
+
+    Examples
+    --------
+    >>> 12.0 <= norm2_upper(np.ones((16, 9))) < 12.0 * (1 + 1e-13)
+    True
+    """
+    a = finite_array(matrix, "matrix", ndim=2).astype(np.float64)
+    scaled, exponent = power_of_two_scaled(a)
+    frobenius = fro_upper(scaled)
+    if min(a.shape) <= 1 or frobenius == 0:
+        return unscaled_upper(frobenius, exponent)
+    try:
+        u, s, vt = scipy.linalg.svd(scaled, full_matrices=False, check_finite=False)
+    except np.linalg.LinAlgError:
+        return unscaled_upper(frobenius, exponent)
+    product = svd_residual(scaled, u, s, vt)
+    spectral = upward(orthogonality_factor(u, vt) * float(s[0]) + product)
+    return unscaled_upper(min(frobenius, spectral), exponent)
+
+
+def orthogonality_factor(u: Array, vt: Array) -> float:
+    """sqrt((1 + o_U) (1 + o_V)): what ``||U X V|| <= factor ||X||`` needs for computed U and V."""
+    (m, k), n = u.shape, vt.shape[1]
+    off_u = norm_of(u.T @ u - np.eye(k)) + gamma(m + 4) * k
+    off_v = norm_of(vt @ vt.T - np.eye(k)) + gamma(n + 4) * k
+    return upward(math.sqrt((1 + off_u) * (1 + off_v)), 8)
+
+
+def svd_residual(a: Array, u: Array, s: Array, vt: Array) -> float:
+    """An upper bound of ||A - U S V||_F for the exact product of the computed factors."""
+    us = u * s
+    rounding = gamma(len(s) + 4) * norm_of(np.abs(us) @ np.abs(vt)) + UNIT * norm_of(a)
+    return upward(fro_upper(a - us @ vt) + rounding, 2 * (a.size + 8))
+
+
+def _singular_values(matrix: Array) -> Array:
+    try:
+        return np.asarray(scipy.linalg.svdvals(matrix, check_finite=False))
+    except np.linalg.LinAlgError:  # the divide and conquer did not converge; this one does
+        s = scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd")
+        return np.asarray(s)
+
+
+def power_of_two_scaled(x: Array) -> tuple[Array, int]:
+    """x and the power of two it was divided by, so that its largest magnitude is in [1/2, 1)."""
+    exponent = int(np.frexp(np.abs(x).max(initial=0.0))[1])
+    with np.errstate(under="ignore"):  # lost: less than 2**-1074 of the largest entry
+        return np.ldexp(x, -exponent), exponent
+
+
+def unscaled(value: float, exponent: int) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.ldexp(value, exponent))
+
+
+def unscaled_upper(value: float, exponent: int) -> float:
+    """Scaling back is exact but for the subnormal numbers, where it may round down."""
+    result = unscaled(value, exponent)
+    with np.errstate(over="ignore", under="ignore"):
+        return upward(result, 0) if float(np.ldexp(result, -exponent)) < value else result

@@ -1,0 +1,244 @@
+"""The contract of a compressor, of a layer, of a codec, of a pure function: as checks to run.
+
+Each check raises an `AssertionError` that names the law that broke, the input, and both numbers, or
+returns None. Where a law is exact it is checked exactly, in rational arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+
+from minicompress.arrays import Array
+from minicompress.representation import Compressed
+from minicompress.testing import laws
+from minicompress.testing.strategies import weights as all_weights
+
+
+class _Enough(BaseException):
+    """Ends a search from inside: not an Exception, so that hypothesis lets it through."""
+
+
+def check_compressor(
+    compressor: Callable[[Array], Compressed],
+    weights: SearchStrategy[Array] | None = None,
+    *,
+    seconds: float = 8.0,
+) -> None:
+    """Run the contract of a compressor: it walks through every hard kind of array it may meet.
+
+    Parameters
+    ----------
+    compressor : callable, array -> Compressed
+        Options bound beforehand: ``functools.partial(prune_magnitude, amount=0.5)``.
+    weights : strategy of ndarray, optional
+        Its domain, where that is not all float arrays of 0 to 4 dimensions: `matrices()`,
+        `kernels()`, ``weights(kinds=...)`` or a strategy of your own. Of the strategies of this
+        package every cell (dtype, kind of content, class of shape) is visited.
+    seconds : float
+        Time after which no further array is tried.
+
+    Raises
+    ------
+    AssertionError
+        A law is broken; the message names it, the smallest array found that breaks it, and what
+        was seen against what is right.
+
+    Notes
+    -----
+    The laws, each tried on every array:
+
+    - finite arrays are accepted, and nothing but a `CompressionError` is ever raised;
+    - a `Compressed` of a known representation comes back, read-only, sharing no memory with the
+      input; it decodes to a finite array of the input's shape and dtype;
+    - the input is not written to; the same input gives the same result, bit for bit, in every
+      memory layout and byte order, and read-only too;
+    - the certificate is finite (infinite only where a norm is beyond float64); its measured error
+      is the error, recomputed in rational arithmetic; its bound is not below the error, exactly;
+      measured <= bound;
+    - `num_params` and `storage_bits` agree with the streams, packed for real;
+    - NaN and infinite entries are refused.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from minicompress.compressors.pruning import prune_magnitude
+    >>> check_compressor(partial(prune_magnitude, amount=0.5), seconds=1.0)
+    >>> def forgetful(weight):  # prunes, but says that nothing was lost
+    ...     rep, cert = prune_magnitude(weight, amount=0.5)
+    ...     return Compressed(rep, cert._replace(bound=0.0, measured=0.0))
+    >>> check_compressor(forgetful)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    AssertionError: law 'measured is the error' is broken ...
+    """
+    strategy = all_weights() if weights is None else weights
+    cells = getattr(strategy, "cells", [strategy])
+    end = time.monotonic() + seconds
+    rounds = 4 if len(cells) > 1 else 200
+    while True:
+        for cell in cells:
+            _search(cell, lambda w: laws.check_array(compressor, w), rounds, end)
+            if time.monotonic() > end:
+                return
+        if rounds >= 60:
+            return
+        rounds *= 4
+
+
+def _search(
+    strategy: SearchStrategy[Array], law: Callable[[Array], None], examples: int, end: float
+) -> None:
+    """Try a law on drawn arrays; raise for the smallest that breaks it, found within reason."""
+    found: list[tuple[int, AssertionError]] = []
+    calls = 0
+
+    def test(w: Array) -> None:
+        nonlocal calls
+        calls += bool(found)
+        if calls > 300 or (found and time.monotonic() > end + 4):
+            raise _Enough
+        if not found and time.monotonic() > end:
+            raise _Enough
+        try:
+            law(w)
+        except AssertionError as error:
+            found.append((w.size, error))
+            raise
+
+    run = settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )(given(strategy)(test))
+    try:
+        run()
+    except _Enough:
+        if not found:
+            return
+    except AssertionError:
+        pass
+    if found:
+        smallest = min(size for size, _ in found)
+        message = str(next(e for size, e in reversed(found) if size == smallest))
+        raise AssertionError(message) from None
+
+
+def check_pure(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Check that a function writes to none of its arguments, and gives the same result twice.
+
+    Parameters
+    ----------
+    fn : callable
+    *args, **kwargs
+        Its arguments. Arrays in them, also inside tuples, lists, dicts and dataclasses, are
+        compared byte by byte before and after, and handed over writable as well as read-only.
+        Random generators are copied for every call, so that each starts from the same state.
+
+    Raises
+    ------
+    AssertionError
+        An argument was changed, a read-only one was refused, or the second result differs.
+
+    Examples
+    --------
+    >>> check_pure(np.sort, np.array([3.0, 1.0]))
+    >>> check_pure(lambda x: x.sort(), np.array([3.0, 1.0]))
+    Traceback (most recent call last):
+    AssertionError: law 'arguments are not written to' is broken by <lambda>: array 0 of its \
+arguments was [3.0, 1.0] and is now [1.0, 3.0]
+    """
+    name = getattr(fn, "__name__", repr(fn))
+    results = []
+    for read_only in (False, True):
+        arguments = copy.deepcopy((args, kwargs))
+        arrays = list(_arrays(arguments))
+        before = [a.copy() for a in arrays]
+        if read_only:
+            for a in arrays:
+                a.flags.writeable = False
+        try:
+            results.append(fn(*arguments[0], **arguments[1]))
+        except Exception as error:
+            if not read_only:
+                raise
+            raise AssertionError(
+                f"law 'read-only arguments are accepted' is broken by {name}: {error!r}"
+            ) from error
+        for i, (old, new) in enumerate(zip(before, arrays, strict=True)):
+            if old.tobytes() != new.tobytes():
+                raise AssertionError(
+                    f"law 'arguments are not written to' is broken by {name}: array {i} of its "
+                    f"arguments was {old.tolist()} and is now {new.tolist()}"
+                )
+    if not same(*results):
+        raise AssertionError(
+            f"law 'the same arguments give the same result' is broken by {name}: "
+            f"{results[0]!r}, then {results[1]!r}"
+        )
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two results are equal bit for bit: arrays, and whatever holds them."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if type(a) is not type(b):
+        return False
+    if dataclasses.is_dataclass(a) and not isinstance(a, type):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if callable(a):
+        return True  # a pullback, an optimizer: what it computes is checked by calling it
+    return bool(a == b) or (a != a and b != b)
+
+
+def check_codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], value: Any) -> None:
+    """Check that a value survives encoding, and that the same value gives the same bytes.
+
+    Parameters
+    ----------
+    encode, decode : callables, value -> bytes -> value
+    value : array, or whatever the codec is for
+
+    Raises
+    ------
+    AssertionError
+        The round trip changed the value, or two encodings differ.
+
+    Examples
+    --------
+    >>> check_codec(lambda a: a.tobytes(), lambda b: np.frombuffer(b), np.array([1.0, 2.0]))
+    """
+    blob = encode(value)
+    if encode(value) != blob:
+        raise AssertionError(f"law 'the same value gives the same bytes' is broken for {value!r}")
+    back = decode(blob)
+    if not same(back, value):
+        raise AssertionError(f"law 'decode undoes encode' is broken: {value!r} became {back!r}")
+
+
+def _arrays(value: Any) -> Iterator[Array]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from _arrays(getattr(value, f.name))
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _arrays(v)
+    elif isinstance(value, tuple | list):
+        for v in value:
+            yield from _arrays(v)
