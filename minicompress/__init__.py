@@ -1,0 +1,180 @@
+"""Neural-network compression in NumPy: proven error bounds, exact counts.
+
+A weight array goes in; a representation and a certificate come out:
+
+>>> import numpy as np
+>>> import minicompress as mc
+>>> rep, cert = mc.quantize(np.linspace(-1, 1, 12).reshape(3, 4), num_bits=4, axis=-1)
+>>> mc.decode(rep).shape, cert.measured <= cert.bound
+((3, 4), True)
+"""
+
+from minicompress.analysis.accounting import Account, LayerAccount, account
+from minicompress.compressors.chain import chain
+from minicompress.compressors.lowrank import channel_svd, spatial_svd, truncated_svd
+from minicompress.compressors.pruning import prune_magnitude
+from minicompress.compressors.quantization import quantize
+from minicompress.datasets import load_digits, load_mnist
+from minicompress.errors import CompressionError, FileFormatError
+from minicompress.integers import dequantize_linear, matmul_integer, quantize_linear
+from minicompress.nn.activations import (
+    batch_norm,
+    batch_norm_vjp,
+    flatten,
+    flatten_vjp,
+    leaky_relu,
+    leaky_relu_vjp,
+    relu,
+    relu_vjp,
+    sigmoid,
+    sigmoid_vjp,
+    softmax,
+    softmax_vjp,
+    tanh,
+    tanh_vjp,
+)
+from minicompress.nn.architectures import digits_cnn, lenet5, lenet_300_100, seed_cnn
+from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
+from minicompress.nn.layers import Conv2D, Dense, factor_layers
+from minicompress.nn.losses import mean_squared_error, softmax_cross_entropy
+from minicompress.nn.model import (
+    Sequential,
+    apply,
+    decoded,
+    output_shape,
+    parameters,
+    vjp,
+    with_parameters,
+)
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.optimizers import Optimizer, adam, constant, cosine_decay, sgd, step_decay
+from minicompress.nn.pooling import (
+    avg_pool2d,
+    avg_pool2d_vjp,
+    global_avg_pool2d,
+    global_avg_pool2d_vjp,
+    max_pool2d,
+    max_pool2d_vjp,
+)
+from minicompress.nn.training import History, View, accuracy, evaluate, fit
+from minicompress.nn.weightless import (
+    AvgPool2D,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from minicompress.norms import norm2_upper
+from minicompress.qparams import QParams, choose_qparams, fake_quantize
+from minicompress.representation import (
+    Certificate,
+    Clustered,
+    Compressed,
+    LowRank,
+    Quantized,
+    Sparse,
+    decode,
+    num_params,
+    storage_bits,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Account",
+    "AvgPool2D",
+    "BatchNorm",
+    "Certificate",
+    "Clustered",
+    "Compressed",
+    "CompressionError",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "FileFormatError",
+    "Flatten",
+    "GlobalAvgPool2D",
+    "History",
+    "LayerAccount",
+    "LeakyReLU",
+    "LowRank",
+    "MaxPool2D",
+    "Optimizer",
+    "QParams",
+    "Quantized",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Sparse",
+    "Tanh",
+    "View",
+    "account",
+    "accuracy",
+    "adam",
+    "apply",
+    "avg_pool2d",
+    "avg_pool2d_vjp",
+    "batch_norm",
+    "batch_norm_vjp",
+    "chain",
+    "channel_svd",
+    "choose_qparams",
+    "constant",
+    "conv2d",
+    "conv2d_vjp",
+    "cosine_decay",
+    "decode",
+    "decoded",
+    "dense",
+    "dense_vjp",
+    "dequantize_linear",
+    "digits_cnn",
+    "evaluate",
+    "factor_layers",
+    "fake_quantize",
+    "fit",
+    "flatten",
+    "flatten_vjp",
+    "global_avg_pool2d",
+    "global_avg_pool2d_vjp",
+    "leaky_relu",
+    "leaky_relu_vjp",
+    "lenet5",
+    "lenet_300_100",
+    "load_digits",
+    "load_mnist",
+    "matmul_integer",
+    "max_pool2d",
+    "max_pool2d_vjp",
+    "mean_squared_error",
+    "norm2_upper",
+    "num_params",
+    "output_shape",
+    "parameters",
+    "prune_magnitude",
+    "quantize",
+    "quantize_linear",
+    "relu",
+    "relu_vjp",
+    "seed_cnn",
+    "sgd",
+    "sigmoid",
+    "sigmoid_vjp",
+    "softmax",
+    "softmax_cross_entropy",
+    "softmax_vjp",
+    "spatial_svd",
+    "step_decay",
+    "storage_bits",
+    "tanh",
+    "tanh_vjp",
+    "truncated_svd",
+    "vjp",
+    "with_parameters",
+]

@@ -1,0 +1,177 @@
+"""Norms are right where plain formulas fail, and upper bounds are above the exact value."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicompress import norms
+from minicompress.errors import CompressionError
+from minicompress.testing.strategies import in_layout, matrices, weights
+
+
+def squares(array):
+    """The exact sum of squares of an array's entries."""
+    return sum((Fraction(x) ** 2 for x in array.astype(np.float64).ravel().tolist()), Fraction(0))
+
+
+def law_fro_is_right(norm_of, array):
+    """n squares, a sum and a root: gamma_(n + 4), doubled for the square; one lost subnormal."""
+    computed, exact = norm_of(array), squares(array)
+    if math.isinf(computed):
+        assert exact >= Fraction(np.finfo(np.float64).max) ** 2
+        return
+    eta = Fraction(5e-324)
+    relative = (2 * array.size + 8) * Fraction(norms.UNIT)
+    slack = relative * exact + 2 * Fraction(computed) * eta + eta**2
+    assert abs(Fraction(computed) ** 2 - exact) <= slack
+
+
+def law_upper_is_above(upper, array):
+    bound = upper(array)
+    assert math.isinf(bound) or Fraction(bound) ** 2 >= squares(array)
+
+
+def law_upper_is_tight(upper, array):
+    """Not above the exact norm by more than the factor that the docstring derives, squared."""
+    bound, exact = upper(array), squares(array)
+    if not math.isinf(bound):
+        eta = Fraction(1e-323)  # rounded up twice
+        factor = 1 + Fraction(8 * (array.size + 10)) * Fraction(norms.UNIT)
+        assert Fraction(bound) ** 2 <= exact * factor + 2 * Fraction(bound) * eta
+
+
+@given(weights())
+def test_the_frobenius_norm_neither_under_nor_overflows(array):
+    law_fro_is_right(norms.norm_of, array)
+
+
+@given(weights())
+def test_the_upper_bound_is_above_the_exact_norm_and_hardly_more(array):
+    law_upper_is_above(norms.fro_upper, array)
+    law_upper_is_tight(norms.fro_upper, array)
+
+
+@given(weights())
+def test_the_max_norm_is_exact(array):
+    assert norms.norm_of(array, "max") == max(map(abs, array.ravel().tolist()), default=0.0)
+
+
+@given(weights())
+def test_scaling_by_a_power_of_two_scales_every_norm_exactly(array):
+    scaled = array.astype(np.float64) * 2.0**-3
+    if norms.norm_of(array, "max") < 1e-290:
+        return  # the last bits of subnormal numbers would be lost
+    for kind in norms.NORMS:
+        if math.isfinite(norms.norm_of(array, kind)):
+            assert norms.norm_of(scaled, kind) == norms.norm_of(array, kind) / 8
+
+
+def all_ones_law(upper):
+    """Of an all-ones (m, n) matrix the 2-norm is sqrt(m n): LAPACK's value is often below it."""
+    for m in range(1, 30):
+        for n in range(1, 30):
+            bound = upper(np.ones((m, n)))
+            assert Fraction(bound) ** 2 >= m * n
+            assert bound <= math.sqrt(m * n) * (1 + 1e-12)
+
+
+def hadamard_law(upper):
+    """A Hadamard matrix of order n has all singular values sqrt(n)."""
+    for k in range(6):
+        h = scipy.linalg.hadamard(2**k).astype(np.float64)
+        assert Fraction(upper(h)) ** 2 >= 2**k
+        assert upper(h) <= math.sqrt(2**k) * (1 + 1e-12)
+
+
+def test_the_two_norm_bound_holds_on_all_ones_and_hadamard_matrices():
+    all_ones_law(norms.norm2_upper)
+    hadamard_law(norms.norm2_upper)
+
+
+@given(matrices())
+def test_the_two_norm_bound_is_above_a_rational_lower_bound(matrix):
+    """||A v|| / ||v|| for the computed singular vector v, exactly, is never above the norm."""
+    bound = norms.norm2_upper(matrix)
+    if matrix.size == 0 or not matrix.any():
+        assert bound == 0.0
+        return
+    a = np.ldexp(matrix.astype(np.float64), -int(np.frexp(np.abs(matrix).max())[1]))
+    v = [Fraction(x) for x in np.linalg.svd(a)[2][0].tolist()]
+    image = [
+        sum((Fraction(x) * y for x, y in zip(row, v, strict=True)), Fraction(0))
+        for row in matrix.astype(np.float64).tolist()
+    ]
+    assert math.isinf(bound) or Fraction(bound) ** 2 * sum(y * y for y in v) >= sum(
+        y * y for y in image
+    )
+    assert bound <= norms.fro_upper(matrix)
+
+
+@given(weights(max_ndim=3), st.sampled_from(["Fortran", "strided", "reversed", "read-only"]))
+def test_norms_do_not_depend_on_the_layout_of_a_matrix(array, layout):
+    assert norms.norm_of(in_layout(array, layout)) == norms.norm_of(array)
+
+
+def test_the_error_norm_survives_a_difference_beyond_the_largest_number():
+    top = np.finfo(np.float64).max
+    assert norms.error_norm(np.array([top / 2]), np.array([-top / 4]), "fro") == top / 2 + top / 4
+    assert norms.error_norm(np.array([top]), np.array([-top]), "max") == math.inf
+    assert norms.error_norm(np.array([5e-324, 1e308]), np.array([0.0, 1e308]), "fro") == 5e-324
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(CompressionError, match="norm must be one of fro, spectral, max"):
+        norms.norm_of(np.ones(2), "l1")
+    with pytest.raises(CompressionError, match="matrix must have 2 dimensions"):
+        norms.norm2_upper(np.ones(3))
+    with pytest.raises(CompressionError, match="matrix must be finite"):
+        norms.norm2_upper(np.array([[np.nan]]))
+
+
+def plain_fro(array):
+    with np.errstate(all="ignore"):
+        return float(np.sqrt((array.astype(np.float64) ** 2).sum()))
+
+
+def lapack_two_norm(matrix):
+    return float(np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)[0])
+
+
+SEVENTHS = np.full(7, 1 / 7)
+
+PLANTED = {
+    "plain root of squares underflows": (
+        lambda f: law_fro_is_right(f, np.full(3, 1e-170)),
+        plain_fro,
+    ),
+    "plain root of squares overflows": (
+        lambda f: law_fro_is_right(f, np.full(3, 1e200)),
+        plain_fro,
+    ),
+    "upper bound without outward rounding": (
+        lambda f: [law_upper_is_above(f, np.full(n, 1 / 7)) for n in range(1, 60)],
+        plain_fro,
+    ),
+    "upper bound that is doubled": (
+        lambda f: law_upper_is_tight(f, SEVENTHS),
+        lambda a: 2 * norms.fro_upper(a),
+    ),
+    "sum of magnitudes for a root of squares": (
+        lambda f: law_upper_is_tight(f, SEVENTHS),
+        lambda a: float(np.abs(a).sum()),
+    ),
+    "LAPACK's largest singular value as an upper bound": (all_ones_law, lapack_two_norm),
+    "Frobenius for spectral": (hadamard_law, norms.fro_upper),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_wrong_norms_are_caught(name):
+    law, wrong = PLANTED[name]
+    with pytest.raises(AssertionError):
+        law(wrong)

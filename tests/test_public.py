@@ -1,0 +1,149 @@
+"""Every public function is pure, documented, and refuses options that it does not know."""
+
+import inspect
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+
+import minicompress as mc
+from minicompress.testing.checks import check_pure
+
+F = np.float32
+image = np.arange(2 * 6 * 6 * 2, dtype=F).reshape(2, 6, 6, 2) / 72 - 0.5
+kernel = np.arange(3 * 3 * 2 * 3, dtype=F).reshape(3, 3, 2, 3) / 54 - 0.5
+matrix = np.arange(12, dtype=F).reshape(4, 3) - 5
+rows = np.arange(8, dtype=F).reshape(2, 4) / 8
+bias = np.ones(3, F)
+labels = np.array([0, 2])
+codes = np.array([[1, -2], [3, 4]], np.int8)
+q = mc.QParams(np.array(0.5, F), np.array(1), num_bits=4)
+model = mc.Sequential((mc.Dense(matrix, bias), mc.ReLU(), mc.Dense(matrix.T[:, :3], bias)))
+rep = mc.Sparse((2, 2), np.array([1]), np.ones(1))
+gradients = ({"weight": matrix, "bias": bias}, {}, {"weight": matrix.T[:, :3], "bias": bias})
+low_rank = mc.Dense(mc.LowRank((matrix[:, :2], matrix[:2]), "ir,ro->io"), bias)
+rng = np.random.default_rng(0)
+half = partial(mc.prune_magnitude, amount=0.5)
+int4 = partial(mc.quantize, num_bits=4)
+
+CALLS = {
+    "account": (model, (4,)),
+    "accuracy": (model, rows, labels),
+    "adam": (1e-3,),
+    "apply": (model, rows),
+    "avg_pool2d": (image, 2),
+    "avg_pool2d_vjp": (np.ones((2, 3, 3, 2), F), image, 2),
+    "batch_norm": (rows, *np.ones((4, 4), F)),
+    "batch_norm_vjp": (rows, rows, *np.ones((3, 4), F)),
+    "chain": (matrix, half, int4),
+    "channel_svd": (kernel,),
+    "choose_qparams": (matrix,),
+    "constant": (1e-3,),
+    "conv2d": (image, kernel, bias),
+    "conv2d_vjp": (np.ones((2, 4, 4, 3), F), image, kernel),
+    "cosine_decay": (1e-3, 10),
+    "decode": (rep,),
+    "decoded": (mc.Sequential((low_rank,)),),
+    "dense": (rows, matrix, bias),
+    "dense_vjp": (np.ones((2, 3), F), rows, matrix),
+    "dequantize_linear": (codes, np.array(0.5), np.array(1)),
+    "digits_cnn": (rng,),
+    "evaluate": (model, rows, labels),
+    "factor_layers": (low_rank,),
+    "fake_quantize": (matrix, q),
+    "fit": (model, rows, labels),
+    "flatten": (image,),
+    "flatten_vjp": (rows, image[:, :2, :1]),
+    "global_avg_pool2d": (image,),
+    "global_avg_pool2d_vjp": (rows[:, :2], image),
+    "leaky_relu": (rows - 0.5,),
+    "leaky_relu_vjp": (rows, rows - 0.5),
+    "lenet5": (rng,),
+    "lenet_300_100": (rng,),
+    "load_digits": ("validation",),
+    "matmul_integer": (codes, codes, np.array(1), np.array([1, 2])),
+    "max_pool2d": (image, 2),
+    "max_pool2d_vjp": (np.ones((2, 3, 3, 2), F), image, 2),
+    "mean_squared_error": (rows, rows + 1),
+    "norm2_upper": (matrix,),
+    "num_params": (rep,),
+    "output_shape": (model, (4,)),
+    "parameters": (model,),
+    "prune_magnitude": (matrix,),
+    "quantize": (matrix,),
+    "quantize_linear": (matrix, np.array(0.5, F), np.array(1)),
+    "relu": (rows - 0.5,),
+    "relu_vjp": (rows, rows - 0.5),
+    "seed_cnn": (rng, "strided"),
+    "sgd": (1e-2,),
+    "sigmoid": (rows,),
+    "sigmoid_vjp": (rows, rows),
+    "softmax": (rows,),
+    "softmax_vjp": (rows, rows),
+    "softmax_cross_entropy": (rows, labels),
+    "spatial_svd": (kernel,),
+    "step_decay": (1e-3, 0.5, 10),
+    "storage_bits": (rep,),
+    "tanh": (rows,),
+    "tanh_vjp": (rows, rows),
+    "truncated_svd": (matrix,),
+    "vjp": (model, rows),
+    "with_parameters": (model, gradients),
+}
+OPTIONS = {
+    "channel_svd": {"rank": 2},
+    "fit": {"optimizer": mc.adam(1e-3), "epochs": 2, "batch_size": 1, "rng": rng},
+    "prune_magnitude": {"amount": 0.5},
+    "quantize": {"axis": -1, "symmetric": False},
+    "choose_qparams": {"axis": 0, "block_size": 3, "method": "mse"},
+    "spatial_svd": {"energy": 0.9},
+    "truncated_svd": {"max_params": 10},
+    "conv2d": {"padding": "same", "stride": 2},
+    "evaluate": {"batch_size": 1},
+}
+NOT_CALLED = {"load_mnist": "reads files that are not in the package; see test_datasets"}
+
+FUNCTIONS = [n for n in mc.__all__ if inspect.isfunction(getattr(mc, n))]
+
+
+def test_every_public_name_is_there_once_and_sorted():
+    assert sorted(mc.__all__) == mc.__all__
+    assert len(set(mc.__all__)) == len(mc.__all__)
+    assert all(hasattr(mc, name) for name in mc.__all__)
+    assert set(FUNCTIONS) == CALLS.keys() | NOT_CALLED.keys()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_public_function_is_pure(name):
+    check_pure(getattr(mc, name), *CALLS[name], **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_unknown_option_raises(name):
+    with pytest.raises((TypeError, mc.CompressionError), match="no_such_option"):
+        getattr(mc, name)(*CALLS[name], **OPTIONS.get(name, {}), no_such_option=1)
+
+
+@pytest.mark.parametrize("name", mc.__all__)
+def test_every_public_name_is_documented_with_an_example(name):
+    thing = getattr(mc, name)
+    doc = inspect.getdoc(thing) or ""
+    assert len(doc.splitlines()[0]) > 10
+    if inspect.isfunction(thing):
+        assert re.search(r"^Examples\n---", doc, re.M)
+        assert ">>> " in doc
+        if len(inspect.signature(thing).parameters) > 1:
+            assert re.search(r"^Parameters\n---", doc, re.M)
+            assert re.search(r"^Returns\n---", doc, re.M)
+
+
+def test_optimizers_and_pullbacks_are_pure_too():
+    for optimizer in (mc.sgd(0.1, momentum=0.9), mc.adam(0.1)):
+        state = optimizer.init(model)
+        check_pure(optimizer.init, model)
+        check_pure(optimizer.update, model, gradients, state)
+        _, state = optimizer.update(model, gradients, state)
+        check_pure(optimizer.update, model, gradients, state)
+    y, pullback = mc.vjp(model, rows)
+    check_pure(pullback, np.ones_like(y))

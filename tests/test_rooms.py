@@ -1,0 +1,142 @@
+"""The rooms of the house: who imports whom, how long a file is, what a bare import brings."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "minicompress"
+
+ORDER = {
+    "": "errors arrays norms integers qparams representation datasets",
+    "compressors": "lowrank tucker pruning schedules quantization rounding clustering chain",
+    "nn": "windows direct winograd convolution pooling activations losses factors weightless "
+    "normalization layers model optimizers training architectures integer",
+    "storage": "entropy container",
+    "analysis": "accounting bounds equivalence",
+    "pipeline": "weights structure plan sensitivity search recipe rate early_exit comparison table",
+    "export": "c onnx",
+    "testing": "strategies laws checks",
+    " ": "cli __main__",
+}
+# From the foundation upward: a module imports only from those named before it.
+ROOMS = [f"{room}/{m}".lstrip(" /") for room, names in ORDER.items() for m in names.split()]
+
+FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+MODULES = [f.removesuffix(".py") for f in FILES if not f.endswith("__init__.py")]
+LONGEST = 500
+
+
+def imports(source, package):
+    """The modules that a source imports, as dotted names; relative ones resolved."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def broken_rules(module, source):
+    """What a module imports that its room forbids."""
+    above = ROOMS[: ROOMS.index(module)]
+    room = module.split("/")[0]
+    for name in imports(source, ".".join(["minicompress", *module.split("/")[:-1]])):
+        parts = name.split(".")
+        if parts[0] == "hypothesis" and room != "testing":
+            yield f"{module} imports {name}: only minicompress.testing may"
+        if parts[0] in {"pytest", "torch", "tensorflow", "sklearn"}:
+            yield f"{module} imports {name}: numpy and scipy are all there is at run time"
+        if parts[0] != "minicompress":
+            continue
+        path = "/".join(parts[1:])
+        target = next((m for m in (path, path.rpartition("/")[0]) if m in ROOMS), None)
+        if target and target not in above:
+            yield f"{module} imports {target}, which stands below it"
+        target_room = path.split("/")[0]
+        if {room, target_room} == {"nn", "compressors"}:
+            yield f"{module} imports {path}: nn and compressors know nothing of each other"
+        if target_room == "testing" and room not in {"testing", "cli"}:
+            yield f"{module} imports {path}: nobody needs hypothesis at run time"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_the_rooms_above_it(module):
+    assert module in ROOMS, f"{module} has no place in the list of rooms"
+    assert list(broken_rules(module, (PACKAGE / f"{module}.py").read_text())) == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_file_is_long(file):
+    assert len((PACKAGE / file).read_text().splitlines()) <= LONGEST
+
+
+def test_the_list_of_rooms_names_each_once():
+    assert len(set(ROOMS)) == len(ROOMS)
+
+
+WRONG = {
+    "nn/layers": "from minicompress.compressors.lowrank import truncated_svd",
+    "compressors/pruning": "from minicompress.nn import layers",
+    "arrays": "import minicompress.representation",
+    "norms": "def f():\n    from minicompress import integers",
+    "nn/pooling": "from .layers import Conv2D",
+    "analysis/accounting": "from hypothesis import given",
+    "compressors/chain": "from minicompress.testing.strategies import weights",
+    "pipeline/search": "import torch.nn",
+}
+
+
+@pytest.mark.parametrize("module", WRONG)
+def test_a_planted_import_is_caught(module):
+    assert list(broken_rules(module, WRONG[module]))
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+
+
+def test_a_bare_import_brings_neither_test_nor_plot_packages():
+    loaded = run("import minicompress, sys; print(*sys.modules)").split()
+    assert "minicompress" in loaded
+    assert not {"hypothesis", "pytest", "matplotlib", "onnx"} & {m.split(".")[0] for m in loaded}
+
+
+def seeded_draws(source):
+    """Property tests and strategies that make a generator: arrays that could not shrink."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            decorators = " ".join(ast.unparse(d) for d in node.decorator_list)
+            if re.search(r"\b(given|composite)\b", decorators):
+                body = "\n".join(map(ast.unparse, node.body))
+                if re.search(r"default_rng\((?!\d+\))|RandomState|randoms\(|random_module", body):
+                    yield node.name
+
+
+def test_no_strategy_draws_a_seed_and_no_test_is_a_class():
+    paths = [*Path(__file__).parent.glob("*.py"), *(PACKAGE / "testing").glob("*.py")]
+    assert len(paths) > 10
+    for path in paths:
+        source = path.read_text()
+        assert list(seeded_draws(source)) == [], path.name
+        classes = [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef)]
+        assert not [name for name in classes if name.startswith("Test")], path.name
+
+
+def test_a_planted_seed_is_caught():
+    planted = "@given(st.integers())\ndef test_it(seed):\n    np.random.default_rng(seed).random(3)"
+    assert list(seeded_draws(planted)) == ["test_it"]
