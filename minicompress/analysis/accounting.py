@@ -1,0 +1,193 @@
+"""What a network costs: its parameters, its multiplications, its bytes, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicompress.arrays import Value
+from minicompress.errors import CompressionError
+from minicompress.nn.layers import BatchNorm, Conv2D, Dense, Layer, factor_layers
+from minicompress.nn.model import Sequential, layer_shapes
+from minicompress.representation import (
+    LowRank,
+    Rep,
+    decode,
+    dtype_of,
+    num_params,
+    shape_of,
+    storage_bits,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class LayerAccount(Value):
+    """What one layer costs; see `account` for what is counted."""
+
+    index: int
+    layer: str
+    output_shape: tuple[int, ...]
+    params: int
+    nonzeros: int
+    macs: int
+    dense_bytes: int
+    packed_bytes: int
+    saves_nothing: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Account(Value):
+    """The rows of `account`, one a layer, and their sums; ``str()`` of it is a table."""
+
+    rows: tuple[LayerAccount, ...]
+
+    @property
+    def params(self) -> int:
+        """Weights that are stored."""
+        return sum(row.params for row in self.rows)
+
+    @property
+    def nonzeros(self) -> int:
+        """Those of them that are not zero."""
+        return sum(row.nonzeros for row in self.rows)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one input."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all weights as plain arrays."""
+        return sum(row.dense_bytes for row in self.rows)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all weights as they are represented."""
+        return sum(row.packed_bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        header = ("", "layer", "output", "params", "nonzeros", "MACs", "dense B", "packed B", "")
+        table = [header] + [_cells(row) for row in self.rows]
+        sums = (self.params, self.nonzeros, self.macs, self.dense_bytes, self.packed_bytes)
+        table.append(("", "total", "", *(f"{n:,}" for n in sums), ""))
+        widths = [max(len(line[c]) for line in table) for c in range(len(header))]
+        return "\n".join(
+            "  ".join(
+                # Words to the left, numbers to the right.
+                cell.ljust(width) if c in (1, 2, 8) else cell.rjust(width)
+                for c, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        )
+
+
+def account(model: Sequential, input_shape: tuple[int, ...]) -> Account:
+    """Count what a model costs, in exact integers.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its weights may be representations.
+    input_shape : tuple of int
+        Of one input, without the batch axis; only `macs` and the shapes depend on it.
+
+    Returns
+    -------
+    Account
+        For every layer and in total:
+
+        params : `num_params` of weight and bias. A `LowRank` weight has those of its factors, a
+            `Sparse` one those that it stores; batch normalization has its four arrays.
+        nonzeros : how many of the stored weights are not 0 when decoded.
+        macs : multiply-accumulates for one input. A `LowRank` weight counts as the chain of layers
+            that it runs as. A mask cuts none, for the zeros are multiplied all the same. Adding a
+            bias, pooling, activations and batch normalization count 0.
+        dense_bytes : of weight and bias as plain arrays of their shape and dtype.
+        packed_bytes : `storage_bits` of weight and bias in whole bytes. It is what the parts take
+            by themselves; what a file takes, with entropy coding, is the length of the file.
+        saves_nothing : whether a compressed layer is no smaller packed than dense, or a factorized
+            weight has as many parameters as its product or more. Never for plain arrays.
+
+    Raises
+    ------
+    CompressionError
+        A layer cannot take such an input, or is of a kind whose MACs are not known.
+
+    Examples
+    --------
+    >>> from minicompress.nn.architectures import lenet_300_100
+    >>> print(account(lenet_300_100(np.random.default_rng(0)), (28, 28, 1)))
+       layer    output   params  nonzeros     MACs    dense B   packed B
+    0  Flatten  784           0         0        0          0          0
+    1  Dense    300     235,500   235,200  235,200    942,000    942,000
+    2  ReLU     300           0         0        0          0          0
+    3  Dense    100      30,100    30,000   30,000    120,400    120,400
+    4  ReLU     100           0         0        0          0          0
+    5  Dense    10        1,010     1,000    1,000      4,040      4,040
+       total            266,610   266,200  266,200  1,066,440  1,066,440
+    """
+    shapes = layer_shapes(model, input_shape)
+    return Account(
+        tuple(
+            _layer_account(i, layer, shapes[i], shapes[i + 1])
+            for i, layer in enumerate(model.layers)
+        )
+    )
+
+
+def _layer_account(
+    index: int, layer: Layer, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> LayerAccount:
+    reps = list(layer.parameters().values())
+    dense_bytes = sum(math.prod(shape_of(rep)) * dtype_of(rep).itemsize for rep in reps)
+    packed_bytes = sum(-(-storage_bits(rep) // 8) for rep in reps)
+    compressed = any(not isinstance(rep, np.ndarray) for rep in reps)
+    pointless = any(
+        isinstance(rep, LowRank) and num_params(rep) >= math.prod(shape_of(rep)) for rep in reps
+    )
+    return LayerAccount(
+        index,
+        type(layer).__name__,
+        output_shape,
+        sum(num_params(rep) for rep in reps),
+        sum(_nonzeros(rep) for rep in reps),
+        _macs(layer, input_shape),
+        dense_bytes,
+        packed_bytes,
+        pointless or (compressed and packed_bytes >= dense_bytes),
+    )
+
+
+def _nonzeros(rep: Rep) -> int:
+    if isinstance(rep, LowRank):
+        return sum(_nonzeros(factor) for factor in rep.factors)
+    return int(np.count_nonzero(decode(rep)))
+
+
+def _macs(layer: Layer, input_shape: tuple[int, ...]) -> int:
+    """Every output entry of a product costs one multiplication for each weight it sees."""
+    total, shape = 0, input_shape
+    for part in factor_layers(layer):
+        output = part.output_shape(shape)
+        if isinstance(part, Conv2D | Dense):
+            total += math.prod(output) * math.prod(shape_of(part.weight)[:-1])
+        elif part.parameters() and not isinstance(part, BatchNorm):
+            raise CompressionError(
+                f"layer must be one whose MACs are known, not {type(part).__name__}"
+            )
+        shape = output
+    return total
+
+
+def _cells(row: LayerAccount) -> tuple[str, ...]:
+    sizes = (row.params, row.nonzeros, row.macs, row.dense_bytes, row.packed_bytes)
+    return (
+        str(row.index),
+        row.layer,
+        " x ".join(map(str, row.output_shape)),
+        *(f"{n:,}" for n in sizes),
+        "saves nothing" if row.saves_nothing else "",
+    )

@@ -1,0 +1,377 @@
+"""Convolutions and dense layers, and how a compressed weight runs.
+
+Images are NHWC, kernels HWIO (kh, kw, in // groups, out), dense weights (in, out). A weight may be
+a representation. A `LowRank` one runs as its factors one after the other (see `factor_layers`), so
+its product is never formed; any other is decoded when it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from minicompress.arrays import FLOATS, Array, float_array, frozen, integer
+from minicompress.errors import CompressionError
+from minicompress.nn.convolution import (
+    Padding,
+    Pair,
+    conv2d,
+    conv2d_vjp,
+    conv_output_hw,
+    dense,
+    dense_vjp,
+    pair,
+    resolve_padding,
+)
+from minicompress.nn.factors import rearranged
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.weightless import (
+    AvgPool2D,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    Layer,
+    LeakyReLU,
+    MaxPool2D,
+    Pullback,
+    ReLU,
+    Shape,
+    Sigmoid,
+    Softmax,
+    Tanh,
+    image_shape,
+)
+from minicompress.representation import (
+    Clustered,
+    LowRank,
+    Quantized,
+    Rep,
+    Sparse,
+    decode,
+    dtype_of,
+    shape_of,
+)
+
+AnyLayer = TypeVar("AnyLayer", bound=Layer)
+
+# All layers can be had from here, those of the files before it too.
+__all__ = [
+    "AvgPool2D",
+    "BatchNorm",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2D",
+    "Layer",
+    "LeakyReLU",
+    "MaxPool2D",
+    "Pullback",
+    "ReLU",
+    "Shape",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "decoded_layer",
+    "factor_layers",
+    "plain_layers",
+]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Affine(Layer):
+    """What `Conv2D` and `Dense` share: a weight whose last axis is the output, and a bias."""
+
+    weight: Rep
+    bias: Rep | None = None
+
+    ndim: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        weight = _parameter(self.weight, "weight", self.ndim)
+        object.__setattr__(self, "weight", weight)
+        if self.bias is None:
+            return
+        bias, outputs = _parameter(self.bias, "bias", 1), shape_of(weight)[-1:]
+        if shape_of(bias) != outputs or dtype_of(bias) != dtype_of(weight):
+            raise CompressionError(
+                f"bias must be {dtype_of(weight)} of shape {outputs}, one for each output of "
+                f"weight, not {dtype_of(bias)} of shape {shape_of(bias)}"
+            )
+        object.__setattr__(self, "bias", bias)
+
+    def parameters(self) -> dict[str, Rep]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+    def forward(self, x: Array) -> Array:
+        for part in plain_layers(self):
+            assert isinstance(part, _Affine)  # as its parts are
+            x = part._run(x, *part._arrays())
+        return x
+
+    def vjp(
+        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
+    ) -> tuple[Array, Pullback]:
+        weight, bias = self._arrays()
+
+        def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
+            dx, dweight, dbias = self._run_vjp(dy, x, weight, input_gradient)
+            return dx, {"weight": dweight} | ({} if bias is None else {"bias": dbias})
+
+        return self._run(x, weight, bias), pullback
+
+    def _arrays(self) -> tuple[Array, Array | None]:
+        """Weight and bias, which must be plain arrays: nothing else has a gradient."""
+        for name, value in self.parameters().items():
+            if not isinstance(value, np.ndarray):
+                raise CompressionError(
+                    f"{name} is {type(value).__name__}, and only a plain array has a gradient: "
+                    "take decoded(model)"
+                )
+        return self.weight, self.bias  # type: ignore[return-value]
+
+    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        raise NotImplementedError
+
+    def _run_vjp(
+        self, dy: Array, x: Array, weight: Array, input_gradient: bool
+    ) -> tuple[Array | None, Array, Array]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Conv2D(_Affine):
+    """A convolution as a layer: `conv2d` with its weight, bias and geometry.
+
+    Parameters
+    ----------
+    weight : (kh, kw, in // groups, out) ndarray or rep
+    bias : (out,) ndarray or rep, optional
+    stride, dilation : int or (int, int)
+        Kept as pairs.
+    padding : "valid", "same", int, (ph, pw) or ((top, bottom), (left, right))
+        Numbers are kept in the last form.
+    groups : int
+
+    Raises
+    ------
+    CompressionError
+        A shape, dtype or number is not as above.
+
+    Examples
+    --------
+    >>> layer = Conv2D(np.ones((3, 3, 1, 8)), stride=2, padding="same")
+    >>> layer.output_shape((28, 28, 1)), layer.stride
+    ((14, 14, 8), (2, 2))
+    """
+
+    _: KW_ONLY
+    stride: Pair = 1
+    padding: Padding = "valid"
+    dilation: Pair = 1
+    groups: int = 1
+
+    ndim: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        groups, shape = integer(self.groups, "groups", 1), shape_of(self.weight)
+        if shape[3] % groups:
+            raise CompressionError(f"groups must divide the {shape[3]} outputs, not be {groups}")
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
+        object.__setattr__(self, "dilation", pair(self.dilation, "dilation", 1))
+        # The size of the image does not matter to padding but by "same", which stays as it is.
+        pads = resolve_padding(self.padding, (1, 1), (1, 1))
+        if not isinstance(self.padding, str):
+            object.__setattr__(self, "padding", pads)
+
+    @classmethod
+    def from_oihw(cls, weight: Array, bias: Array | None = None, **options: Any) -> Conv2D:
+        """A layer from a kernel (out, in // groups, kh, kw), the layout of PyTorch and ONNX.
+
+        Examples
+        --------
+        >>> Conv2D.from_oihw(np.ones((8, 1, 5, 3)), stride=2).weight.shape
+        (5, 3, 1, 8)
+        """
+        kernel = float_array(weight, "weight", ndim=4)
+        return cls(kernel.transpose(2, 3, 1, 0), bias, **options)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        kh, kw, channels, outputs = shape_of(self.weight)
+        h, w = image_shape(input_shape, channels * self.groups)[:2]
+        oh, ow = conv_output_hw(
+            (h, w), (kh, kw), stride=self.stride, padding=self.padding, dilation=self.dilation
+        )
+        return oh, ow, outputs
+
+    def _geometry(self) -> dict[str, Any]:
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return conv2d(x, weight, bias, **self._geometry())
+
+    def _run_vjp(
+        self, dy: Array, x: Array, weight: Array, input_gradient: bool
+    ) -> tuple[Array | None, Array, Array]:
+        return conv2d_vjp(dy, x, weight, **self._geometry(), input_gradient=input_gradient)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(_Affine):
+    """A fully connected layer: ``x @ weight + bias``.
+
+    Parameters
+    ----------
+    weight : (in, out) ndarray or rep
+    bias : (out,) ndarray or rep, optional
+
+    Raises
+    ------
+    CompressionError
+        A shape or dtype is not as above.
+
+    Examples
+    --------
+    >>> Dense(np.ones((2, 3)), np.zeros(3)).forward(np.array([[1.0, 2.0]]))
+    array([[3., 3., 3.]])
+    """
+
+    ndim: ClassVar[int] = 2
+
+    @classmethod
+    def from_out_in(cls, weight: Array, bias: Array | None = None) -> Dense:
+        """A layer from a matrix (out, in), the layout of PyTorch and of ONNX's Gemm.
+
+        Examples
+        --------
+        >>> Dense.from_out_in(np.ones((10, 784))).weight.shape
+        (784, 10)
+        """
+        return cls(float_array(weight, "weight", ndim=2).T, bias)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        inputs, outputs = shape_of(self.weight)
+        if tuple(input_shape) != (inputs,):
+            raise CompressionError(f"the input must have shape ({inputs},), not {input_shape}")
+        return (outputs,)
+
+    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return dense(x, weight, bias)
+
+    def _run_vjp(
+        self, dy: Array, x: Array, weight: Array, input_gradient: bool
+    ) -> tuple[Array | None, Array, Array]:
+        return dense_vjp(dy, x, weight, input_gradient=input_gradient)
+
+
+# Running a compressed weight --------------------------------------------------------------------
+
+
+def factor_layers(layer: Layer) -> tuple[Layer, ...]:
+    """The chain of layers that a layer with a `LowRank` weight stands for.
+
+    Parameters
+    ----------
+    layer : Layer
+
+    Returns
+    -------
+    tuple of Layer
+        Their weights are the factors, which stay the representations that they are, with their
+        axes moved; the bias is the last one's. A layer whose weight is not `LowRank` is its own
+        chain. One whose subscripts have no such chain, or whose `groups` is not 1, is returned
+        with its weight decoded.
+
+    Notes
+    -----
+    "ir,ro->io" is two dense layers (Denil et al., 2013); "hwir,ro->hwio" a convolution and a 1 x 1
+    one (Zhang et al., 2016); "hir,rwo->hwio" one down the columns and one along the rows, each with
+    its part of stride, padding and dilation (Jaderberg et al., 2014); "ia,hwab,bo->hwio" 1 x 1, the
+    core, 1 x 1 (Kim et al., 2016). Zeros around the image stay zeros under a 1 x 1 kernel, so the
+    padding may be done behind it.
+
+    Examples
+    --------
+    >>> product = LowRank((np.ones((3, 8, 2)), np.ones((2, 3, 16))), "hir,rwo->hwio")
+    >>> for part in factor_layers(Conv2D(product, stride=2, padding="same")):
+    ...     print(part.weight.shape, part.stride)
+    (3, 1, 8, 2) (2, 1)
+    (1, 3, 2, 16) (1, 2)
+    """
+    if not isinstance(layer, Conv2D | Dense) or not isinstance(layer.weight, LowRank):
+        return (layer,)
+    match layer, layer.weight.subscripts, layer.weight.factors:
+        case Dense(), "ir,ro->io", (a, b):
+            chain: list[Layer] = [Dense(a), Dense(b, layer.bias)]
+        case Conv2D(groups=1), "hwir,ro->hwio", (a, b):
+            chain = [_with(layer, a), Conv2D(_pointwise(b), layer.bias)]
+        case Conv2D(groups=1), "hir,rwo->hwio", (a, b):
+            chain = _columns_then_rows(layer, a, b)
+        case Conv2D(groups=1), "ia,hwab,bo->hwio", (a, core, b):
+            chain = [Conv2D(_pointwise(a)), _with(layer, core), Conv2D(_pointwise(b), layer.bias)]
+        case _:
+            chain = [dataclasses.replace(layer, weight=decode(layer.weight))]
+    return tuple(part for link in chain for part in factor_layers(link))  # factors nest, too
+
+
+def plain_layers(layer: Layer) -> tuple[Layer, ...]:
+    """The layers of plain arrays that a layer runs as: `factor_layers`, each decoded."""
+    return tuple(decoded_layer(part) for part in factor_layers(layer))
+
+
+def decoded_layer(layer: AnyLayer) -> AnyLayer:
+    """The layer with every weight decoded; the layer itself where all are plain arrays.
+
+    Examples
+    --------
+    >>> layer = Dense(LowRank((np.ones((2, 1)), np.ones((1, 3))), "ir,ro->io"))
+    >>> decoded_layer(layer).weight.shape
+    (2, 3)
+    """
+    packed = {n: v for n, v in layer.parameters().items() if not isinstance(v, np.ndarray)}
+    if not packed:
+        return layer
+    return dataclasses.replace(layer, **{name: decode(rep) for name, rep in packed.items()})
+
+
+def _columns_then_rows(layer: Conv2D, a: Rep, b: Rep) -> list[Layer]:
+    """The two halves of a spatially separated kernel, (kh, 1) and (1, kw)."""
+    (sh, sw), (dh, dw) = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
+    above: Padding = layer.padding  # a word holds for each axis by itself
+    beside: Padding = layer.padding
+    if not isinstance(layer.padding, str):
+        vertical, horizontal = resolve_padding(layer.padding, (1, 1), (1, 1))
+        above, beside = (vertical, (0, 0)), ((0, 0), horizontal)
+    columns, rows = rearranged(a, (0, None, 1, 2)), rearranged(b, (None, 1, 0, 2))
+    return [
+        Conv2D(columns, stride=(sh, 1), padding=above, dilation=(dh, 1)),
+        Conv2D(rows, layer.bias, stride=(1, sw), padding=beside, dilation=(1, dw)),
+    ]
+
+
+def _with(layer: Conv2D, kernel: Rep) -> Conv2D:
+    """The same convolution with another kernel and without the bias, which comes last."""
+    return dataclasses.replace(layer, weight=kernel, bias=None)
+
+
+def _pointwise(matrix: Rep) -> Rep:
+    """A matrix as a kernel of 1 x 1."""
+    return rearranged(matrix, (None, None, 0, 1))
+
+
+def _parameter(value: Rep, name: str, ndim: int) -> Rep:
+    """A weight checked and, where it is an array, frozen."""
+    if not isinstance(value, LowRank | Sparse | Quantized | Clustered):
+        return frozen(float_array(value, name, ndim=ndim))
+    if len(shape_of(value)) != ndim or dtype_of(value) not in FLOATS:
+        raise CompressionError(
+            f"{name} must stand for a float array of {ndim} dimensions, not for one of shape "
+            f"{shape_of(value)} and dtype {dtype_of(value)}"
+        )
+    return value

@@ -1,0 +1,311 @@
+"""Optimizers as pairs of pure functions, and schedules of the learning rate.
+
+``init(model)`` gives the state for a model, ``update(model, gradients, state)`` the next model and
+the next state. Both are values: neither is written to once it is handed out, so a training can go
+on from any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from minicompress.arrays import Array, flag, freeze, integer, real
+from minicompress.errors import CompressionError
+from minicompress.nn.model import Gradients, Sequential, parameters, with_parameters
+
+Schedule: TypeAlias = Callable[[int], float]
+Moments: TypeAlias = tuple[dict[str, Array], ...]
+
+
+class Optimizer(NamedTuple):
+    """How a model follows its gradients.
+
+    init : callable
+        ``init(model) -> state``
+    update : callable
+        ``update(model, gradients, state) -> (model, state)``; what has no gradient stays as it is.
+    """
+
+    init: Callable[[Sequential], Any]
+    update: Callable[[Sequential, Gradients, Any], tuple[Sequential, Any]]
+
+
+class SGDState(NamedTuple):
+    """Updates made so far, and the velocity of every parameter (none without momentum)."""
+
+    step: int
+    velocity: Moments
+
+
+class AdamState(NamedTuple):
+    """Updates made so far, and the running means of the gradients and of their squares."""
+
+    step: int
+    mean: Moments
+    square: Moments
+
+
+def sgd(
+    learning_rate: float | Schedule,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Stochastic gradient descent, as PyTorch has it.
+
+    ``g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v``, and with `nesterov`
+    ``w -= learning_rate * (g + momentum * v)``.
+
+    Parameters
+    ----------
+    learning_rate : float, or a schedule of the number of updates made so far
+    momentum : float, 0 <= momentum <= 1
+    nesterov : bool
+        Needs momentum.
+    weight_decay : float
+        Coupled: a penalty ``weight_decay / 2 * sum(w ** 2)``, on biases too.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    CompressionError
+        A number is out of range; at `update`, a gradient is of another shape than its weight.
+
+    Notes
+    -----
+    Polyak (1964); Nesterov's form by Sutskever et al. (2013).
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(np.array([[1.0]])),))
+    >>> optimizer = sgd(0.5)
+    >>> gradients = ({"weight": np.array([[0.25]])},)
+    >>> stepped, state = optimizer.update(model, gradients, optimizer.init(model))
+    >>> stepped.layers[0].weight, state.step
+    (array([[0.875]]), 1)
+    """
+    rate = _schedule(learning_rate)
+    momentum = real(momentum, "momentum", 0.0, 1.0)
+    weight_decay = real(weight_decay, "weight_decay", 0.0)
+    if flag(nesterov, "nesterov") and momentum == 0.0:
+        raise CompressionError("nesterov=True needs a momentum above 0")
+
+    def init(model: Sequential) -> SGDState:
+        return SGDState(0, _zeros(model) if momentum else ())
+
+    def update(
+        model: Sequential, gradients: Gradients, state: SGDState
+    ) -> tuple[Sequential, SGDState]:
+        step_size = rate(state.step)
+        new, velocity = [], [dict(v) for v in state.velocity]
+        for i, weights in enumerate(_trained(model, gradients)):
+            new.append(dict[str, Any]())
+            for name, (weight, g) in weights.items():
+                if weight_decay:
+                    g = g + weight_decay * weight
+                if momentum:
+                    v = state.velocity[i][name] * momentum
+                    v += g
+                    velocity[i][name] = freeze(v)
+                    g = g + momentum * v if nesterov else v
+                stepped = g * step_size
+                new[i][name] = _cast(np.subtract(weight, stepped, out=stepped), weight)
+        return with_parameters(model, tuple(new)), SGDState(state.step + 1, tuple(velocity))
+
+    return Optimizer(init, update)
+
+
+def adam(
+    learning_rate: float | Schedule = 1e-3,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Adam; with `weight_decay` it is AdamW, whose decay does not pass through the moments.
+
+    ``m = beta1 m + (1 - beta1) g; s = beta2 s + (1 - beta2) g ** 2; w -= learning_rate *
+    ((m / (1 - beta1 ** t)) / (sqrt(s / (1 - beta2 ** t)) + epsilon) + weight_decay * w)``,
+    where t is 1 at the first update.
+
+    Parameters
+    ----------
+    learning_rate : float, or a schedule of the number of updates made so far
+    beta1, beta2 : float, 0 <= beta < 1
+    epsilon : float, positive
+    weight_decay : float
+        Decoupled; on biases too.
+
+    Returns
+    -------
+    Optimizer
+        Its moments are float32 for float16 weights, whose squares would underflow.
+
+    Raises
+    ------
+    CompressionError
+        A number is out of range; at `update`, a gradient is of another shape than its weight.
+
+    Notes
+    -----
+    Kingma and Ba (2015); Loshchilov and Hutter (2019) for the decay.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(np.array([[1.0]])),))
+    >>> optimizer = adam(0.125)
+    >>> gradients = ({"weight": np.array([[4.0]])},)
+    >>> stepped, state = optimizer.update(model, gradients, optimizer.init(model))
+    >>> stepped.layers[0].weight.round(6)  # the first step is the learning rate, whatever g is
+    array([[0.875]])
+    """
+    rate = _schedule(learning_rate)
+    beta1, beta2 = real(beta1, "beta1", 0.0, 1.0), real(beta2, "beta2", 0.0, 1.0)
+    weight_decay = real(weight_decay, "weight_decay", 0.0)
+    if max(beta1, beta2) == 1.0 or real(epsilon, "epsilon", 0.0) == 0.0:
+        raise CompressionError("beta1 and beta2 must be less than 1 and epsilon more than 0")
+
+    def init(model: Sequential) -> AdamState:
+        return AdamState(0, _zeros(model), _zeros(model))
+
+    def update(
+        model: Sequential, gradients: Gradients, state: AdamState
+    ) -> tuple[Sequential, AdamState]:
+        t = state.step + 1
+        step_size = rate(state.step)
+        # The corrections of both moments, gathered in two numbers for each step:
+        # (m / c1) / (sqrt(s / c2) + epsilon) = (m * sqrt(c2) / c1) / (sqrt(s) + epsilon * sqrt(c2))
+        root = math.sqrt(1 - beta2**t)
+        factor, floor = step_size * root / (1 - beta1**t), epsilon * root
+        new, mean, square = [], [dict(m) for m in state.mean], [dict(s) for s in state.square]
+        for i, weights in enumerate(_trained(model, gradients)):
+            new.append(dict[str, Any]())
+            for name, (weight, g) in weights.items():
+                m, s = mean[i][name] * beta1, square[i][name] * beta2
+                spare = np.multiply(g, 1 - beta1, dtype=m.dtype)  # one buffer for all that follows
+                m += spare
+                np.multiply(g, g, out=spare, dtype=m.dtype)
+                spare *= 1 - beta2
+                s += spare
+                np.sqrt(s, out=spare)
+                spare += floor
+                np.divide(m, spare, out=spare)
+                spare *= factor
+                if weight_decay:
+                    spare += (step_size * weight_decay) * weight
+                mean[i][name], square[i][name] = freeze(m), freeze(s)
+                new[i][name] = _cast(np.subtract(weight, spare, out=spare), weight)
+        return with_parameters(model, tuple(new)), AdamState(t, tuple(mean), tuple(square))
+
+    return Optimizer(init, update)
+
+
+def constant(value: float) -> Schedule:
+    """The schedule that stays at `value`.
+
+    Examples
+    --------
+    >>> constant(0.1)(1000)
+    0.1
+    """
+    value = real(value, "value", 0.0)
+    return lambda step: value
+
+
+def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
+    """Half a cosine from `initial` at step 0 to `final` at `steps` and ever after, both exactly.
+
+    Notes
+    -----
+    Loshchilov and Hutter (2017), without the restarts.
+
+    Examples
+    --------
+    >>> rate = cosine_decay(0.5, 100)
+    >>> rate(0), round(rate(50), 9), rate(100), rate(1000)
+    (0.5, 0.25, 0.0, 0.0)
+    """
+    initial, final = real(initial, "initial", 0.0), real(final, "final", 0.0)
+    steps = integer(steps, "steps", 1)
+
+    def rate(step: int) -> float:
+        if step >= steps:
+            return final
+        weight = (1 + math.cos(math.pi * step / steps)) / 2
+        return initial * weight + final * (1 - weight)
+
+    return rate
+
+
+def step_decay(initial: float, drop: float, every: int) -> Schedule:
+    """`initial`, multiplied by `drop` after `every` so many steps.
+
+    Examples
+    --------
+    >>> rate = step_decay(1.0, 0.5, 10)
+    >>> rate(0), rate(9), rate(10), rate(25)
+    (1.0, 1.0, 0.5, 0.25)
+    """
+    initial, drop = real(initial, "initial", 0.0), real(drop, "drop", 0.0)
+    every = integer(every, "every", 1)
+    return lambda step: initial * drop ** (step // every)
+
+
+def _schedule(learning_rate: float | Schedule) -> Schedule:
+    """A function of the step; what a caller's own gives is checked, and made a plain float."""
+    if callable(learning_rate):
+        return lambda step: real(learning_rate(step), "learning_rate(step)", 0.0)
+    return constant(real(learning_rate, "learning_rate", 0.0))
+
+
+def _zeros(model: Sequential) -> Moments:
+    """Where the moments start, for every parameter; float16 gets float32 ones."""
+    moments = []
+    for i, weights in enumerate(parameters(model)):
+        for name, weight in weights.items():
+            if not isinstance(weight, np.ndarray):
+                raise CompressionError(
+                    f"layer {i}: {name} is {type(weight).__name__}, and only plain arrays can be "
+                    "trained: take decoded(model)"
+                )
+        moments.append({name: freeze(_zero(weight)) for name, weight in weights.items()})
+    return tuple(moments)
+
+
+def _zero(weight: Any) -> Array:
+    return np.zeros(weight.shape, np.promote_types(weight.dtype, np.float32))
+
+
+def _trained(model: Sequential, gradients: Gradients) -> list[dict[str, tuple[Array, Array]]]:
+    """For every layer the weights that have a gradient, with it."""
+    if len(gradients) != len(model.layers):
+        raise CompressionError(
+            f"gradients must hold one dict for each of {len(model.layers)} layers, "
+            f"not {len(gradients)}"
+        )
+    trained = []
+    for i, (weights, slopes) in enumerate(zip(parameters(model), gradients, strict=True)):
+        for name, slope in slopes.items():
+            shape = np.shape(weights[name]) if name in weights else None  # type: ignore[arg-type]
+            if shape != slope.shape:
+                raise CompressionError(
+                    f"layer {i}: the gradient of {name} has shape {slope.shape}, the weight {shape}"
+                )
+        trained.append({name: (weights[name], slope) for name, slope in slopes.items()})
+    return trained  # type: ignore[return-value]
+
+
+def _cast(updated: Array, weight: Array) -> Array:
+    """The new weight in the dtype of the old, read-only."""
+    return freeze(updated.astype(weight.dtype, copy=False))

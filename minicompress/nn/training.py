@@ -1,0 +1,281 @@
+"""Training: `fit`, which may train a model seen through a view, and `evaluate`.
+
+A view is how compression takes part in training. `fit` keeps a latent model; in every step it looks
+at it through the view (rounded, masked, its weights shared ...), takes the gradient there and
+applies the update to the latent. Rounding kills a small update for good only when the rounded
+weights themselves are kept; behind a view small updates add up (Courbariaux et al., 2015; the
+"straight-through" gradient of Bengio et al., 2013).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from minicompress.arrays import Array, Value, float_array, generator, integer, integer_array
+from minicompress.errors import CompressionError
+from minicompress.nn.losses import softmax_cross_entropy
+from minicompress.nn.model import Gradients, Sequential, apply, vjp
+from minicompress.nn.optimizers import Optimizer
+
+Loss: TypeAlias = Callable[[Array, Array], tuple[float, Array]]
+
+
+class View(NamedTuple):
+    """A model as seen, with the way back for its gradients.
+
+    model : Sequential
+        Of plain arrays.
+    pullback : callable
+        ``pullback(gradients)`` gives the latent model's gradients for those of `model`. For a
+        shared codebook: each member gets the sum of its cluster's.
+    """
+
+    model: Sequential
+    pullback: Callable[[Gradients], Gradients]
+
+
+LatentView: TypeAlias = Callable[[Sequential, int], Sequential | View]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class History(Value):
+    """How a training went, one entry for every epoch that was run.
+
+    train_loss, train_accuracy : tuple of float
+        Means over the examples as each was met, so while the model was changing; accuracy is a
+        fraction.
+    validation_loss, validation_accuracy : tuple of float
+        After the epoch; empty without validation data.
+    stopped_early : bool
+        Whether patience ran out.
+    """
+
+    train_loss: tuple[float, ...] = ()
+    train_accuracy: tuple[float, ...] = ()
+    validation_loss: tuple[float, ...] = ()
+    validation_accuracy: tuple[float, ...] = ()
+    stopped_early: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs that were run."""
+        return len(self.train_loss)
+
+
+def fit(
+    model: Sequential,
+    x: Array,
+    y: Array,
+    *,
+    optimizer: Optimizer,
+    epochs: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    view: LatentView | None = None,
+    loss: Loss = softmax_cross_entropy,
+    validation: tuple[Array, Array] | None = None,
+    patience: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> tuple[Sequential, History]:
+    """Train a model on shuffled batches.
+
+    Parameters
+    ----------
+    model : Sequential
+        Of plain arrays: where the latent model starts.
+    x : (N, ...) ndarray of the model's dtype, N at least 1
+    y : (N,) ndarray of integers
+        The classes.
+    optimizer : Optimizer
+        `sgd` or `adam`, or your own.
+    epochs : int
+        Times that all examples are gone through; may be 0.
+    batch_size : int
+        Examples in a step; the last step of an epoch takes what is left.
+    rng : numpy.random.Generator
+        For the order of the examples and for `Dropout`.
+    view : callable, optional
+        ``view(latent, step)`` gives the model, or `View`, at which output and gradient are taken;
+        without a pullback of its own the gradient goes straight through to the latent. `step` is
+        the number of updates made so far.
+    loss : callable
+        ``loss(outputs, y) -> (mean loss, its gradient by the outputs)``
+    validation : (x, y), optional
+        To report after every epoch.
+    patience : int, optional
+        Stop once the validation loss has not become lower for so many epochs, and return the model
+        of the epoch where it was lowest.
+    progress : callable, optional
+        ``progress(step, total_steps, loss)`` after every step; `step` counts from 1.
+
+    Returns
+    -------
+    model : Sequential
+        The view of the final latent model, at the number of all updates.
+    history : History
+
+    Raises
+    ------
+    CompressionError
+        Data do not fit each other, labels are not integers, a number is out of range, `patience`
+        comes without `validation`, or the model holds representations.
+
+    Notes
+    -----
+    The same arguments and the same state of `rng` give the same bits on the same machine.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.optimizers import sgd
+    >>> model = Sequential((Dense(np.zeros((1, 2))),))
+    >>> x, y = np.array([[-1.0], [1.0]]), np.array([0, 1])
+    >>> trained, history = fit(model, x, y, optimizer=sgd(1.0), epochs=3, batch_size=2,
+    ...                        rng=np.random.default_rng(0))
+    >>> accuracy(trained, x, y), history.epochs
+    (1.0, 3)
+    """
+    x, y = _data(x, y, "x", "y")
+    if validation is not None:
+        validation = _data(*validation, "validation[0]", "validation[1]")
+    epochs, batch_size = integer(epochs, "epochs", 0), integer(batch_size, "batch_size", 1)
+    generator(rng)
+    if patience is not None:
+        integer(patience, "patience", 1)
+        if validation is None:
+            raise CompressionError("patience needs validation data to watch")
+    look = _looking(view)
+    latent, state, step = model, optimizer.init(model), 0
+    total_steps = epochs * math.ceil(len(x) / batch_size)
+    seen, lowest, best_epoch = look(latent, 0).model, math.inf, 0
+    history = History()
+
+    for epoch in range(1, epochs + 1):
+        loss_sum, hits, order = 0.0, 0, rng.permutation(len(x))
+        for start in range(0, len(x), batch_size):
+            rows = order[start : start + batch_size]
+            labels = y[rows]
+            at, to_latent = look(latent, step)
+            outputs, pullback = vjp(at, x[rows], rng=rng, input_gradient=False)
+            batch_loss, doutputs = loss(outputs, labels)
+            gradients = to_latent(pullback(doutputs)[1])
+            latent, state = optimizer.update(latent, gradients, state)
+            step += 1
+            loss_sum += float(batch_loss) * len(rows)
+            hits += _hits(outputs, labels)
+            if progress is not None:
+                progress(step, total_steps, float(batch_loss))
+        last = look(latent, step).model
+        measured = None if validation is None else evaluate(last, *validation, loss=loss)
+        history = _extended(history, loss_sum / len(x), hits / len(x), measured)
+        if patience is None or measured is None:
+            seen = last
+        elif measured[0] < lowest or epoch == 1:
+            seen, lowest, best_epoch = last, measured[0], epoch
+        elif epoch - best_epoch >= patience:
+            return seen, replace(history, stopped_early=True)
+    return seen, history
+
+
+def evaluate(
+    model: Sequential,
+    x: Array,
+    y: Array,
+    *,
+    batch_size: int | None = None,
+    loss: Loss = softmax_cross_entropy,
+) -> tuple[float, float]:
+    """The mean loss and the fraction of right answers.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its weights may be representations.
+    x : (N, ...) ndarray, N at least 1
+    y : (N,) ndarray of integers
+    batch_size : int, optional
+        As for `apply`.
+    loss : callable
+        As for `fit`.
+
+    Returns
+    -------
+    loss : float
+    accuracy : float
+        The largest output decides; among equal ones the first.
+
+    Raises
+    ------
+    CompressionError
+        Data do not fit each other, or there are none.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(np.array([[0.0, 0.0]])),))
+    >>> loss, right = evaluate(model, np.array([[1.0], [2.0]]), np.array([0, 1]))
+    >>> round(loss, 4), right
+    (0.6931, 0.5)
+    """
+    x, y = _data(x, y, "x", "y")
+    outputs = apply(model, x, batch_size=batch_size)
+    return float(loss(outputs, y)[0]), _hits(outputs, y) / len(x)
+
+
+def accuracy(model: Sequential, x: Array, y: Array) -> float:
+    """The fraction of right answers; see `evaluate`.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(np.array([[-1.0, 1.0]])),))
+    >>> accuracy(model, np.array([[-1.0], [2.0]]), np.array([0, 1]))
+    1.0
+    """
+    x, y = _data(x, y, "x", "y")
+    return _hits(apply(model, x), y) / len(x)
+
+
+def _data(x: Array, y: Array, x_name: str, y_name: str) -> tuple[Array, Array]:
+    x, y = float_array(x, x_name), integer_array(y, y_name)
+    if x.ndim < 1 or y.shape != x.shape[:1]:
+        raise CompressionError(
+            f"{y_name} must hold one label for each row of {x_name}, not be of shape {y.shape} "
+            f"for {x.shape}"
+        )
+    if len(x) == 0:
+        raise CompressionError(f"{x_name} must hold at least one example")
+    return x, y
+
+
+def _looking(view: LatentView | None) -> Callable[[Sequential, int], View]:
+    """The view in its full form: straight through, unless it says otherwise."""
+
+    def look(latent: Sequential, step: int) -> View:
+        seen = latent if view is None else view(latent, step)
+        return seen if isinstance(seen, View) else View(seen, lambda gradients: gradients)
+
+    return look
+
+
+def _hits(outputs: Array, labels: Array) -> int:
+    return int(np.count_nonzero(outputs.argmax(-1) == labels))
+
+
+def _extended(
+    history: History,
+    train_loss: float,
+    train_accuracy: float,
+    validated: tuple[float, float] | None,
+) -> History:
+    return History(
+        (*history.train_loss, train_loss),
+        (*history.train_accuracy, train_accuracy),
+        history.validation_loss + (() if validated is None else validated[:1]),
+        history.validation_accuracy + (() if validated is None else validated[1:]),
+    )
