@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "minicompress"
 
 ORDER = {
     "": "errors arrays norms integers qparams representation datasets",
-    "compressors": "lowrank tucker pruning schedules quantization rounding clustering chain",
+    "compressors": "lowrank tucker pruning schedules rounding quantization clustering chain",
     "nn": "windows direct winograd convolution pooling activations losses factors weightless "
     "normalization layers model optimizers training architectures integer",
-    "storage": "entropy container",
+    "storage": "bits huffman range_coder entropy matrices coding container",
     "analysis": "accounting bounds equivalence",
     "pipeline": "weights structure plan sensitivity search recipe rate early_exit comparison table",
     "export": "c onnx",
-    "testing": "strategies laws checks",
+    "testing": "strategies models laws checks",
     " ": "cli __main__",
 }
 # From the foundation upward: a module imports only from those named before it.

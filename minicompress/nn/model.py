@@ -262,6 +262,15 @@ def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
 def output_shape(model: Sequential, input_shape: Shape) -> Shape:
     """The shape of an output for an input's, both without the batch axis.
 
+    Parameters
+    ----------
+    model : Sequential
+    input_shape : tuple of int
+
+    Returns
+    -------
+    tuple of int
+
     Raises
     ------
     CompressionError

@@ -226,6 +226,15 @@ def constant(value: float) -> Schedule:
 def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
     """Half a cosine from `initial` at step 0 to `final` at `steps` and ever after, both exactly.
 
+    Parameters
+    ----------
+    initial, final : float, at least 0
+    steps : int, at least 1
+
+    Returns
+    -------
+    schedule : callable, step -> float
+
     Notes
     -----
     Loshchilov and Hutter (2017), without the restarts.
@@ -250,6 +259,15 @@ def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
 
 def step_decay(initial: float, drop: float, every: int) -> Schedule:
     """`initial`, multiplied by `drop` after `every` so many steps.
+
+    Parameters
+    ----------
+    initial, drop : float, at least 0
+    every : int, at least 1
+
+    Returns
+    -------
+    schedule : callable, step -> float
 
     Examples
     --------

@@ -228,7 +228,25 @@ def evaluate(
 
 
 def accuracy(model: Sequential, x: Array, y: Array) -> float:
-    """The fraction of right answers; see `evaluate`.
+    """The fraction of right answers.
+
+    Parameters
+    ----------
+    model : Sequential
+        Of logits, or anything else whose largest entry is the answer.
+    x : (N, ...) ndarray
+    y : (N,) ndarray of integers
+        N is at least 1.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Raises
+    ------
+    CompressionError
+        As `evaluate`.
 
     Examples
     --------

@@ -1,0 +1,136 @@
+"""The command line: ``python -m minicompress``, or ``minicompress``.
+
+Without a subcommand it trains a small CNN, compresses it every way there is, and prints one table
+and a paragraph that reads it. Here arguments become values and values become text; what is done
+between them stands in `minicompress.pipeline`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from minicompress.datasets import load_digits, load_mnist
+from minicompress.errors import CompressionError
+from minicompress.pipeline.comparison import EPOCHS, Progress, compare, retraining_epochs, setup
+from minicompress.pipeline.table import format_table, legend, read_table, wrap
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, or 2 with one line on stderr for bad input.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments without the name of the program; those of the process unless given.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+    except CompressionError as error:
+        print(f"minicompress: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # as a shell reports it
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # The usage that argparse would print first makes two lines and more of one mistake.
+        raise CompressionError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="minicompress",
+        allow_abbrev=False,
+        description="Train a small CNN, compress it every way there is, and print one table: "
+        "sizes, work, accuracy, and how far the weights can be from the original.",
+    )
+    parser.set_defaults(run=_compare)
+    defaults = ", ".join(f"{epochs} on {data}" for data, epochs in EPOCHS.items())
+    parser.add_argument(
+        "--data", choices=("digits", "mnist"), default="digits", help="images (default: digits)"
+    )
+    parser.add_argument("--folder", metavar="DIR", help="where MNIST's four files lie")
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    parser.add_argument("--epochs", type=int, help=f"of training (default: {defaults})")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well, in full")
+    return parser
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    if (arguments.folder is not None) != (arguments.data == "mnist"):
+        raise CompressionError("--data mnist and --folder DIR go together")
+    load = partial(load_mnist, arguments.folder) if arguments.folder else load_digits
+    data = setup(arguments.data, load)
+    epochs = data.epochs if arguments.epochs is None else arguments.epochs
+    with _replacing(arguments.json) as file, _progress_line() as progress:
+        rows = compare(data, seed=arguments.seed, epochs=epochs, progress=progress)
+        reading = read_table(rows, len(data.test[0]))
+        if file is not None:
+            figures = {
+                "data": arguments.data,
+                "seed": arguments.seed,
+                "epochs": epochs,
+                "images": {
+                    "train": len(data.train[0]),
+                    "validation": len(data.validation[0]),
+                    "test": len(data.test[0]),
+                },
+                "rows": [row._asdict() for row in rows],
+                "reading": reading,
+            }
+            json.dump(figures, file, indent=2)
+            file.write("\n")
+    explained = legend(retraining_epochs(epochs))
+    print("\n\n".join([format_table(rows), wrap(explained), wrap(reading)]))
+
+
+@contextmanager
+def _replacing(name: str | None) -> Iterator[TextIO | None]:
+    """A file that takes its name once it is whole; opened now, so that a bad name fails early."""
+    if name is None:
+        yield None
+        return
+    path = Path(name)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part") if path.name else path
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with beside.open("x", encoding="utf-8") as file:
+            yield file
+        os.replace(beside, path)
+    except OSError as error:
+        raise CompressionError(f"cannot write {name!r}: {error.strerror or error}") from None
+    finally:
+        if path.name:
+            with suppress(OSError):
+                beside.unlink()
+
+
+@contextmanager
+def _progress_line() -> Iterator[Progress | None]:
+    """One line that is written over and over, for a reader at a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def progress(name: str, done: float) -> None:
+        sys.stderr.write(f"\r\x1b[Ktraining {name}: {done:4.0%}")
+        sys.stderr.flush()
+
+    try:
+        yield progress
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()

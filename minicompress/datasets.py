@@ -1,0 +1,205 @@
+"""The data to learn and to measure on: 8x8 digits shipped in the package, and MNIST's files.
+
+Every loader takes the name of a split and returns ``(x, y)``: images as float32 (N, H, W, 1) in
+[0, 1], labels as int64 (N,). "train" is for fitting, "validation" for choosing, and "test" is
+looked at once, for the figure that is reported.
+
+Sources: Optical Recognition of Handwritten Digits, its test part (E. Alpaydin and C. Kaynak, UCI
+Machine Learning Repository, 1998, CC BY 4.0); MNIST (Y. LeCun, C. Cortes and C. Burges).
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from importlib import resources
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from minicompress.arrays import Array, choice
+from minicompress.errors import CompressionError, FileFormatError
+
+SPLITS = ("train", "validation", "test")
+
+# Far more than MNIST and its kin have (EMNIST, the largest, has 814,255): what a header declares
+# beyond this is no image file, whatever the bytes behind it.
+_MOST_IMAGES = 1_000_000
+_CHUNK = 1 << 20
+
+
+def load_digits(split: str) -> tuple[Array, Array]:
+    """Load the 8x8 handwritten digits that come with the package: 1,797 images.
+
+    Parameters
+    ----------
+    split : "train" | "validation" | "test"
+        Row i of the file is for validation where ``i % 6 == 0``, for the test where
+        ``i % 6 == 1``, and for training otherwise. Neighbouring rows are by the same writers, so
+        every writer is in every split.
+
+    Returns
+    -------
+    x : (N, 8, 8, 1) ndarray of float32
+        Ink from 0 to 1, in sixteenths; N is 1,197 for training, 300 for each of the others.
+    y : (N,) ndarray of int64
+        The digit, 0 to 9.
+
+    Raises
+    ------
+    CompressionError
+        `split` is none of the three.
+
+    Examples
+    --------
+    >>> x, y = load_digits("train")
+    >>> x.shape, x.dtype.name, y[:5]
+    ((1197, 8, 8, 1), 'float32', array([2, 3, 4, 5, 8]))
+    """
+    choice(split, "split", SPLITS)
+    packed = resources.files("minicompress").joinpath("data", "digits.csv.gz").read_bytes()
+    table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), np.uint8, delimiter=",")
+    turn = np.arange(len(table)) % 6
+    rows = {"validation": turn == 0, "test": turn == 1, "train": turn > 1}[split]
+    pixels, labels = table[rows, :-1], table[rows, -1]
+    return pixels.reshape(-1, 8, 8, 1).astype(np.float32) / 16, labels.astype(np.int64)
+
+
+def load_mnist(folder: str | os.PathLike[str], split: str) -> tuple[Array, Array]:
+    """Load MNIST, or a set of the same form, from its four IDX files in a folder.
+
+    Parameters
+    ----------
+    folder : path
+        Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``
+        and ``t10k-labels-idx1-ubyte`` lie, each plain or gzipped, with or without ``.gz``.
+    split : "train" | "validation" | "test"
+        Validation is the last sixth of the training files, rounded down (MNIST: 10,000 of
+        60,000), training the rest, and the test the t10k files.
+
+    Returns
+    -------
+    x : (N, 28, 28, 1) ndarray of float32
+        Pixels divided by 255.
+    y : (N,) ndarray of int64
+        Labels, 0 to 9.
+
+    Raises
+    ------
+    FileFormatError
+        A file is missing or unreadable, truncated, too long, damaged (gzip's checksum), of another
+        kind, or does not agree with its partner. Memory is taken only for bytes that are there,
+        and for no more of them than the header declares.
+    CompressionError
+        `split` is none of the three, or `folder` is no path.
+
+    Notes
+    -----
+    IDX: two zero bytes, the type (8: unsigned bytes), the number of dimensions, then each of them
+    as a big-endian 32-bit integer, then the entries in C order.
+
+    Examples
+    --------
+    >>> load_mnist("no/such/folder", "test")
+    Traceback (most recent call last):
+    ...
+    minicompress.errors.FileFormatError: folder 'no/such/folder' does not exist
+    """
+    choice(split, "split", SPLITS)
+    try:
+        place = Path(folder)
+    except TypeError:
+        raise CompressionError(f"folder must be a path, not {folder!r}") from None
+    if not place.is_dir():
+        problem = "is not a folder" if place.exists() else "does not exist"
+        raise FileFormatError(f"folder {str(folder)!r} {problem}")
+
+    prefix = "t10k" if split == "test" else "train"
+    images_path = _find(place, f"{prefix}-images-idx3-ubyte")
+    labels_path = _find(place, f"{prefix}-labels-idx1-ubyte")
+    labels = _read_idx(labels_path, entry=())
+    images = _read_idx(images_path, entry=(28, 28))
+    if len(images) != len(labels):
+        raise FileFormatError(
+            f"{images_path} holds {len(images)} images, but {labels_path} {len(labels)} labels"
+        )
+    if labels.max(initial=0) > 9:
+        raise FileFormatError(f"{labels_path} must hold labels from 0 to 9, not {labels.max()}")
+
+    first_of_validation = len(images) - len(images) // 6
+    rows = {
+        "train": slice(first_of_validation),
+        "validation": slice(first_of_validation, None),
+        "test": slice(None),
+    }[split]
+    x = images[rows, :, :, np.newaxis].astype(np.float32)
+    x /= 255
+    return x, labels[rows].astype(np.int64)
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file of that name, or the gzipped one; anything but a regular file is none."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileFormatError(f"folder {str(folder)!r} holds neither {name} nor {name}.gz")
+
+
+def _read_idx(path: Path, *, entry: tuple[int, ...]) -> Array:
+    """The entries of an IDX file, each of shape `entry`; all that can be wrong, by its name."""
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"  # an IDX file starts with two zero bytes
+            raw.seek(0)
+            if not zipped:
+                return _parse_idx(raw, path, entry)
+            with gzip.GzipFile(fileobj=raw) as unzipped:
+                return _parse_idx(unzipped, path, entry)
+    except EOFError:
+        raise FileFormatError(f"{path} is truncated: its gzip stream has no end") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _parse_idx(stream: BinaryIO | gzip.GzipFile, path: Path, entry: tuple[int, ...]) -> Array:
+    """The header checked before anything is read that it asks for."""
+    magic = bytes([0, 0, 8, 1 + len(entry)])
+    header = bytes(_read_at_most(stream, 4 * (2 + len(entry))))
+    if not magic.startswith(header[:4]):
+        raise FileFormatError(
+            f"{path} must start with {magic.hex(' ')} (IDX, unsigned bytes, {1 + len(entry)} "
+            f"dimensions), not {header[:4].hex(' ')}"
+        )
+    if len(header) < 4 * (2 + len(entry)):
+        raise FileFormatError(f"{path} is truncated: it ends inside its header")
+    count, *rest = (int(n) for n in np.frombuffer(header, ">u4", offset=4))
+    if tuple(rest) != entry:
+        raise FileFormatError(f"{path} must hold images of shape {entry}, not {tuple(rest)}")
+    if count > _MOST_IMAGES:
+        raise FileFormatError(
+            f"{path} declares {count} entries, more than the {_MOST_IMAGES} of any file of its kind"
+        )
+    declared = count * math.prod(entry)
+    # The byte too many tells a file that is too long; for a gzipped one, running into the end is
+    # also what makes gzip compare its checksum.
+    body = _read_at_most(stream, declared + 1)
+    if len(body) > declared:
+        raise FileFormatError(f"{path} goes on after the {declared} bytes that its header declares")
+    if len(body) < declared:
+        raise FileFormatError(
+            f"{path} is truncated: its header declares {declared} bytes, it has {len(body)}"
+        )
+    return np.frombuffer(body, np.uint8).reshape(count, *entry)
+
+
+def _read_at_most(stream: BinaryIO | gzip.GzipFile, limit: int) -> bytearray:
+    """Up to `limit` bytes, a chunk at a time, so that only bytes that are there take memory."""
+    body = bytearray()
+    while len(body) < limit and (chunk := stream.read(min(_CHUNK, limit - len(body)))):
+        body += chunk
+    return body

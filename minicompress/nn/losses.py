@@ -1,0 +1,97 @@
+"""Losses: a number to make small, and its gradient by the network's outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minicompress.arrays import Array, float_array, integer_array, same_dtype
+from minicompress.errors import CompressionError
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
+    """The mean over the batch of ``-log softmax(logits)[label]``.
+
+    Parameters
+    ----------
+    logits : (N, classes) ndarray of float16, float32 or float64
+        N may be 0.
+    labels : (N,) ndarray of integers in [0, classes)
+
+    Returns
+    -------
+    loss : float
+        Computed in float64; 0.0 for an empty batch.
+    dlogits : ndarray like `logits`
+        ``(softmax(logits) - one_hot(labels)) / N``
+
+    Raises
+    ------
+    CompressionError
+        Shapes do not fit, or a label is out of range.
+
+    Examples
+    --------
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((1, 4)), np.array([2]))
+    >>> round(loss, 6), dlogits
+    (1.386294, array([[ 0.25,  0.25, -0.75,  0.25]]))
+    """
+    logits = float_array(logits, "logits", ndim=2)
+    labels = integer_array(labels, "labels")
+    n, classes = logits.shape
+    if labels.shape != (n,):
+        raise CompressionError(f"labels must have shape ({n},), not {labels.shape}")
+    if n == 0:
+        return 0.0, np.zeros(logits.shape, logits.dtype)
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise CompressionError(
+            f"labels must lie in [0, {classes}), not reach from {labels.min()} to {labels.max()}"
+        )
+    rows = np.arange(n)
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(1, keepdims=True)
+    chosen = shifted[rows, labels]
+    probabilities = np.exp(shifted)
+    sums = probabilities.sum(1, keepdims=True)
+    loss = float((np.log(sums[:, 0]) - chosen).sum() / n)
+    probabilities /= sums
+    probabilities[rows, labels] -= 1.0
+    probabilities /= n
+    return loss, probabilities.astype(logits.dtype)
+
+
+def mean_squared_error(outputs: Array, targets: Array) -> tuple[float, Array]:
+    """The mean over all entries of ``(outputs - targets) ** 2``.
+
+    Parameters
+    ----------
+    outputs, targets : ndarray of float16, float32 or float64, of the same shape and dtype
+
+    Returns
+    -------
+    loss : float
+        Computed in float64; 0.0 where there are no entries.
+    doutputs : ndarray like `outputs`
+        ``2 * (outputs - targets) / size``
+
+    Raises
+    ------
+    CompressionError
+        Shapes or dtypes differ.
+
+    Examples
+    --------
+    >>> mean_squared_error(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
+    (2.0, array([0., 2.]))
+    """
+    outputs, targets = float_array(outputs, "outputs"), float_array(targets, "targets")
+    same_dtype(outputs=outputs, targets=targets)
+    if outputs.shape != targets.shape:
+        raise CompressionError(
+            f"targets must have the shape {outputs.shape} of outputs, not {targets.shape}"
+        )
+    if outputs.size == 0:
+        return 0.0, np.zeros(outputs.shape, outputs.dtype)
+    difference = outputs.astype(np.float64) - targets
+    loss = float(np.mean(difference * difference))
+    difference *= 2.0 / outputs.size
+    return loss, difference.astype(outputs.dtype)

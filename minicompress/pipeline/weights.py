@@ -1,0 +1,110 @@
+"""The weights of a model: taking them out, compressing them, and training what is left of them.
+
+Retraining gives a model of plain arrays of the old shapes. It has the form that the compressor
+gave it (zeros in the same places, or the same rank), so the same compressor loses nothing on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import TypeAlias
+
+import numpy as np
+
+from minicompress.arrays import Array
+from minicompress.nn.layers import factor_layers
+from minicompress.nn.model import Sequential, parameters, with_parameters
+from minicompress.norms import fro_upper, norm_of
+from minicompress.representation import (
+    Certificate,
+    Compressed,
+    LowRank,
+    Rep,
+    Sparse,
+    decode,
+    shape_of,
+)
+
+Compressor: TypeAlias = Callable[[Array], Compressed]
+
+
+def weights(model: Sequential) -> dict[int, Rep]:
+    """The weights by the index of their layer, without the biases."""
+    return {i: p["weight"] for i, p in enumerate(parameters(model)) if "weight" in p}
+
+
+def with_weights(model: Sequential, changed: Mapping[int, Rep]) -> Sequential:
+    """The model with other weights in some of its layers."""
+    indices = range(len(model.layers))
+    return with_parameters(
+        model, tuple({"weight": changed[i]} if i in changed else {} for i in indices)
+    )
+
+
+def compress_layers(
+    model: Sequential, compressors: Mapping[int, Compressor]
+) -> tuple[Sequential, dict[int, Certificate]]:
+    """Replace the weights of the chosen layers by what their compressors make of them.
+
+    Biases stay as they are. The certificates come under the same indices.
+
+    Examples
+    --------
+    >>> from minicompress.compressors.pruning import prune_magnitude
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(np.array([[3.0, 4.0]])),))
+    >>> pruned, certificates = compress_layers(model, {0: lambda w: prune_magnitude(w, count=1)})
+    >>> decode(pruned.layers[0].weight), certificates[0].measured
+    (array([[0., 4.]]), 3.0)
+    """
+    arrays = weights(model)
+    results = {i: compressor(decode(arrays[i])) for i, compressor in compressors.items()}
+    certificates = {i: result.cert for i, result in results.items()}
+    return with_weights(model, {i: result.rep for i, result in results.items()}), certificates
+
+
+def total(certificates: Iterable[Certificate]) -> Certificate:
+    """The certificate of all the weights as one long vector: roots of sums of squares.
+
+    Examples
+    --------
+    >>> total([Certificate("fro", 6.0, 3.0), Certificate("fro", 8.0, 4.0)]).measured
+    5.0
+    """
+    pairs = np.array([(c.bound, c.measured) for c in certificates]).reshape(-1, 2)
+    return Certificate("fro", fro_upper(pairs[:, 0]), norm_of(pairs[:, 1]))
+
+
+def mask_view(pruned: Sequential) -> Callable[[Sequential, int], Sequential]:
+    """The view for `fit` that keeps the zeros of a pruned model's weights where they are."""
+    masks = {i: decode(w) != 0 for i, w in weights(pruned).items() if isinstance(w, Sparse)}
+
+    def view(latent: Sequential, step: int) -> Sequential:
+        arrays = weights(latent)
+        return with_weights(latent, {i: decode(arrays[i]) * mask for i, mask in masks.items()})
+
+    return view
+
+
+def factored(model: Sequential) -> Sequential:
+    """The model with a layer for every factor of its low-rank weights, so that they can be trained.
+
+    Each weight has to be of `truncated_svd` or `channel_svd`, or a plain array.
+    """
+    return Sequential(tuple(part for layer in model.layers for part in factor_layers(layer)))
+
+
+def multiplied(trained: Sequential, model: Sequential) -> Sequential:
+    """The way back from ``factored(model)``, once trained: plain arrays, each factors' product."""
+    parts, values = iter(parameters(trained)), []
+    for layer, old in zip(model.layers, parameters(model), strict=True):
+        chain = list(islice(parts, len(factor_layers(layer))))
+        new = dict(chain[-1])
+        if isinstance(rep := old.get("weight"), LowRank):
+            # But for axes of length 1 these are the factors as they were.
+            pairs = zip(chain, rep.factors, strict=True)
+            factors = tuple(decode(p["weight"]).reshape(shape_of(f)) for p, f in pairs)
+            new["weight"] = decode(LowRank(factors, rep.subscripts))
+        values.append(new)
+    return with_parameters(model, tuple(values))

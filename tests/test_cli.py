@@ -1,0 +1,180 @@
+"""The command as a newcomer and as a script runs it: what it prints, writes, and refuses."""
+
+import gzip
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicompress.cli import _progress_line, main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments, cwd=None):
+    """The command in a process of its own; not a terminal, warnings are errors."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "minicompress", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory):
+    """One run for all the tests that read it: what it printed, and what it wrote."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run("--epochs", "1", "--seed", "3", "--json", "figures.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done, folder
+
+
+def test_nothing_but_the_table_is_written(one_epoch):
+    done, folder = one_epoch
+    assert done.stderr == ""  # no progress where nobody sits at a terminal
+    assert [file.name for file in folder.iterdir()] == ["figures.json"]  # no part file left
+
+
+def test_the_table_lines_up(one_epoch):
+    head, rule, *lines = one_epoch[0].stdout.split("\n\n")[0].splitlines()
+    assert " ".join(head.split()) == (
+        "method params non-zero MACs bytes ratio accuracy change bound error"
+    )
+    assert set(rule) == {"-"}
+    # Every number ends where its head ends, but for the marks behind the last two.
+    for line in lines:
+        for name in ("params", "non-zero", "MACs", "bytes", "ratio", "accuracy", "change"):
+            end = head.index(name) + len(name)
+            assert line[end - 1] != " "
+            assert line[end] == " "
+    assert one_epoch[0].stdout.isascii()
+    assert max(map(len, one_epoch[0].stdout.splitlines())) <= 120
+
+
+def test_the_table_and_the_file_agree(one_epoch):
+    done, folder = one_epoch
+    figures = json.loads((folder / "figures.json").read_text())
+    assert (figures["data"], figures["seed"], figures["epochs"]) == ("digits", 3, 1)
+    assert figures["images"] == {"train": 1197, "validation": 300, "test": 300}
+    lines = done.stdout.split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == len(figures["rows"])
+    for line, row in zip(lines, figures["rows"], strict=True):
+        assert line.startswith(row["method"] + "  ")
+        cells = line[len(row["method"]) :].split()
+        assert cells[:4] == [f"{row[k]:,}" for k in ("params", "nonzeros", "macs", "bytes")]
+        assert cells[4] == f"{row['ratio']:.1f}x"
+        assert cells[5] == f"{100 * row['test_accuracy']:.2f}"
+        assert cells[6] == f"{row['change']:+.2f}"
+        for cell, name in zip(cells[7:], ("bound", "measured"), strict=True):
+            assert cell.rstrip("*") == ("-" if row[name] is None else f"{row[name]:.4g}")
+    assert figures["reading"].split() == done.stdout.split("\n\n")[-1].split()
+
+
+def test_same_seed_same_table(one_epoch, capsys):
+    assert main(["--epochs", "1", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == one_epoch[0].stdout
+
+
+def test_another_seed_another_table(one_epoch, capsys):
+    assert main(["--epochs", "1", "--seed", "4"]) == 0
+    assert capsys.readouterr().out != one_epoch[0].stdout
+
+
+BAD = {
+    "unknown option": (["--sed", "1"], "unrecognized arguments: --sed"),
+    "abbreviated option": (["--epoch", "1"], "unrecognized arguments: --epoch"),
+    "unknown data": (["--data", "cifar"], "argument --data: invalid choice: 'cifar'"),
+    "seed of no number": (["--seed", "one"], "argument --seed: invalid int value: 'one'"),
+    "negative seed": (["--seed", "-1"], "seed must be an int of at least 0, not -1"),
+    "no epochs": (["--epochs", "0"], "epochs must be an int of at least 1, not 0"),
+    "mnist from nowhere": (["--data", "mnist"], "--data mnist and --folder DIR go together"),
+    "folder for digits": (["--folder", "."], "--data mnist and --folder DIR go together"),
+    "no such folder": (["--data", "mnist", "--folder", "no/such"], "'no/such' does not exist"),
+    "json into nowhere": (["--json", "no/such/file"], "cannot write 'no/such/file': No such file"),
+    "json over a folder": (["--json", "."], "cannot write '.': Is a directory"),
+    "json under a file": (["--json", "file/x.json"], "cannot write 'file/x.json': Not a directory"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_status_2(name, tmp_path, monkeypatch, capsys):
+    arguments, message = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minicompress: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert os.listdir() == ["file"]
+
+
+def test_a_truncated_file_is_one_line_and_status_2(tmp_path):
+    for prefix in ("train", "t10k"):
+        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(3))[:-4])
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\1\0\0\0\0")
+    done = run("--data", "mnist", "--folder", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "truncated" in done.stderr
+
+
+def test_a_file_that_was_there_survives_a_failed_run(tmp_path):
+    target = tmp_path / "figures.json"
+    target.write_text("precious")
+    assert main(["--json", str(target), "--epochs", "0"]) == 2
+    assert target.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("--data", "--folder", "--seed", "--epochs", "--json"))
+
+
+def test_a_terminal_sees_progress(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with _progress_line() as progress:
+        progress("dense", 0.5)
+        progress("dense", 1.0)
+    written = terminal.getvalue()
+    assert "training dense:  50%" in written
+    assert written.endswith("\r\x1b[K")  # the line is wiped at the end
+    assert "\n" not in written
+
+
+def test_mnist_takes_the_seed_network(tmp_path, capsys):
+    # A few images of noise: what is tested is the way through, not the accuracy.
+    rng = np.random.default_rng(0)
+    for prefix, n in (("train", 12), ("t10k", 5)):
+        pixels = rng.integers(0, 256, (n, 28, 28)).astype(np.uint8)
+        labels = rng.integers(0, 10, n).astype(np.uint8)
+        head = struct.pack(">4I", 0x803, n, 28, 28)
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        head = struct.pack(">2I", 0x801, n)
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    file = tmp_path / "figures.json"
+    arguments = ["--data", "mnist", "--folder", str(tmp_path), "--epochs", "1"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    rows = {row["method"]: row for row in json.loads(file.read_text())["rows"]}
+    assert rows["dense float32"]["params"] == 387_466
+    assert rows["small_kernel"]["params"] == 39_786
+    assert rows["strided"]["params"] == 41_866
+    assert "387,466" in capsys.readouterr().out

@@ -1,0 +1,85 @@
+"""Every example runs, prints its table, and draws where there is something to draw with."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADS = {
+    "low_rank_curve": "rank  params   bound   error  accuracy",
+    "prune_and_retrain": "pruned  non-zero   bound   error  accuracy  retrained",
+    "quantize_bit_by_bit": "bits  bytes   bound   error  accuracy    bytes",
+}
+
+
+def run(name, folder, *arguments, first_on_path=ROOT):
+    path = os.pathsep.join(map(str, (first_on_path, ROOT)))
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path, "MPLCONFIGDIR": str(folder)},
+        timeout=120,
+    )
+
+
+def table(printed, name):
+    """The rows of numbers under the head, percent signs and the note at the end taken off."""
+    lines = printed.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(HEADS[name])) + 1
+    rows = lines[start : lines.index("", start)]
+    return [[float(c.rstrip("%")) for c in row.split() if c[0].isdigit()] for row in rows]
+
+
+def test_every_example_is_tested():
+    assert {file.stem for file in (ROOT / "examples").glob("*.py")} == set(HEADS)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_example(name, tmp_path):
+    done = run(name, tmp_path, tmp_path / "figure.png")
+    assert done.returncode == 0, done.stderr
+    rows = table(done.stdout, name)
+    assert len(rows) >= 6
+    assert len({len(row) for row in rows}) == 1
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert "no figure" in done.stdout
+
+    # What each lesson says is to be seen must be there to be seen.
+    if name == "low_rank_curve":
+        assert all(abs(bound - error) <= 0.001 for _, _, bound, error, _ in rows)
+        assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+        assert rows[-1][-1] > 97
+    if name == "prune_and_retrain":
+        assert all(abs(bound - error) <= 0.001 for _, _, bound, error, *_ in rows)
+        assert all(after > before for amount, *_, before, after in rows if amount >= 80)
+    if name == "quantize_bit_by_bit":
+        for _, *halves in rows:
+            for _, bound, error, _ in (halves[:4], halves[4:]):
+                assert error < bound
+        assert rows[0][4] > 97
+        assert all(row[6] < row[2] for row in rows)  # a scale for each channel has smaller bounds
+
+
+def test_an_example_does_without_matplotlib(tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "matplotlib.py").write_text("raise ImportError('hidden by a test')\n")
+    done = run("quantize_bit_by_bit", tmp_path, first_on_path=hidden)
+    assert done.returncode == 0, done.stderr
+    assert "no figure: matplotlib is not installed" in done.stdout
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_figure_is_left_in_the_working_directory_unless_told(tmp_path):
+    if not importlib.util.find_spec("matplotlib"):
+        pytest.skip("nothing to draw with")
+    done = run("quantize_bit_by_bit", tmp_path)
+    assert (tmp_path / "quantize_bit_by_bit.png").exists(), done.stderr
