@@ -17,7 +17,7 @@ ORDER = {
     "normalization layers model optimizers training architectures integer",
     "storage": "bits huffman range_coder entropy matrices coding container",
     "analysis": "accounting bounds equivalence",
-    "pipeline": "weights structure plan sensitivity search recipe rate early_exit comparison table",
+    "pipeline": "weights structure kernels plan sensitivity search recipe rate early_exit comparison table",
     "export": "c onnx",
     "testing": "strategies models laws checks",
     " ": "cli __main__",
