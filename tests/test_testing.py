@@ -1,5 +1,6 @@
 """The contract catches the wrong, the subtly wrong too; the strategies reach every hard kind."""
 
+import re
 import time
 from functools import partial
 
@@ -11,9 +12,17 @@ from minicompress.compressors.lowrank import truncated_svd
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.weightless import AvgPool2D, Flatten, ReLU, Sigmoid, Softmax, Tanh
 from minicompress.norms import error_norm
 from minicompress.representation import Clustered, Compressed, LowRank, Quantized, Sparse, decode
-from minicompress.testing.checks import check_codec, check_compressor, check_pure, same
+from minicompress.testing.checks import (
+    check_codec,
+    check_compressor,
+    check_layer,
+    check_pure,
+    same,
+)
 from minicompress.testing.strategies import (
     DTYPES,
     KINDS,
@@ -335,3 +344,77 @@ def test_codecs_are_checked_both_ways():
     counter = iter(range(9))
     with pytest.raises(AssertionError, match="same bytes"):
         check_codec(lambda a: bytes([next(counter)]), pair[1], np.ones(1))
+
+
+CLEAR = np.linspace(-1.0, 1.25, 2 * 4 * 4 * 3).reshape(2, 4, 4, 3)  # nothing within 1e-2 of 0
+WEIGHT = np.sin(np.arange(3 * 3 * 3 * 2.0)).reshape(3, 3, 3, 2)
+LAYERS = {
+    "convolution": (Conv2D(WEIGHT, np.ones(2), padding="same", stride=2), CLEAR),
+    "dense": (Dense(WEIGHT.reshape(9, 6), np.arange(6.0)), CLEAR[:, :3, 0].reshape(2, 9)),
+    "relu": (ReLU(), CLEAR),
+    "sigmoid": (Sigmoid(), CLEAR),
+    "tanh": (Tanh(), CLEAR),
+    "softmax": (Softmax(), CLEAR[:, 0, 0]),
+    "pooling": (AvgPool2D(3, 1, "same"), CLEAR),
+    "flatten": (Flatten(), CLEAR),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_library_pass(name):
+    check_layer(*LAYERS[name])
+
+
+class Halved(Tanh):
+    def vjp(self, x, **options):
+        y, pullback = super().vjp(x, **options)
+        return y, lambda dy: (None if (dx := pullback(dy)[0]) is None else dx / 2, {})
+
+
+class Other(ReLU):
+    def vjp(self, x, **options):
+        y, pullback = super().vjp(x, **options)
+        return y + 1, pullback
+
+
+class Misshapen(Flatten):
+    def output_shape(self, input_shape):
+        return input_shape
+
+
+class Transposed(Dense):
+    def vjp(self, x, **options):
+        y, pullback = super().vjp(x, **options)
+
+        def transposed(dy):
+            dx, gradients = pullback(dy)
+            return dx, {**gradients, "weight": gradients["weight"].T}
+
+        return y, transposed
+
+
+class Narrow(Tanh):
+    def forward(self, x):
+        return super().forward(x).astype(np.float32)
+
+
+class Greedy(ReLU):
+    def vjp(self, x, *, rng=None, input_gradient=True):
+        return super().vjp(x, rng=rng)
+
+
+WRONG_LAYERS = {
+    "<v, J'u> = <Jv, u>": Halved(),
+    "vjp gives the output of forward": Other(),
+    "output_shape is the shape": Misshapen(),
+    "a gradient has the shape of its argument": Transposed(np.ones((3, 2))),
+    "dtype in, dtype out": Narrow(),
+    "without input_gradient it is None": Greedy(),
+}
+
+
+@pytest.mark.parametrize("law", WRONG_LAYERS)
+def test_wrong_layers_are_caught(law):
+    x = CLEAR[:, 0, 0] if isinstance(WRONG_LAYERS[law], Dense) else CLEAR
+    with pytest.raises(AssertionError, match=re.escape(law)):
+        check_layer(WRONG_LAYERS[law], x)

@@ -1,1 +1,14 @@
 """Property tests for compressors, layers and codecs: for this library, and for other people's."""
+
+from minicompress.testing.checks import check_codec, check_compressor, check_layer, check_pure
+from minicompress.testing.strategies import kernels, matrices, weights
+
+__all__ = [
+    "check_codec",
+    "check_compressor",
+    "check_layer",
+    "check_pure",
+    "kernels",
+    "matrices",
+    "weights",
+]

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from minicompress.arrays import Array
+from minicompress.nn.weightless import Layer
 from minicompress.representation import Compressed
 from minicompress.testing import laws
 from minicompress.testing.strategies import weights as all_weights
@@ -203,6 +204,82 @@ def same(a: Any, b: Any) -> bool:
     if callable(a):
         return True  # a pullback, an optimizer: what it computes is checked by calling it
     return bool(a == b) or (a != a and b != b)
+
+
+def check_layer(layer: Layer, x: Array) -> None:
+    """Check a layer: its output, its shape, and its vector-Jacobian product in every direction.
+
+    Parameters
+    ----------
+    layer : Layer
+        With plain arrays of float64 as weights.
+    x : (N, ...) ndarray of float64
+        Inputs that stay clear of the layer's kinks (0 for a ReLU, ties of a maximum) by 1e-4 or so,
+        and so do its weights.
+
+    Raises
+    ------
+    AssertionError
+        A law is broken: `vjp` gives another output than `forward`, `output_shape` another shape;
+        an argument is written to; the dtype changes; a gradient has another shape than what it is
+        the gradient of; or ``<v, J'u>`` is not ``<Jv, u>``, for the input or for a weight.
+
+    Notes
+    -----
+    Jv is taken by central differences with step h = 2**-17, about the cube root of eps. Their error
+    is h**2 times a third derivative, and u / h from rounding: some 1e-10 of the sizes involved. Up
+    to 1e-7 of them is allowed, for layers that curve strongly.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> check_layer(Dense(np.array([[1.0, 2.0], [0.5, -1.0]])), np.array([[3.0, 4.0]]))
+    """
+    name = type(layer).__name__
+    check_pure(layer.forward, x)
+    y, pullback = layer.vjp(x)
+    if not same(y, layer.forward(x)):
+        raise AssertionError(f"law 'vjp gives the output of forward' is broken by {name}")
+    if layer.output_shape(x.shape[1:]) != y.shape[1:]:
+        shape = layer.output_shape(x.shape[1:])
+        raise AssertionError(
+            f"law 'output_shape is the shape' is broken by {name}: {shape}, but it is {y.shape[1:]}"
+        )
+    if y.dtype != x.dtype:
+        raise AssertionError(f"law 'dtype in, dtype out' is broken by {name}: {y.dtype}")
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=y.shape)
+    check_pure(pullback, u)
+    dx, gradients = pullback(u)
+    if layer.vjp(x, input_gradient=False)[1](u)[0] is not None:
+        raise AssertionError(f"law 'without input_gradient it is None' is broken by {name}")
+    weights = {k: v for k, v in layer.parameters().items() if k in gradients}
+    for what, value, gradient in [
+        ("x", x, dx),
+        *((k, w, gradients[k]) for k, w in weights.items()),
+    ]:
+        if not isinstance(value, np.ndarray) or np.shape(gradient) != value.shape:
+            raise AssertionError(
+                f"law 'a gradient has the shape of its argument' is broken by {name} for {what}: "
+                f"{np.shape(gradient)}, but right is {np.shape(value)}"
+            )
+        v, h = rng.normal(size=value.shape), 2.0**-17
+        jv = (_moved(layer, x, what, h * v) - _moved(layer, x, what, -h * v)) / (2 * h)
+        pulled, pushed = float((v * gradient).sum()), float((jv * u).sum())
+        sizes = float(np.abs(v * gradient).sum() + np.abs(jv * u).sum() + np.abs(y * u).sum())
+        if abs(pulled - pushed) > 1e-7 * sizes:
+            raise AssertionError(
+                f"law '<v, J'u> = <Jv, u>' is broken by {name} for {what}: {pulled} and {pushed}"
+            )
+
+
+def _moved(layer: Layer, x: Array, what: str, step: Array) -> Array:
+    """The output with the input, or one of the weights, moved by a step."""
+    if what == "x":
+        return layer.forward(x + step)
+    weight = layer.parameters()[what]
+    assert isinstance(weight, np.ndarray)  # or there would be no gradient
+    return dataclasses.replace(layer, **{what: weight + step}).forward(x)
 
 
 def check_codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], value: Any) -> None:
