@@ -258,10 +258,12 @@ def check_layer(layer: Layer, x: Array) -> None:
         ("x", x, dx),
         *((k, w, gradients[k]) for k, w in weights.items()),
     ]:
-        if not isinstance(value, np.ndarray) or np.shape(gradient) != value.shape:
+        assert isinstance(value, np.ndarray)
+        if not isinstance(gradient, np.ndarray) or gradient.shape != value.shape:
+            seen = getattr(gradient, "shape", gradient)
             raise AssertionError(
                 f"law 'a gradient has the shape of its argument' is broken by {name} for {what}: "
-                f"{np.shape(gradient)}, but right is {np.shape(value)}"
+                f"{seen}, but right is {value.shape}"
             )
         v, h = rng.normal(size=value.shape), 2.0**-17
         jv = (_moved(layer, x, what, h * v) - _moved(layer, x, what, -h * v)) / (2 * h)
