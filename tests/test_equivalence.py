@@ -96,6 +96,26 @@ def law_contains(certify, f, g, x, eps, clip=None):
         assert len(winners) == 1
 
 
+def law_encloses(f, g, x, eps, most):
+    """The zonotopes behind the last layer contain f, g - f and g at every point of the ball."""
+    inside = equivalence._follow(f, g, x[None] - eps, x[None] + eps, most)
+    ball = points(x, eps)
+    yf, yg = f(ball), g(ball)
+    for zonotope, values in (
+        (inside.f, yf),
+        (inside.d, yg - yf),
+        (inside.f.add(inside.d), yg),
+    ):
+        low, high = zonotope.interval()
+        assert (low <= values).all()
+        assert (values <= high).all()
+
+
+@given(pairs(), st.sampled_from([0.0, 0.5, 2.0]), st.sampled_from([None, 0, 3]))
+def test_the_zonotopes_contain_both_networks_and_their_difference(pair, eps, most):
+    law_encloses(*pair, eps, most)
+
+
 @given(pairs(), st.sampled_from([0.0, 0.125, 0.5, 2.0]), st.sampled_from([None, (-1.0, 1.0)]))
 def test_the_ball_certificate_holds_everywhere(pair, eps, clip):
     law_contains(ball_certificate, *pair, eps, clip)
@@ -307,7 +327,7 @@ def first_of_window(patch):
     patch.setattr(
         equivalence,
         "_max_pool",
-        lambda layer, pair: equivalence._both(pair, lambda v: v[:, :-1, :-1]),
+        lambda layer, pair, most: equivalence._both(pair, lambda v: v[:, :-1, :-1]),
     )
 
 
@@ -322,6 +342,7 @@ def bent():
 
 def law_all(certify):
     for eps in (0.5, 2.0):
+        law_encloses(*bent(), eps, None)
         law_contains(certify, *bent(), eps)
         law_contains(lambda f, g, x, **o: certify(f, g, x, max_symbols=2, **o), *bent(), eps)
 

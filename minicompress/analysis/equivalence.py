@@ -360,10 +360,10 @@ def _follow(f: Sequential, g: Sequential, low: Array, high: Array, max_symbols: 
         integer(max_symbols, "max_symbols", 0)
     if [type(layer) for layer in f.layers] != [type(layer) for layer in g.layers]:
         raise CompressionError("f and g must have the same types of layers in the same order")
-    pair = _box(low, high)
+    pair = _capped(_box(low, high), max_symbols)
     for i, (a, b) in enumerate(zip(f.layers, g.layers, strict=True)):
         try:
-            pair = _capped(_step(a, b, pair), max_symbols)
+            pair = _capped(_step(a, b, pair, max_symbols), max_symbols)
         except CompressionError as error:
             raise CompressionError(f"layer {i}, {type(a).__name__}: {error}") from None
     if pair.f.center.ndim != 2:
@@ -412,7 +412,7 @@ def _capped(pair: Pair, most: int | None) -> Pair:
     )
 
 
-def _step(a: Layer, b: Layer, pair: Pair) -> Pair:
+def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
     match a, b:
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
             return _affine(a, b, pair)
@@ -421,10 +421,10 @@ def _step(a: Layer, b: Layer, pair: Pair) -> Pair:
         case Dropout(), _:
             return pair
         case ReLU(), _:
-            return _relu(pair)
+            return _relu(pair, most)
         case (LeakyReLU(), LeakyReLU()) if a.negative_slope == b.negative_slope:
             # slope * z + (1 - slope) * relu(z)
-            positive, slope = _relu(pair), a.negative_slope
+            positive, slope = _relu(pair, most), a.negative_slope
             return _combined(pair, slope, positive, 1 - slope)
         case (AvgPool2D(), AvgPool2D()) if repr(a) == repr(b):
             h, w = pair.f.center.shape[1:3]
@@ -434,7 +434,7 @@ def _step(a: Layer, b: Layer, pair: Pair) -> Pair:
             places = int(np.prod(pair.f.center.shape[1:3]))
             return Pair(*(z.map(a.forward, a.forward, places + 1) for z in pair))
         case (MaxPool2D(), MaxPool2D()) if repr(a) == repr(b):
-            return _max_pool(a, pair)
+            return _max_pool(a, pair, most)
     raise CompressionError(f"no certificate follows {a!r} against {b!r}")
 
 
@@ -492,7 +492,7 @@ def _relaxed(low: Array, high: Array) -> tuple[Array, Array]:
     return slope, np.where(unstable, gap / 2, 0.0)
 
 
-def _relu(pair: Pair) -> Pair:
+def _relu(pair: Pair, most: int | None) -> Pair:
     """Every neuron of d takes the form of least radius; see the top of the file."""
     f, d = pair
     f_slope, f_gap = _relaxed(*f.interval())
@@ -509,17 +509,28 @@ def _relu(pair: Pair) -> Pair:
     own = np.where(half, largest / 2, g_gap) * (1 + 4 * UNIT)
     shared = np.where(half, 0.0, -f_gap)
     new_f = f.scaled(f_slope, f_gap)
-    count, index = _slots(f_gap > 0)
-    new_f, chosen = new_f.grown(count, index, f_gap), chosen.grown(count, index, shared)
-    count, index = _slots(own > 0)
-    return Pair(new_f.grown(count, index, zero), chosen.grown(count, index, own))
+    return _with_symbols(_with_symbols(Pair(new_f, chosen), f_gap, shared, most), zero, own, most)
 
 
-def _slots(active: Array) -> tuple[int, Array]:
-    """For every input the coordinates that need a symbol, as many as the neediest one has."""
-    flat = active.reshape(len(active), -1)
-    count = int(flat.sum(1).max(initial=0))
-    return count, np.argsort(~flat, axis=1, kind="stable")[:, :count]
+def _with_symbols(pair: Pair, of_f: Array, of_d: Array, most: int | None) -> Pair:
+    """A new symbol for every coordinate that moves by itself: so much in f, so much in d.
+
+    At most so many: what moves least goes to the boxes.
+    """
+    size = (np.abs(of_f) + np.abs(of_d)).reshape(len(of_f), -1)
+    count = int((size > 0).sum(1).max(initial=0))
+    kept = count if most is None else min(count, most)
+    order = np.argsort(-size, axis=1, kind="stable")
+    index, boxed = order[:, :kept], order[:, kept:count]
+
+    def with_symbols(z: Zonotope, coefficients: Array) -> Zonotope:
+        loose = np.zeros_like(size)
+        flat = np.abs(coefficients).reshape(size.shape)
+        np.put_along_axis(loose, boxed, np.take_along_axis(flat, boxed, 1), 1)
+        box = (z.box + loose.reshape(z.box.shape)) * (1 + 2 * UNIT) if kept < count else z.box
+        return z._replace(box=box).grown(kept, index, coefficients)
+
+    return Pair(with_symbols(pair.f, of_f), with_symbols(pair.d, of_d))
 
 
 def _combined(x: Pair, p: float, y: Pair, q: float) -> Pair:
@@ -535,7 +546,7 @@ def _combined(x: Pair, p: float, y: Pair, q: float) -> Pair:
     return Pair(*parts)
 
 
-def _max_pool(layer: MaxPool2D, pair: Pair) -> Pair:
+def _max_pool(layer: MaxPool2D, pair: Pair, most: int | None) -> Pair:
     """max(a, b) = b + relu(a - b), over the places of the window one after the other."""
     h, w = pair.f.center.shape[1:3]
     stride = layer.window if layer.stride is None else layer.stride
@@ -559,6 +570,6 @@ def _max_pool(layer: MaxPool2D, pair: Pair) -> Pair:
             here = Pair(
                 *(z._replace(generators=np.concatenate([z.generators, empty], 1)) for z in here)
             )
-        best = _combined(best, 1.0, _relu(_combined(best, -1.0, here, 1.0)), 1.0)
+        best = _combined(best, 1.0, _relu(_combined(best, -1.0, here, 1.0), most), 1.0)
     assert best is not None
     return best
