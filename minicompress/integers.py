@@ -50,8 +50,9 @@ def spread(
 ) -> Array:
     """A scale or zero point as an array that broadcasts against one of `shape`."""
     if block_size is not None and axis is not None:
-        repeated = np.repeat(parameter, block_size, axis=axis)  # the ragged block is cut here
-        return repeated[(slice(None),) * axis + (slice(shape[axis]),)]
+        n = shape[axis]
+        repeated = np.repeat(parameter, min(block_size, n), axis=axis)
+        return repeated[(slice(None),) * axis + (slice(n),)]  # the ragged block is cut here
     if axis is None:
         return parameter
     return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
@@ -124,7 +125,7 @@ def dequantize_linear(
     Parameters
     ----------
     codes : ndarray of integers
-        Subtracted in int64: 100 - (-100) would be -56 in int8.
+        Subtracted in a wider type: 100 - (-100) would be -56 in int8.
     scale : positive float ndarray
         Its dtype is the result's. Shapes as in `quantize_linear`.
     zero_point : integer ndarray of the shape of `scale`
@@ -149,7 +150,7 @@ def dequantize_linear(
     s = finite_array(scale, "scale")
     z = integer_array(zero_point, "zero_point")
     s, z = _spread_params(s, z, array.shape, axis, block_size)
-    steps = array.astype(np.int64) - z.astype(np.int64)
+    steps, _ = _difference(array, z, "codes")
     with np.errstate(over="ignore", under="ignore"):
         return cast_finite(steps.astype(np.float64) * s.astype(np.float64), s.dtype)
 
@@ -196,11 +197,13 @@ def matmul_integer(
         raise CompressionError(
             f"a and b must be of shapes (m, k) and (k, n), not {left.shape} and {right.shape}"
         )
-    left = _centred(left, a_zero_point, "a_zero_point", (left.shape[0], 1))
-    right = _centred(right, b_zero_point, "b_zero_point", (1, right.shape[1]))
-    top_left, top_right = _largest(left), _largest(right)
-    product, k = top_left * top_right, left.shape[1]
-    if max(k * product, top_left, top_right) >= 2**63:
+    k = left.shape[1]
+    left_zero = _zero_point(a_zero_point, "a_zero_point", (left.shape[0], 1))
+    right_zero = _zero_point(b_zero_point, "b_zero_point", (1, right.shape[1]))
+    left, top_left = _difference(left, left_zero, "a")
+    right, top_right = _difference(right, right_zero, "b")
+    product = top_left * top_right
+    if k * product >= 2**63:
         raise CompressionError(
             f"a and b must be small enough for an exact int64 sum, but {k} products of up to "
             f"{top_left} * {top_right} reach 2**63"
@@ -208,8 +211,8 @@ def matmul_integer(
     result = np.dtype(np.int32 if k * product < 2**31 else np.int64)
     # The operands must be exact in the float type too, also where the other one is all zeros.
     reach = max(product, top_left, top_right)
-    if reach > 2**53:
-        return np.asarray(np.matmul(left, right)).astype(result)  # plain int64: exact, but slow
+    if reach > 2**53:  # plain int64: exact, but slow
+        return np.asarray(np.matmul(left.astype(np.int64), right.astype(np.int64))).astype(result)
     exact: type[Any] = np.float32 if reach <= 2**24 else np.float64
     block = (2**24 if exact is np.float32 else 2**53) // max(product, 1)
     left, right = left.astype(exact), right.astype(exact)
@@ -220,19 +223,29 @@ def matmul_integer(
     return total
 
 
-def _centred(array: Array, zero_point: ArrayLike, name: str, per_line: tuple[int, int]) -> Array:
-    zero = integer_array(zero_point, name)
-    if zero.ndim > 0:
-        if zero.size != max(per_line) or zero.shape not in {(zero.size,), per_line}:
-            raise CompressionError(
-                f"{name} must be one int or {max(per_line)} of them, not of shape {zero.shape}"
-            )
-        zero = zero.reshape(per_line)
-    return array.astype(np.int64) - zero.astype(np.int64)
+def _zero_point(zero_point: ArrayLike, name: str, per_line: tuple[int, int]) -> Array:
+    """One zero point, or one per row or column as an array that broadcasts against the matrix."""
+    zero, lines = integer_array(zero_point, name), per_line[0] * per_line[1]
+    if zero.ndim == 0:
+        return zero
+    if zero.shape not in {(lines,), per_line}:
+        raise CompressionError(
+            f"{name} must be one int or {lines} of them, not of shape {zero.shape}"
+        )
+    return zero.reshape(per_line)
 
 
-def _largest(array: Array) -> int:
-    return max(-int(array.min(initial=0)), int(array.max(initial=0)))
+def _difference(array: Array, zero: Array, name: str) -> tuple[Array, int]:
+    """``array - zero``, exactly, in the narrower of int32 and int64; and what it cannot exceed."""
+    if array.size == 0:
+        return array.astype(np.int32), 0
+    reach = max(int(array.max()) - int(zero.min()), int(zero.max()) - int(array.min()))
+    if reach >= 2**63:
+        raise CompressionError(f"{name} minus its zero point must fit int64, not reach {reach}")
+    # Either may wrap around by itself; their difference, which fits, is right all the same.
+    wide = np.dtype(np.int32 if reach < 2**31 else np.int64)
+    with np.errstate(over="ignore"):
+        return np.asarray(array.astype(wide) - zero.astype(wide)), reach
 
 
 def _spread_params(

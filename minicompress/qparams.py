@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,6 +27,36 @@ from minicompress.integers import code_range, qparam_shape, spread
 
 METHODS = ("minmax", "percentile", "mse")
 
+SHRINKS = 96
+"""How many ranges "mse" tries, the whole one first."""
+
+FARTHEST_ZERO = 2**30
+"""Where preserve_zero=False stops: a zero point no farther than this from the codes fits int32."""
+
+
+class Grid(NamedTuple):
+    """The levels ``k * scale``, low <= k <= high, that an array is rounded to.
+
+    All in float64 and such that they broadcast against the array. The integer k, a code less its
+    zero point, is what this library calls steps: they are the same for signed and unsigned codes.
+    """
+
+    scale: Array
+    low: Array
+    high: Array
+    zero_point: Array
+
+    def nearest(self, x: Array) -> Array:
+        """Steps to the nearest level, ties to even: computed in float64, whatever x is."""
+        with np.errstate(over="ignore", under="ignore"):
+            steps = np.rint(x / self.scale)
+        return np.asarray(np.clip(steps, self.low, self.high) + 0.0)  # and no -0.0
+
+    def levels(self, steps: Array, dtype: DType) -> Array:
+        """The numbers so many steps from zero, rounded once to `dtype`."""
+        with np.errstate(over="ignore", under="ignore"):
+            return cast_finite(steps * self.scale, dtype)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QParams(Value):
@@ -39,7 +68,7 @@ class QParams(Value):
         Of the dtype of the arrays it is for. Shape ``()``; ``(channels,)`` with `axis`; with
         `block_size` one per block along `axis`.
     zero_point : integer ndarray of the shape of `scale`
-        The code of 0.0.
+        The code of 0.0. It may lie outside the codes, where the range does not hold 0.0.
     num_bits : int from 2 to 16
     signed, narrow_range : bool
         Codes from ``-2**(num_bits - 1)`` on, or from 0 on; `narrow_range` leaves the lowest out.
@@ -63,6 +92,11 @@ class QParams(Value):
             raise CompressionError(
                 f"zero_point must have the shape {scale.shape} of scale, not {zero_point.shape}"
             )
+        if zero_point.size and (zero_point.min() < -(2**31) or zero_point.max() >= 2**31):
+            raise CompressionError(
+                f"zero_point must fit int32, not reach from {zero_point.min()} to "
+                f"{zero_point.max()}"
+            )
         object.__setattr__(self, "scale", frozen(scale))
         object.__setattr__(self, "zero_point", frozen(zero_point))
         integer(self.num_bits, "num_bits", 2, 16)
@@ -81,8 +115,8 @@ class QParams(Value):
         """The highest code in use."""
         return code_range(self.num_bits, self.signed)[1]
 
-    def for_array(self, array: Array) -> tuple[Array, Array]:
-        """Scale and zero point as arrays that broadcast against `array`, both in float64."""
+    def grid(self, array: Array) -> Grid:
+        """The levels for the entries of `array`."""
         axis = None if self.axis is None else normal_axis(self.axis, "axis", array.ndim)
         wanted = qparam_shape(array.shape, axis, self.block_size)
         if self.scale.shape != wanted or self.scale.dtype != array.dtype:
@@ -90,9 +124,14 @@ class QParams(Value):
                 f"qparams must have scales of shape {wanted} and dtype {array.dtype} for an array "
                 f"of shape {array.shape}, not {self.scale.shape} and {self.scale.dtype}"
             )
-        scale = spread(self.scale, array.shape, axis, self.block_size)
-        zero_point = spread(self.zero_point, array.shape, axis, self.block_size)
-        return scale.astype(np.float64), zero_point.astype(np.float64)
+        return self._grid(
+            spread(self.scale, array.shape, axis, self.block_size),
+            spread(self.zero_point, array.shape, axis, self.block_size),
+        )
+
+    def _grid(self, scale: Array, zero_point: Array) -> Grid:
+        zero = zero_point.astype(np.float64)
+        return Grid(scale.astype(np.float64), self.qmin - zero, self.qmax - zero, zero)
 
 
 def choose_qparams(
@@ -139,7 +178,8 @@ def choose_qparams(
         Round the scales up to powers of two. The error bound s/2 then holds without any slack.
     preserve_zero : bool
         Widen the range to hold 0.0, which then has a code of its own and decodes to 0.0. With
-        False an affine zero point may lie outside the codes.
+        False an affine zero point may lie outside the codes, by up to 2**30: what is narrower than
+        that in relation to its distance from 0.0 gets coarser steps than it could have.
 
     Returns
     -------
@@ -167,10 +207,9 @@ def choose_qparams(
     flag(symmetric, "symmetric")
     flag(power_of_two, "power_of_two")
     choice(method, "method", METHODS)
-    kept = real(percentile, "percentile", 0, 100) / 100
-    if kept == 0:
+    if real(percentile, "percentile", 0, 100) == 0:
         raise CompressionError("percentile must be above 0: nothing would be kept")
-    if symmetric and not flag(preserve_zero, "preserve_zero"):
+    if not flag(preserve_zero, "preserve_zero") and symmetric:
         raise CompressionError("preserve_zero=False needs symmetric=False: symmetric codes hold 0")
     if axis is not None:
         axis = normal_axis(axis, "axis", w.ndim)
@@ -183,20 +222,20 @@ def choose_qparams(
     one = QParams(
         np.ones((), w.dtype), np.zeros((), np.int64), bits, flag(signed, "signed"), narrow_range
     )
-    scales, zeros = [], []
-    for group in _groups(w.astype(np.float64), axis, block_size):
-        low, high = _range(group, method, kept, symmetric, preserve_zero)
-        shrinks = np.linspace(1.0, 0.05, 96) if method == "mse" and group.size else [1.0]
-        tried = [
-            _fit(low * f, high * f, one, symmetric, power_of_two, preserve_zero) for f in shrinks
-        ]
-        errors = [_squared_error(group, s, z, one) for s, z in tried] if len(tried) > 1 else [0.0]
-        scale, zero_point = tried[int(np.argmin(errors))]
-        scales.append(scale)
-        zeros.append(zero_point)
+    groups = _groups(w.astype(np.float64), axis, block_size)
+    low, high = _ranges(groups, method, percentile, symmetric, preserve_zero)
+    scale, zero_point = _fit(low, high, one, symmetric, power_of_two, preserve_zero)
+    if method == "mse":
+        least = _squared_errors(groups, one, scale, zero_point)
+        for shrink in np.linspace(1.0, 0.05, SHRINKS)[1:]:
+            tried = _fit(low * shrink, high * shrink, one, symmetric, power_of_two, preserve_zero)
+            errors = _squared_errors(groups, one, *tried)
+            scale = np.where(errors < least, tried[0], scale)
+            zero_point = np.where(errors < least, tried[1], zero_point)
+            least = np.minimum(errors, least)
     return QParams(
-        np.array(scales, w.dtype).reshape(shape),
-        np.array(zeros, np.int64).reshape(shape),
+        scale.reshape(shape),
+        zero_point.reshape(shape),
         bits,
         one.signed,
         one.narrow_range,
@@ -231,93 +270,98 @@ def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
     [-1.0, -0.5, 0.0, 0.5]
     """
     w = finite_array(weight, "weight")
-    scale, zero_point = qparams.for_array(w)
-    steps = nearest_codes(w, qparams) - zero_point
-    with np.errstate(over="ignore", under="ignore"):
-        return cast_finite(steps * scale, w.dtype)
+    grid = qparams.grid(w)
+    return grid.levels(grid.nearest(w.astype(np.float64)), w.dtype)
 
 
-def nearest_codes(w: Array, qparams: QParams) -> Array:
-    """The nearest codes, computed in float64 for every dtype, as float64 integers."""
-    scale, zero_point = qparams.for_array(w)
-    with np.errstate(over="ignore", under="ignore"):
-        steps = np.rint(w.astype(np.float64) / scale)
-    return np.asarray(np.clip(steps + zero_point, qparams.qmin, qparams.qmax))
+def _groups(w: Array, axis: int | None, block_size: int | None) -> Array:
+    """The entries that share a scale as the rows of a matrix, in the C order of the scales.
 
-
-def _groups(w: Array, axis: int | None, block_size: int | None) -> Iterator[Array]:
-    """The entries that share a scale, as 1-D arrays in the C order of the scales."""
+    A row that has fewer entries than others, or none at all, is filled up with NaN. C order, so
+    that sums do not depend on how the weight lies in memory.
+    """
     if axis is None:
-        yield w.ravel()
+        rows = w.reshape(1, w.size)
     elif block_size is None:
-        yield from np.moveaxis(w, axis, 0).reshape(w.shape[axis], w.size // max(w.shape[axis], 1))
+        channels = w.shape[axis]
+        rows = np.moveaxis(w, axis, 0).reshape(channels, w.size // max(channels, 1))
+    elif w.size == 0:
+        rows = np.zeros((0, 1))
     else:
-        starts = range(0, w.shape[axis], block_size)
-        blocks = [np.take(w, range(s, min(s + block_size, w.shape[axis])), axis) for s in starts]
-        for index in np.ndindex(qparam_shape(w.shape, axis, block_size)):
-            others = (*index[:axis], slice(None), *index[axis + 1 :])
-            yield blocks[index[axis]][others]
+        width = min(block_size, w.shape[axis])
+        missing = [(0, -n % width if i == axis else 0) for i, n in enumerate(w.shape)]
+        padded = np.pad(w, missing, constant_values=np.nan)
+        blocks = padded.reshape(*w.shape[:axis], -1, width, *w.shape[axis + 1 :])
+        rows = np.moveaxis(blocks, axis + 1, -1).reshape(-1, width)
+    return np.ascontiguousarray(rows) if rows.shape[1] else np.full((len(rows), 1), np.nan)
 
 
-def _range(
-    group: Array, method: str, kept: float, symmetric: bool, preserve_zero: bool
-) -> tuple[float, float]:
-    """The least and the largest number that the codes are to reach."""
-    if group.size == 0:
-        return 0.0, 0.0
-    if method == "percentile" and symmetric:
-        magnitudes = np.sort(np.abs(group))
-        top = float(magnitudes[math.ceil(kept * group.size) - 1])
-        return -top, top
-    entries = np.sort(group) if method == "percentile" else group
-    if method == "percentile":
-        cut = (group.size - math.ceil(kept * group.size)) // 2
-        entries = entries[cut : group.size - cut]
-    low, high = float(entries.min()), float(entries.max())
-    return (min(low, 0.0), max(high, 0.0)) if preserve_zero else (low, high)
+def _ranges(
+    groups: Array, method: str, percentile: float, symmetric: bool, preserve_zero: bool
+) -> tuple[Array, Array]:
+    """The least and the largest number that the codes are to reach, for every row."""
+    if method != "percentile":
+        low, high = np.fmin.reduce(groups, axis=1), np.fmax.reduce(groups, axis=1)
+    else:
+        ordered = np.sort(np.abs(groups) if symmetric else groups, axis=1)  # NaN goes last
+        sizes = np.count_nonzero(~np.isnan(groups), axis=1)
+        kept = np.ceil(percentile * sizes / 100).astype(np.int64)
+        cut = np.zeros_like(kept) if symmetric else (sizes - kept) // 2
+        last = kept - 1 if symmetric else sizes - 1 - cut
+        rows = np.arange(len(groups))
+        low, high = ordered[rows, cut], ordered[rows, np.maximum(last, 0)]
+    low, high = np.nan_to_num(low), np.nan_to_num(high)
+    return (np.minimum(low, 0.0), np.maximum(high, 0.0)) if preserve_zero else (low, high)
 
 
 def _fit(
-    low: float,
-    high: float,
+    low: Array,
+    high: Array,
     codes: QParams,
     symmetric: bool,
     power_of_two: bool,
     preserve_zero: bool,
-) -> tuple[float, int]:
-    """Scale and zero point for the range [low, high]."""
+) -> tuple[Array, Array]:
+    """Scales and zero points for the ranges [low, high]."""
     dtype, steps = codes.scale.dtype, codes.qmax - codes.qmin
     half = 2 ** (codes.num_bits - 1) - 1
+    largest = np.maximum(-low, high)
     if symmetric:
-        scale = max(-low, high) / half
-        return _as_scale(scale, dtype, power_of_two), 0 if codes.signed else half + 1
-    if low == high and not preserve_zero and low != 0:
-        # One value: a code one step away from the zero point is that value exactly.
-        scale = _as_scale(abs(low), dtype, power_of_two)
-        return scale, codes.qmin - 1 if low > 0 else codes.qmax + 1
-    scale = _as_scale(high / steps - low / steps, dtype, power_of_two)
-    zero_point = round(codes.qmin - low / scale)
+        middle = 0 if codes.signed else half + 1
+        scale = _as_scales(largest / half, dtype, power_of_two)
+        return scale, np.full(scale.shape, middle, np.int64)
+    wanted = high / steps - low / steps  # high - low may be inf
+    # One value alone: the code one step away from the zero point is that value exactly.
+    single = (low == high) & (low != 0) & (not preserve_zero)
+    if not preserve_zero:
+        largest = np.maximum(np.abs(low), np.abs(high))
+        wanted = np.where(single, largest, np.maximum(wanted, largest / FARTHEST_ZERO))
+    scale = _as_scales(wanted, dtype, power_of_two)
+    with np.errstate(under="ignore"):
+        zero_point = np.rint(codes.qmin - low / scale.astype(np.float64))
     if preserve_zero:
-        zero_point = min(max(zero_point, codes.qmin), codes.qmax)
-    return scale, zero_point
+        zero_point = np.clip(zero_point, codes.qmin, codes.qmax)
+    beside = np.where(low > 0, codes.qmin - 1, codes.qmax + 1)
+    return scale, np.where(single, beside, zero_point).astype(np.int64)
 
 
-def _as_scale(scale: float, dtype: DType, power_of_two: bool) -> float:
-    """A scale rounded to its dtype: at least the smallest normal number, for 0 is no scale."""
+def _as_scales(scales: Array, dtype: DType, power_of_two: bool) -> Array:
+    """Scales in their dtype: at least the smallest normal number, for 0 is no scale."""
     info = np.finfo(dtype)
-    scale = max(scale, float(info.tiny))
+    scales = np.maximum(scales, float(info.tiny))
     if power_of_two:
-        mantissa, exponent = math.frexp(scale)
-        exponent = exponent - 1 if mantissa == 0.5 else exponent
-        return math.ldexp(1.0, min(exponent, int(info.maxexp) - 1))
-    return float(np.asarray(scale).astype(dtype))
+        mantissa, exponent = np.frexp(scales)
+        exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
+        scales = np.ldexp(1.0, np.minimum(exponent, int(info.maxexp) - 1))
+    return scales.astype(dtype)
 
 
-def _squared_error(group: Array, scale: float, zero_point: int, codes: QParams) -> float:
-    # In units of the largest magnitude: only the order of the errors matters, and 1e200 squared
-    # has none.
-    unit = float(np.abs(group).max()) or 1.0
+def _squared_errors(groups: Array, codes: QParams, scale: Array, zero_point: Array) -> Array:
+    """The squared error of every row, in units of its largest entry: 1e200 squared has no order."""
+    grid = codes._grid(scale[:, np.newaxis], zero_point[:, np.newaxis])
+    unit = np.nan_to_num(np.fmax.reduce(np.abs(groups), axis=1, keepdims=True))
+    decoded = grid.levels(grid.nearest(groups), scale.dtype)
     with np.errstate(over="ignore", under="ignore"):
-        steps = np.clip(np.rint(group / scale) + zero_point, codes.qmin, codes.qmax) - zero_point
-        error = (group - steps * scale) / unit
-        return float(error @ error)
+        errors = (groups - decoded) / np.where(unit == 0, 1.0, unit)
+        errors[np.isnan(errors)] = 0.0
+        return np.asarray(np.sum(errors * errors, axis=1))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, choice, finite_array, freeze
+from minicompress.arrays import Array, choice, finite_array, freeze, generator, same_dtype
+from minicompress.compressors.rounding import compensated_steps, stochastic_steps
 from minicompress.errors import CompressionError
 from minicompress.integers import code_dtype
 from minicompress.norms import (
@@ -20,8 +22,10 @@ from minicompress.norms import (
     smallest_subnormal,
     unit_roundoff,
 )
-from minicompress.qparams import QParams, choose_qparams, nearest_codes
+from minicompress.qparams import Grid, QParams, choose_qparams
 from minicompress.representation import Certificate, Compressed, Quantized, decode
+
+ROUNDINGS = ("nearest", "stochastic", "compensated")
 
 
 def quantize(
@@ -29,10 +33,13 @@ def quantize(
     *,
     num_bits: int | None = None,
     qparams: QParams | None = None,
+    rounding: str = "nearest",
+    rng: np.random.Generator | None = None,
+    calibration: ArrayLike | None = None,
     norm: str = "fro",
     **options: Any,
 ) -> Compressed:
-    """Round every entry to the nearest of evenly spaced levels.
+    """Round every entry to one of evenly spaced levels: to the nearest unless told.
 
     Parameters
     ----------
@@ -41,6 +48,15 @@ def quantize(
     num_bits : int from 2 to 16, 8 unless told
     qparams : QParams, optional
         Scales and zero points that are already known, in place of num_bits and of the options.
+    rounding : "nearest" | "stochastic" | "compensated"
+        To the nearest level, ties to even; to the level above or below at random, with the entry
+        itself as the mean; or one input after the other, each making up for the errors of those
+        before it, so that the layer's outputs on the `calibration` inputs stay near.
+    rng : numpy.random.Generator
+        For "stochastic", and only for it.
+    calibration : (N, in) ndarray of the dtype of `weight`, finite
+        For "compensated", and only for it: inputs of the layer whose weight is (in, out), or
+        patches of them where it is a kernel (kh, kw, in / kh kw, out). N may be 0.
     norm : "fro" | "spectral" | "max"
         Of the certificate.
     **options
@@ -51,16 +67,20 @@ def quantize(
     -------
     rep : Quantized
     cert : Certificate
-        Half a step for an entry within the range of the codes, its distance to the range where
-        that is more, nothing for a zero; with what rounding can add (nothing for power-of-two
-        scales). "max" is the largest of these, "fro" the root of the sum of their squares,
-        "spectral" the largest singular value of their matrix.
+        Nearest: half a step for an entry within the range of the codes, its distance to the range
+        where that is more, nothing for a zero; with what rounding can add (nothing for
+        power-of-two scales whose range holds zero). Stochastic: a step in place of half a step.
+        Compensated: as nearest, for the corrected entry, and the correction besides. "max" is the
+        largest of these, "fro" the root of the sum of their squares, "spectral" the largest
+        singular value of their matrix.
 
     Raises
     ------
     CompressionError
-        `weight` is not finite, an option is unknown or out of range, or both qparams and others
-        are given.
+        `weight` or `calibration` is not finite or does not fit, an option is out of range, both
+        qparams and others are given, or a rounding is given what it has no use for.
+    TypeError
+        An option is unknown.
 
     Notes
     -----
@@ -68,32 +88,59 @@ def quantize(
     Frobenius; Horn and Johnson, *Matrix Analysis*, theorem 8.1.18). The mean squared error s**2/12
     is a model of the error, no bound; the bound is s**2/4.
 
+    Compensated rounding is GPTQ (E. Frantar, S. Ashkboos, T. Hoefler and D. Alistarh, *GPTQ*,
+    2022), after B. Hassibi and D. Stork, *Second order derivatives for network pruning* (1992).
+    Columns of the weight do not depend on each other, and one whose output on the calibration
+    inputs would be no nearer than with nearest rounding is rounded so: the error of the output is
+    never above that of nearest rounding. Single weights move further, and a zero may become
+    another level; prune after it, or not at all, where zeros are to stay.
+
     Examples
     --------
     >>> rep, cert = quantize(np.array([[0.0, 1.0], [-2.0, 7.0]]), num_bits=4, norm="max")
     >>> rep.codes.tolist(), round(cert.bound, 6), cert.measured
     ([[0, 1], [-2, 7]], 0.5, 0.0)
+
+    Two inputs that are always equal: what the one loses the other wins.
+
+    >>> w, x = np.array([[7.0], [0.4], [0.4]]), np.array([[0.0, 1.0, 1.0]])
+    >>> quantize(w, num_bits=4).rep.codes.T.tolist()
+    [[7, 0, 0]]
+    >>> quantize(w, num_bits=4, rounding="compensated", calibration=x).rep.codes.T.tolist()
+    [[7, 1, 0]]
     """
     w = finite_array(weight, "weight")
     kind = choice(norm, "norm", NORMS)
+    choice(rounding, "rounding", ROUNDINGS)
+    for name, given, wanted in (
+        ("rng", rng, "stochastic"),
+        ("calibration", calibration, "compensated"),
+    ):
+        if (given is None) == (rounding == wanted):
+            raise CompressionError(
+                f"{name} must be given with rounding={wanted!r} and only with it, "
+                f"not {'left out' if given is None else 'given'} with rounding={rounding!r}"
+            )
     if qparams is None:
         qparams = choose_qparams(w, num_bits=8 if num_bits is None else num_bits, **options)
     elif num_bits is not None or options:
-        given = ", ".join(options) or "num_bits"
-        raise CompressionError(f"give qparams or {given}, not both: qparams holds them all")
+        names = ", ".join(options) or "num_bits"
+        raise CompressionError(f"give qparams or {names}, not both: qparams holds them all")
     elif not isinstance(qparams, QParams):
         raise CompressionError(f"qparams must be a QParams, not {qparams!r}")
-    codes = nearest_codes(w, qparams).astype(code_dtype(qparams.num_bits, qparams.signed))
-    rep = represent(codes, qparams, w)
-    decoded = decode(rep)
-    entries = entry_bounds(w, decoded, qparams)
-    return Compressed(rep, Certificate(kind, bound_of(entries, kind), error_norm(w, decoded, kind)))
-
-
-def represent(codes: Array, qparams: QParams, w: Array) -> Quantized:
-    """The codes of an array with everything that decodes them."""
-    return Quantized(
-        freeze(codes),
+    grid = qparams.grid(w)
+    # In C order, so that a sum does not depend on how the weight lies in memory.
+    x = np.array(w, np.float64, order="C")
+    targets, reach = x, 0.5
+    if rounding == "nearest":
+        steps = grid.nearest(x)
+    elif rounding == "stochastic":
+        steps, reach = stochastic_steps(x, grid, w.dtype, generator(rng)), 1.0
+    else:
+        inputs = _inputs(calibration, w)
+        targets, steps = compensated_steps(x, grid, w.dtype, inputs)
+    rep = Quantized(
+        freeze((steps + grid.zero_point).astype(code_dtype(qparams.num_bits, qparams.signed))),
         qparams.scale,
         qparams.zero_point,
         qparams.num_bits,
@@ -102,25 +149,52 @@ def represent(codes: Array, qparams: QParams, w: Array) -> Quantized:
         qparams.block_size,
         w.dtype,
     )
+    decoded = decode(rep)
+    entries = entry_bounds(targets, decoded, grid, reach)
+    if targets is not x:
+        moved = np.abs(targets - x)
+        entries = np.where(moved == 0, entries, (entries + moved) * (1 + 4 * UNIT))
+    return Compressed(rep, Certificate(kind, bound_of(entries, kind), error_norm(w, decoded, kind)))
 
 
-def entry_bounds(w: Array, decoded: Array, qparams: QParams) -> Array:
-    """How far each decoded entry can be from its original: half a step, or out of the range."""
-    scale, zero_point = qparams.for_array(w)
-    x = w.astype(np.float64)
-    steps_low, steps_high = qparams.qmin - zero_point, qparams.qmax - zero_point
-    unit, eta = unit_roundoff(w.dtype), smallest_subnormal(w.dtype)
+def _inputs(calibration: ArrayLike | None, w: Array) -> Array:
+    """The calibration inputs, checked against the weight, in float64 and C order."""
+    if w.ndim not in (2, 4):
+        raise CompressionError(
+            "weight must be (in, out) or (kh, kw, in, out) for compensated rounding, "
+            f"not of shape {w.shape}"
+        )
+    inputs = finite_array(calibration if calibration is not None else (), "calibration", ndim=2)
+    same_dtype(weight=w, calibration=inputs)
+    wanted = math.prod(w.shape[:-1])
+    if inputs.shape[1] != wanted:
+        raise CompressionError(
+            f"calibration must be (N, {wanted}) for a weight of shape {w.shape}, not {inputs.shape}"
+        )
+    return np.array(inputs, np.float64, order="C")
+
+
+def entry_bounds(x: Array, decoded: Array, grid: Grid, reach: float = 0.5) -> Array:
+    """How far each decoded entry can be from the float64 number x that was rounded to it.
+
+    `reach` steps, or the distance to the range where that is more. The quotient x / scale errs by
+    u |x| in terms of x; the level, formed in float64 and rounded to its dtype, by u of the dtype
+    and of float64 times itself; and the distance by u of both.
+    """
+    unit, eta = unit_roundoff(decoded.dtype), smallest_subnormal(decoded.dtype)
+    held = (grid.low <= 0) & (grid.high >= 0)  # then 0.0 has a code of its own
     with np.errstate(over="ignore", under="ignore"):
-        low, high = steps_low * scale, steps_high * scale
-        outside = np.maximum(low - x, x - high)
-        bound = np.maximum(scale / 2, outside)
+        step = grid.scale * reach
+        outside = np.maximum(grid.low * grid.scale - x, x - grid.high * grid.scale)
+        bound = np.maximum(step, outside)
         # A power of two times an integer of few bits is exact in every dtype, and so is x / scale.
-        exact = (np.frexp(scale)[0] == 0.5) & (scale >= np.finfo(w.dtype).tiny)
-        exact = exact & (np.maximum(np.abs(steps_low), np.abs(steps_high)) * unit <= 1)
-        exact = exact & (outside <= scale / 2)
+        # Where the range holds zero, `outside` <= step is decided exactly too (Sterbenz: x is
+        # within a factor of two of the end).
+        exact = (np.frexp(grid.scale)[0] == 0.5) & (grid.scale >= np.finfo(decoded.dtype).tiny)
+        exact = exact & (np.maximum(np.abs(grid.low), np.abs(grid.high)) * unit <= 1)
+        exact = exact & held & (outside <= step)
         slack = 4 * UNIT * np.abs(x) + (unit + 8 * UNIT) * np.abs(decoded.astype(np.float64)) + eta
         bound = np.where(exact, bound, (bound + slack) * (1 + 4 * UNIT))
-    held = (steps_low <= 0) & (steps_high >= 0)  # then 0.0 has a code of its own
     return np.where((x == 0) & held, 0.0, bound)
 
 

@@ -1,0 +1,487 @@
+"""choose_qparams: which range, per tensor, channel and block; and the values it returns."""
+
+import math
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicompress.errors import CompressionError
+from minicompress.qparams import QParams, choose_qparams, fake_quantize
+from minicompress.testing.checks import check_pure
+from minicompress.testing.strategies import LAYOUTS, in_layout, weights
+
+DTYPES = [np.float16, np.float32, np.float64]
+FINITE = ("integers", "ordinary", "zeros", "constant", "ties")
+
+options = st.fixed_dictionaries(
+    {
+        "num_bits": st.sampled_from([2, 3, 4, 8]),
+        "signed": st.booleans(),
+        "symmetric": st.booleans(),
+        "narrow_range": st.booleans(),
+        "power_of_two": st.booleans(),
+    }
+)
+
+
+def groups_of(w, axis=None, block_size=None):
+    """The entries that share a scale, by plain slicing, in the C order of the scales."""
+    if axis is None:
+        return [w.ravel()]
+    lines = np.moveaxis(w, axis, 0)
+    if block_size is None:
+        return [line.ravel() for line in lines]
+    shape = list(w.shape)
+    shape[axis] = -(-shape[axis] // block_size)
+    groups = []
+    for index in np.ndindex(*shape):
+        start = index[axis] * block_size
+        line = w[tuple(slice(None) if i == axis % w.ndim else k for i, k in enumerate(index))]
+        groups.append(line[start : start + block_size])
+    return groups
+
+
+# ---- every group is treated as if it were alone
+
+
+def law_groups_are_apart(impl, w, axis, block_size, **options):
+    """Requirement 23: also the ragged last block has scale and zero point of its own."""
+    together = impl(w, axis=axis, block_size=block_size, **options)
+    scales, zeros = together.scale.ravel(), together.zero_point.ravel()
+    groups = groups_of(w, axis, block_size)
+    assert len(scales) == len(zeros) == len(groups)
+    for group, scale, zero in zip(groups, scales, zeros, strict=True):
+        q = impl(group, **options)
+        if options.get("method") == "mse":  # of two ranges that are as good either may be taken
+            one = QParams(scale, zero, q.num_bits, q.signed, q.narrow_range)
+            assert not_above(squared_error(group, one), squared_error(group, q), group)
+            assert not_above(squared_error(group, q), squared_error(group, one), group)
+        else:
+            assert (scale, zero) == (q.scale, q.zero_point)
+
+
+def squared_error(w, q):
+    decoded = fake_quantize(w, q)
+    pairs = zip(w.ravel().tolist(), decoded.ravel().tolist(), strict=True)
+    return sum(((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs), Fraction(0))
+
+
+def not_above(a, b, w):
+    """a <= b for squared errors that were compared in floats, in units of the largest entry.
+
+    Both are sums of n squares of differences that were divided: gamma_(n + 6) each; and what is
+    below 2**-1000 of that unit was lost.
+    """
+    unit = Fraction(float(np.abs(w).max(initial=0)))
+    return a <= b * (1 + 2 * (w.size + 6) * Fraction(2) ** -52) + unit**2 / 2**1000
+
+
+@given(
+    weights(min_ndim=2, max_ndim=3, max_size=40),
+    options,
+    st.sampled_from(["minmax", "percentile", "mse"]),
+    st.integers(0, 2),
+    st.none() | st.integers(1, 4),
+)
+def test_groups_are_apart(w, options, method, axis, block_size):
+    axis = axis % w.ndim - w.ndim * (axis % 2)  # negative ones too
+    law_groups_are_apart(
+        choose_qparams, w, axis, block_size, method=method, percentile=70.0, **options
+    )
+
+
+def test_the_shapes_are_those_of_onnx():
+    w = np.ones((2, 5, 3), np.float32)
+    assert choose_qparams(w).scale.shape == ()
+    assert choose_qparams(w, axis=1).scale.shape == (5,)
+    assert choose_qparams(w, axis=1, block_size=2).scale.shape == (2, 3, 3)
+    assert choose_qparams(w, axis=-1, block_size=10**12).scale.shape == (2, 5, 1)
+    assert choose_qparams(np.ones(5), axis=0, block_size=2).scale.shape == (3,)
+    assert choose_qparams(np.ones((0, 4)), axis=1).scale.tolist() == [np.finfo(float).tiny] * 4
+    assert choose_qparams(np.ones((0, 4)), axis=0, block_size=2).scale.shape == (0, 4)
+
+
+# ---- minmax: what the scale is
+
+
+def law_minmax(impl, w, **options):
+    """Scale and zero point by the definition, for the whole array."""
+    q = impl(w, **options)
+    bits, symmetric = options.get("num_bits", 8), options.get("symmetric", True)
+    signed, narrow = options.get("signed", True), options.get("narrow_range", False)
+    low, high = min(float(w.min(initial=0)), 0.0), max(float(w.max(initial=0)), 0.0)
+    lowest = (-(2 ** (bits - 1)) if signed else 0) + narrow
+    highest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    if symmetric:
+        scale = max(-low, high) / (2 ** (bits - 1) - 1)
+    else:
+        scale = high / (highest - lowest) - low / (highest - lowest)
+    scale = max(scale, float(np.finfo(w.dtype).tiny))
+    if options.get("power_of_two"):
+        top = math.ldexp(1.0, int(np.finfo(w.dtype).maxexp) - 1)
+        exact = Fraction(scale)
+        power = Fraction(2) ** (exact.numerator.bit_length() - exact.denominator.bit_length() - 1)
+        while power < exact:
+            power *= 2
+        scale = float(min(power, Fraction(top)))
+    assert q.scale.dtype == w.dtype
+    assert q.scale == w.dtype.type(scale)
+    assert (q.qmin, q.qmax) == (lowest, highest)
+    if symmetric:
+        assert q.zero_point == (0 if signed else 2 ** (bits - 1))
+    else:
+        assert q.zero_point == min(max(round(lowest - low / float(q.scale)), lowest), highest)
+
+
+@given(weights(), options)
+def test_minmax(w, options):
+    law_minmax(choose_qparams, w, **options)
+
+
+def law_range_holds_the_entries(impl, w, **options):
+    """No entry is further than half a step beyond the range: then s/2 bounds every error."""
+    q = impl(w, **options)
+    s = Fraction(float(q.scale))
+    low, high = (q.qmin - int(q.zero_point)) * s, (q.qmax - int(q.zero_point)) * s
+    # The scale is rounded to its dtype, by u: 2**num_bits steps of it by no more than that.
+    unit = 0 if options.get("power_of_two") else Fraction(float(np.finfo(w.dtype).eps) / 2)
+    beyond = s / 2 + 2 ** options["num_bits"] * unit * s
+    for x in w.ravel().tolist():
+        assert low - beyond <= Fraction(x) <= high + beyond
+    assert low <= 0 <= high  # requirement 10
+
+
+@given(weights(kinds=FINITE), options)
+def test_range_holds_the_entries(w, options):
+    law_range_holds_the_entries(choose_qparams, w, **options)
+
+
+@given(weights(), options, st.sampled_from(["minmax", "percentile", "mse"]))
+def test_zero_has_a_code(w, options, method):
+    """Requirements 9 to 11: a code of its own, whatever the entries are."""
+    q = choose_qparams(w, method=method, percentile=60.0, **options)
+    assert q.qmin <= q.zero_point <= q.qmax
+    assert fake_quantize(np.zeros_like(w), q).tobytes() == np.zeros_like(w).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_and_constants(dtype, symmetric):
+    for value in (0.0, -0.0, 3.0, -3.0, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal):
+        w = np.full((2, 3), value, dtype)
+        q = choose_qparams(w, symmetric=symmetric)
+        assert np.isfinite(q.scale)
+        assert q.scale >= np.finfo(dtype).tiny
+        assert np.isfinite(fake_quantize(w, q)).all()
+        if value == 0:
+            assert not fake_quantize(w, q).any()
+
+
+def test_a_range_without_zero():
+    """Requirement 10: widened to hold zero, unless told otherwise."""
+    w = np.arange(-22.0, -14.0)
+    assert len(set(fake_quantize(w, choose_qparams(w, num_bits=3)).tolist())) <= 4
+    wide = choose_qparams(w, num_bits=3, symmetric=False)
+    assert fake_quantize(np.zeros(8), wide).tolist() == [0.0] * 8
+    near = choose_qparams(w, num_bits=3, symmetric=False, preserve_zero=False)
+    assert fake_quantize(w, near).tolist() == w.tolist()
+    assert near.zero_point > near.qmax
+
+
+@pytest.mark.parametrize("value", [5.0, -0.3, 1e300, -1e-300])
+def test_one_value_without_zero_is_exact(value):
+    q = choose_qparams(np.full(3, value), symmetric=False, preserve_zero=False)
+    assert fake_quantize(np.full(3, value), q).tolist() == [value] * 3
+    assert q.zero_point == (q.qmin - 1 if value > 0 else q.qmax + 1)
+
+
+def test_a_narrow_range_far_from_zero_gets_a_zero_point_of_32_bits():
+    w = np.array([1e9, np.nextafter(1e9, 2e9)])
+    q = choose_qparams(w, num_bits=16, symmetric=False, preserve_zero=False)
+    assert abs(int(q.zero_point)) <= 2**30 + 2**16
+    assert np.abs(fake_quantize(w, q) - w).max() <= q.scale / 2 * (1 + 1e-6)
+
+
+def test_the_widest_range_does_not_overflow():
+    for dtype in DTYPES:
+        top = np.finfo(dtype).max
+        for bits, symmetric in ((2, True), (2, False), (8, True), (8, False)):
+            w = np.array([top, -top], dtype)
+            q = choose_qparams(w, num_bits=bits, symmetric=symmetric)
+            assert np.isfinite(q.scale)
+            assert np.isfinite(fake_quantize(w, q)).all()
+
+
+@given(weights(), options.filter(lambda o: o["power_of_two"]))
+def test_a_power_of_two_is_less_than_twice_the_scale(w, options):
+    power = choose_qparams(w, **options)
+    exact = choose_qparams(w.astype(np.float64), **{**options, "power_of_two": False})
+    plain = max(float(exact.scale), float(np.finfo(w.dtype).tiny))
+    assert np.frexp(power.scale)[0] == 0.5
+    assert float(power.scale) < 2 * plain
+    assert float(power.scale) >= plain or power.scale == 2.0 ** (np.finfo(w.dtype).maxexp - 1)
+
+
+# ---- percentile
+
+
+def law_percentile(impl, w, percentile):
+    """Requirement 16: the range keeps that fraction of the magnitudes, and no shorter one does."""
+    q = impl(w, method="percentile", percentile=percentile, power_of_two=False)
+    wanted = math.ceil(percentile * w.size / 100)
+    top = sorted(abs(x) for x in w.ravel().tolist())[wanted - 1] if w.size else 0.0
+    assert q.scale == w.dtype.type(max(top / 127, float(np.finfo(w.dtype).tiny)))
+
+
+@given(weights(), st.sampled_from([0.5, 10.0, 50.0, 75.0, 99.9, 100.0]))
+def test_percentile(w, percentile):
+    law_percentile(choose_qparams, w, percentile)
+
+
+def test_percentile_cuts_both_ends_of_an_affine_range():
+    w = np.arange(-50.0, 151.0)  # 201 entries, 101 to keep: 50 are cut at both ends
+    q = choose_qparams(w, method="percentile", percentile=50.0, symmetric=False)
+    low, high = (q.qmin - q.zero_point) * q.scale, (q.qmax - q.zero_point) * q.scale
+    assert (round(low), round(high)) == (0, 100)
+
+
+@given(weights(), options)
+def test_all_percent_is_minmax(w, options):
+    a = choose_qparams(w, method="percentile", percentile=100.0, **options)
+    b = choose_qparams(w, **options)
+    assert (a.scale, a.zero_point) == (b.scale, b.zero_point)
+
+
+# ---- mse
+
+
+def law_mse(impl, w, **options):
+    """Never above the error of minmax, whose range is among those that are tried."""
+    best = squared_error(w, impl(w, method="mse", **options))
+    assert not_above(best, squared_error(w, impl(w, **options)), w)
+
+
+@given(weights(kinds=(*FINITE, "huge")), options)
+def test_mse_is_never_worse_than_minmax(w, options):
+    law_mse(choose_qparams, w, **options)
+
+
+def law_mse_cuts_an_outlier(impl, symmetric):
+    w = np.append(np.tile([-1.0, -0.5, 0.5, 1.0], 50), [2.0, -2.0])
+    options = {"num_bits": 3, "symmetric": symmetric}
+    assert squared_error(w, impl(w, method="mse", **options)) < squared_error(
+        w, impl(w, **options)
+    ) * Fraction(3, 4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_mse_cuts_an_outlier(symmetric):
+    law_mse_cuts_an_outlier(choose_qparams, symmetric)
+
+
+def test_mse_knows_that_decoding_does_not_overflow():
+    """127 * fl(max / 127) is inf before it is clipped: the whole range is best all the same."""
+    for dtype in DTYPES:
+        top = np.finfo(dtype).max
+        w = np.array([top, -top], dtype)
+        assert squared_error(w, choose_qparams(w, method="mse")) <= squared_error(
+            w, choose_qparams(w)
+        )
+
+
+# ---- fake_quantize and QParams
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    w = np.array([[0.5, 1.5, -2.5], [3.0, 4.0, 99.0]], np.float32)
+    for given_axis, block_size in ((None, None), (0, None), (-1, None), (1, 2)):
+        q = choose_qparams(in_layout(w, layout), axis=given_axis, block_size=block_size)
+        right = choose_qparams(w, axis=given_axis, block_size=block_size)
+        assert q.scale.tolist() == right.scale.tolist()
+        again = fake_quantize(in_layout(w, layout), q)
+        assert again.tolist() == fake_quantize(w, q).tolist()
+
+
+def test_arguments_are_left_alone():
+    w = np.arange(6.0).reshape(2, 3)
+    check_pure(choose_qparams, w, axis=0, block_size=2, method="mse")
+    check_pure(fake_quantize, w, choose_qparams(w, axis=1))
+
+
+def test_zero_points_reach_to_the_ends_of_int32():
+    ends = np.array([-(2**31), 2**31 - 1])
+    assert QParams(np.ones(2), ends, axis=0).zero_point.tolist() == ends.tolist()
+
+
+def test_qparams_are_frozen_and_pickle():
+    scale = np.ones(2)
+    q = QParams(scale, np.zeros(2, np.int8), axis=0)
+    scale[0] = 9.0
+    assert q.scale.tolist() == [1.0, 1.0]
+    back = pickle.loads(pickle.dumps(q))
+    assert not back.scale.flags.writeable
+    assert (back.qmin, back.qmax, back.axis) == (-128, 127, 0)
+    assert repr(q).startswith("QParams(scale=float64[2]")
+
+
+ONE, W = np.ones(()), np.ones((2, 3))
+BAD = {
+    "scale must be positive": lambda: QParams(ONE * 0, np.array(0)),
+    "scale must be finite": lambda: QParams(ONE * np.inf, np.array(0)),
+    "scale must be of dtype": lambda: QParams(np.array(1), np.array(0)),
+    "zero_point must be of an integer": lambda: QParams(ONE, ONE),
+    "zero_point must have the shape": lambda: QParams(ONE, np.zeros(1, int)),
+    "zero_point must fit int32": lambda: QParams(ONE, np.array(2**31)),
+    "to -2147483649": lambda: QParams(ONE, np.array(-(2**31) - 1)),
+    "num_bits must": lambda: QParams(ONE, np.array(0), num_bits=1),
+    "signed must": lambda: QParams(ONE, np.array(0), signed="yes"),
+    "narrow_range must": lambda: QParams(ONE, np.array(0), narrow_range=1),
+    "block_size must": lambda: QParams(ONE, np.array(0), block_size=0),
+    "weight must be finite": lambda: choose_qparams(np.array([np.nan])),
+    "infinite entries": lambda: choose_qparams(np.array([np.inf])),
+    "weight must be of dtype": lambda: choose_qparams(np.array([1])),
+    "num_bits": lambda: choose_qparams(W, num_bits=17),
+    "signed": lambda: choose_qparams(W, signed=None),
+    "symmetric": lambda: choose_qparams(W, symmetric=0),
+    "narrow_range": lambda: choose_qparams(W, narrow_range=0),
+    "power_of_two": lambda: choose_qparams(W, power_of_two=0),
+    "method must be one of": lambda: choose_qparams(W, method="best"),
+    "percentile must be above 0": lambda: choose_qparams(W, percentile=0),
+    "percentile must be a number": lambda: choose_qparams(W, percentile=101),
+    "needs symmetric=False": lambda: choose_qparams(W, preserve_zero=False),
+    "preserve_zero must be": lambda: choose_qparams(W, preserve_zero=0),
+    "preserve_zero must": lambda: choose_qparams(W, preserve_zero=0, symmetric=False),
+    "axis must": lambda: choose_qparams(W, axis=2),
+    "has none": lambda: choose_qparams(W[0], axis=0),
+    "without axes": lambda: choose_qparams(ONE, axis=0),
+    "block_size needs an axis": lambda: choose_qparams(W, block_size=2),
+    "block_size must be an int": lambda: choose_qparams(W, axis=0, block_size=1.5),
+    "qparams must have scales of shape": lambda: fake_quantize(W, choose_qparams(W.T, axis=0)),
+    "dtype float64": lambda: fake_quantize(W, choose_qparams(W.astype("f4"))),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message):
+    with pytest.raises(CompressionError, match=message):
+        BAD[message]()
+
+
+def test_an_unknown_option_raises():
+    with pytest.raises(TypeError, match="bits"):
+        choose_qparams(W, bits=4)
+
+
+# ---- wrong implementations, and the laws that they break
+
+
+def changed(**changes):
+    def impl(w, **options):
+        return choose_qparams(w, **{**options, **changes})
+
+    return impl
+
+
+def by_power(w, **options):
+    """max / 2**(b - 1): the largest entry has no code."""
+    q = choose_qparams(w, **options)
+    half = 2 ** (q.num_bits - 1)
+    scale = np.asarray(q.scale * (half - 1) / half, q.scale.dtype)
+    return QParams(scale, q.zero_point, q.num_bits, q.signed)
+
+
+def unrounded(w, **options):
+    """The scale as it comes from the division, so 0 for a subnormal range."""
+    q = choose_qparams(w, **options)
+    return QParams(q.scale * 0 + max(float(np.abs(w).max()) / 127, 5e-324), q.zero_point)
+
+
+def shifted(w, **options):
+    q = choose_qparams(w, **options)
+    return QParams(q.scale, q.zero_point + 1, q.num_bits, q.signed)
+
+
+def cut_block(w, *, axis=None, block_size=None, **options):
+    """Never looks at the ragged last block: it gets the scale of the whole array."""
+    q = choose_qparams(w, axis=axis, block_size=block_size, **options)
+    if block_size is None:
+        return q
+    scale = q.scale.copy()
+    scale[..., -1] = choose_qparams(w, **options).scale
+    return QParams(scale, q.zero_point, axis=axis, block_size=block_size)
+
+
+def wrong_axis(w, *, axis=None, **options):
+    return choose_qparams(w, axis=None if axis is None else 1 - axis, **options)
+
+
+def doubled_power(w, **options):
+    q = choose_qparams(w, **options)
+    return QParams(q.scale * 2, q.zero_point)
+
+
+def without_method(w, **options):
+    return choose_qparams(w, **{**options, "method": "minmax"})
+
+
+def random_shrink(w, *, method="minmax", **options):
+    """Always shrinks, also where that is worse."""
+    q = choose_qparams(w, **options)
+    return q if method == "minmax" else QParams(q.scale / 2, q.zero_point)
+
+
+RISING = np.arange(1.0, 16.0).reshape(3, 5)
+BITS8 = {"num_bits": 8}
+PLANTED = {
+    "scale / 2**(b - 1)": (law_minmax, by_power, RISING, {}),
+    "scale / 2**(b - 1), by its range": (
+        law_range_holds_the_entries,
+        by_power,
+        np.array([7.0]),
+        {"num_bits": 3, "signed": True, "narrow_range": False, "symmetric": True},
+    ),
+    "no smallest scale": (law_minmax, unrounded, np.array([1e-310]), {}),
+    "zero point off by one": (law_minmax, shifted, RISING, {"symmetric": False}),
+    "narrow range ignored": (
+        law_minmax,
+        changed(narrow_range=False),
+        RISING,
+        {"narrow_range": True},
+    ),
+    "zero not in the range": (
+        law_range_holds_the_entries,
+        changed(symmetric=False, preserve_zero=False),
+        RISING,
+        BITS8,
+    ),
+    "ragged block ignored": (
+        law_groups_are_apart,
+        cut_block,
+        RISING,
+        {"axis": 1, "block_size": 2},
+    ),
+    "wrong axis": (law_groups_are_apart, wrong_axis, RISING, {"axis": 0, "block_size": None}),
+    "power of two too large": (law_minmax, doubled_power, RISING, {"power_of_two": True}),
+    "percentile ignored": (law_percentile, without_method, RISING, {"percentile": 50.0}),
+    "percentile of the wrong end": (
+        law_percentile,
+        lambda w, percentile, **o: choose_qparams(w, percentile=100 - percentile, **o),
+        RISING,
+        {"percentile": 75.0},
+    ),
+    "always shrunken": (law_mse, random_shrink, RISING, BITS8),
+    "mse ignored": (law_mse_cuts_an_outlier, without_method, True, {}),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_wrong_implementations_are_found(name):
+    law, wrong, argument, options = PLANTED[name]
+    law(choose_qparams, argument, **options)
+    with pytest.raises(AssertionError):
+        law(wrong, argument, **options)
