@@ -10,10 +10,27 @@ A weight array goes in; a representation and a certificate come out:
 """
 
 from minicompress.analysis.accounting import Account, LayerAccount, account
+from minicompress.analysis.bounds import conv_norm_upper, output_bound
+from minicompress.analysis.equivalence import (
+    BallCertificate,
+    DomainCertificate,
+    ball_certificate,
+    ball_certificates,
+    certified_fraction,
+    domain_certificate,
+)
 from minicompress.compressors.chain import chain
+from minicompress.compressors.clustering import cluster
 from minicompress.compressors.lowrank import channel_svd, spatial_svd, truncated_svd
-from minicompress.compressors.pruning import prune_magnitude
+from minicompress.compressors.pruning import (
+    prune_channels,
+    prune_global,
+    prune_magnitude,
+    prune_n_m,
+)
 from minicompress.compressors.quantization import quantize
+from minicompress.compressors.schedules import constant_schedule, cubic_schedule, linear_schedule
+from minicompress.compressors.tucker import tucker2
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.integers import dequantize_linear, matmul_integer, quantize_linear
@@ -70,6 +87,14 @@ from minicompress.nn.weightless import (
     Tanh,
 )
 from minicompress.norms import norm2_upper
+from minicompress.pipeline.kernels import shrink_kernel, split_kernel
+from minicompress.pipeline.structure import (
+    dense_to_conv,
+    dense_to_pooled,
+    factorize,
+    fold_batch_norm,
+    remove_channels,
+)
 from minicompress.qparams import QParams, choose_qparams, fake_quantize
 from minicompress.representation import (
     Certificate,
@@ -88,6 +113,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Account",
     "AvgPool2D",
+    "BallCertificate",
     "BatchNorm",
     "Certificate",
     "Clustered",
@@ -95,6 +121,7 @@ __all__ = [
     "CompressionError",
     "Conv2D",
     "Dense",
+    "DomainCertificate",
     "Dropout",
     "FileFormatError",
     "Flatten",
@@ -120,33 +147,46 @@ __all__ = [
     "apply",
     "avg_pool2d",
     "avg_pool2d_vjp",
+    "ball_certificate",
+    "ball_certificates",
     "batch_norm",
     "batch_norm_vjp",
+    "certified_fraction",
     "chain",
     "channel_svd",
     "choose_qparams",
+    "cluster",
     "constant",
+    "constant_schedule",
     "conv2d",
     "conv2d_vjp",
+    "conv_norm_upper",
     "cosine_decay",
+    "cubic_schedule",
     "decode",
     "decoded",
     "dense",
+    "dense_to_conv",
+    "dense_to_pooled",
     "dense_vjp",
     "dequantize_linear",
     "digits_cnn",
+    "domain_certificate",
     "evaluate",
     "factor_layers",
+    "factorize",
     "fake_quantize",
     "fit",
     "flatten",
     "flatten_vjp",
+    "fold_batch_norm",
     "global_avg_pool2d",
     "global_avg_pool2d_vjp",
     "leaky_relu",
     "leaky_relu_vjp",
     "lenet5",
     "lenet_300_100",
+    "linear_schedule",
     "load_digits",
     "load_mnist",
     "matmul_integer",
@@ -155,26 +195,34 @@ __all__ = [
     "mean_squared_error",
     "norm2_upper",
     "num_params",
+    "output_bound",
     "output_shape",
     "parameters",
+    "prune_channels",
+    "prune_global",
     "prune_magnitude",
+    "prune_n_m",
     "quantize",
     "quantize_linear",
     "relu",
     "relu_vjp",
+    "remove_channels",
     "seed_cnn",
     "sgd",
+    "shrink_kernel",
     "sigmoid",
     "sigmoid_vjp",
     "softmax",
     "softmax_cross_entropy",
     "softmax_vjp",
     "spatial_svd",
+    "split_kernel",
     "step_decay",
     "storage_bits",
     "tanh",
     "tanh_vjp",
     "truncated_svd",
+    "tucker2",
     "vjp",
     "with_parameters",
 ]

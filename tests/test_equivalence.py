@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import minicompress as mc
-from minicompress.analysis import equivalence
+from minicompress.analysis import zonotope
 from minicompress.analysis.equivalence import (
     ball_certificate,
     ball_certificates,
@@ -98,15 +98,15 @@ def law_contains(certify, f, g, x, eps, clip=None):
 
 def law_encloses(f, g, x, eps, most):
     """The zonotopes behind the last layer contain f, g - f and g at every point of the ball."""
-    inside = equivalence._follow(f, g, x[None] - eps, x[None] + eps, most)
+    inside = zonotope.follow(f, g, x[None] - eps, x[None] + eps, most)
     ball = points(x, eps)
     yf, yg = f(ball), g(ball)
-    for zonotope, values in (
+    for found, values in (
         (inside.f, yf),
         (inside.d, yg - yf),
         (inside.f.add(inside.d), yg),
     ):
-        low, high = zonotope.interval()
+        low, high = found.interval()
         assert (low <= values).all()
         assert (values <= high).all()
 
@@ -286,48 +286,48 @@ def test_what_cannot_be_certified_is_refused(call, message):
 
 
 def halved_reach(patch):
-    right = equivalence.Zonotope.reach
-    patch.setattr(equivalence.Zonotope, "reach", lambda z: right(z) / 2)
+    right = zonotope.Zonotope.reach
+    patch.setattr(zonotope.Zonotope, "reach", lambda z: right(z) / 2)
 
 
 def no_change_of_weights(patch):
-    right = equivalence.Zonotope.map
+    right = zonotope.Zonotope.map
     patch.setattr(
-        equivalence.Zonotope,
+        zonotope.Zonotope,
         "add",
         lambda a, b: a if a.generators.shape == b.generators.shape else right(a, b),
     )
 
 
 def flipped_relaxation(patch):
-    right = equivalence._relaxed
-    patch.setattr(equivalence, "_relaxed", lambda lo, hi: (right(lo, hi)[0], -right(lo, hi)[1]))
+    right = zonotope._relaxed
+    patch.setattr(zonotope, "_relaxed", lambda lo, hi: (right(lo, hi)[0], -right(lo, hi)[1]))
 
 
 def no_gap(patch):
-    right = equivalence._relaxed
-    patch.setattr(equivalence, "_relaxed", lambda lo, hi: (right(lo, hi)[0], 0 * right(lo, hi)[1]))
+    right = zonotope._relaxed
+    patch.setattr(zonotope, "_relaxed", lambda lo, hi: (right(lo, hi)[0], 0 * right(lo, hi)[1]))
 
 
 def always_on(patch):
-    patch.setattr(equivalence, "_relaxed", lambda lo, hi: (np.ones_like(lo), np.zeros_like(lo)))
+    patch.setattr(zonotope, "_relaxed", lambda lo, hi: (np.ones_like(lo), np.zeros_like(lo)))
 
 
 def boxes_dropped(patch):
-    right = equivalence._capped
+    right = zonotope._capped
 
     def capped(pair, most):
         pair = right(pair, most)
         return type(pair)(*(z._replace(box=0 * z.box) for z in pair))
 
-    patch.setattr(equivalence, "_capped", capped)
+    patch.setattr(zonotope, "_capped", capped)
 
 
 def first_of_window(patch):
     patch.setattr(
-        equivalence,
+        zonotope,
         "_max_pool",
-        lambda layer, pair, most: equivalence._both(pair, lambda v: v[:, :-1, :-1]),
+        lambda layer, pair, most: zonotope._both(pair, lambda v: v[:, :-1, :-1]),
     )
 
 

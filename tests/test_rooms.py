@@ -14,9 +14,10 @@ ORDER = {
     "": "errors arrays norms integers qparams representation datasets",
     "compressors": "lowrank tucker pruning schedules rounding quantization clustering chain",
     "nn": "windows direct winograd convolution pooling activations losses factors weightless "
-    "normalization layers model optimizers training architectures integer",
-    "storage": "bits huffman range_coder entropy matrices coding container",
-    "analysis": "accounting bounds equivalence",
+    "normalization layers model optimizers training architectures "
+    "requantize integer_weightless integer_layers integer_model integer",
+    "storage": "bits huffman range_coder entropy matrices sections coding container",
+    "analysis": "accounting bounds zonotope equivalence",
     "pipeline": "weights structure kernels plan sensitivity search recipe rate early_exit comparison table",
     "export": "c onnx",
     "testing": "strategies models laws checks",
