@@ -20,7 +20,15 @@ from typing import NoReturn, TextIO
 
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError
-from minicompress.pipeline.comparison import EPOCHS, Progress, compare, retraining_epochs, setup
+from minicompress.pipeline.certification import certify, format_certificates
+from minicompress.pipeline.comparison import (
+    EPOCHS,
+    Progress,
+    Setup,
+    compare,
+    retraining_epochs,
+    setup,
+)
 from minicompress.pipeline.table import format_table, legend, read_table, wrap
 
 
@@ -33,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The arguments without the name of the program; those of the process unless given.
     """
     try:
-        arguments = _parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        command = words.pop(0) if words and words[0] in COMMANDS else ""
+        arguments = _parser(command).parse_args(words)
         arguments.run(arguments)
     except CompressionError as error:
         print(f"minicompress: error: {error}", file=sys.stderr)
@@ -49,14 +59,35 @@ class _Parser(argparse.ArgumentParser):
         raise CompressionError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser of one command; subparsers would take what follows a mistyped option for one."""
+    about, run, options = COMMANDS[command]
+    listed = [f"{name:10} {text}" for name, (text, _, _) in COMMANDS.items() if name]
     parser = _Parser(
-        prog="minicompress",
+        prog=f"minicompress {command}".strip(),
         allow_abbrev=False,
-        description="Train a small CNN, compress it every way there is, and print one table: "
-        "sizes, work, accuracy, and how far the weights can be from the original.",
+        description=about,
+        epilog=None if command else "\n".join(["commands, with options of their own:", *listed]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_compare)
+    parser.set_defaults(run=run)
+    options(parser)
+    return parser
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    _data_options(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well, in full")
+
+
+def _certify_options(parser: argparse.ArgumentParser) -> None:
+    _data_options(parser)
+    parser.add_argument(
+        "--inputs", type=int, default=100, help="test images with a ball each (default: 100)"
+    )
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
     defaults = ", ".join(f"{epochs} on {data}" for data, epochs in EPOCHS.items())
     parser.add_argument(
         "--data", choices=("digits", "mnist"), default="digits", help="images (default: digits)"
@@ -64,15 +95,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", metavar="DIR", help="where MNIST's four files lie")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
     parser.add_argument("--epochs", type=int, help=f"of training (default: {defaults})")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well, in full")
-    return parser
 
 
-def _compare(arguments: argparse.Namespace) -> None:
+def _data(arguments: argparse.Namespace) -> Setup:
     if (arguments.folder is not None) != (arguments.data == "mnist"):
         raise CompressionError("--data mnist and --folder DIR go together")
     load = partial(load_mnist, arguments.folder) if arguments.folder else load_digits
-    data = setup(arguments.data, load)
+    return setup(arguments.data, load)
+
+
+def _certify(arguments: argparse.Namespace) -> None:
+    data = _data(arguments)
+    with _progress_line() as progress:
+        accuracy, rows = certify(
+            data,
+            seed=arguments.seed,
+            epochs=arguments.epochs,
+            inputs=arguments.inputs,
+            progress=progress,
+        )
+    print(format_certificates(accuracy, rows, min(arguments.inputs, len(data.test[0]))))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    data = _data(arguments)
     epochs = data.epochs if arguments.epochs is None else arguments.epochs
     with _replacing(arguments.json) as file, _progress_line() as progress:
         rows = compare(data, seed=arguments.seed, epochs=epochs, progress=progress)
@@ -94,6 +140,21 @@ def _compare(arguments: argparse.Namespace) -> None:
             file.write("\n")
     explained = legend(retraining_epochs(epochs))
     print("\n\n".join([format_table(rows), wrap(explained), wrap(reading)]))
+
+
+COMMANDS = {
+    "": (
+        "Train a small CNN, compress it every way there is, and print one table:\n"
+        "sizes, work, accuracy, and how far the weights can be from the original.",
+        _compare,
+        _compare_options,
+    ),
+    "certify": (
+        "original against compressed: what is proven, beside what a search finds",
+        _certify,
+        _certify_options,
+    ),
+}
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_nothing_but_the_table_is_written(one_epoch):
 def test_the_table_lines_up(one_epoch):
     head, rule, *lines = one_epoch[0].stdout.split("\n\n")[0].splitlines()
     assert " ".join(head.split()) == (
-        "method params non-zero MACs bytes ratio accuracy change bound error"
+        "method params non-zero MACs bytes ratio accuracy change bound error certified"
     )
     assert set(rule) == {"-"}
     # Every number ends where its head ends, but for the marks behind the last two.
@@ -75,7 +75,9 @@ def test_the_table_and_the_file_agree(one_epoch):
         assert cells[4] == f"{row['ratio']:.1f}x"
         assert cells[5] == f"{100 * row['test_accuracy']:.2f}"
         assert cells[6] == f"{row['change']:+.2f}"
-        for cell, name in zip(cells[7:], ("bound", "measured"), strict=True):
+        share = row["certified"]
+        assert cells[9] == ("-" if share is None else f"{100 * share:.1f}")
+        for cell, name in zip(cells[7:9], ("bound", "measured"), strict=True):
             assert cell.rstrip("*") == ("-" if row[name] is None else f"{row[name]:.4g}")
     assert figures["reading"].split() == done.stdout.split("\n\n")[-1].split()
 
@@ -93,6 +95,7 @@ def test_another_seed_another_table(one_epoch, capsys):
 BAD = {
     "unknown option": (["--sed", "1"], "unrecognized arguments: --sed"),
     "abbreviated option": (["--epoch", "1"], "unrecognized arguments: --epoch"),
+    "unknown command": (["shrink"], "unrecognized arguments: shrink"),
     "unknown data": (["--data", "cifar"], "argument --data: invalid choice: 'cifar'"),
     "seed of no number": (["--seed", "one"], "argument --seed: invalid int value: 'one'"),
     "negative seed": (["--seed", "-1"], "seed must be an int of at least 0, not -1"),

@@ -199,6 +199,13 @@ def test_it_is_said_what_the_errors_are_measured_from(rows):
     assert rows["prune 90% + int8"].bound < 0.1 * rows["prune 90%"].measured
 
 
+def test_most_images_keep_their_class_in_eight_bits_and_that_is_proven(rows):
+    assert rows["int8"].certified >= 0.85
+    assert all(0 <= row.certified <= 1 for row in rows.values() if row.against)
+    for name in ("dense float32", "strided", "small_kernel"):
+        assert rows[name].certified is None
+
+
 def test_accuracies_are_sensible(rows):
     assert rows["dense float32"].test_accuracy >= 0.97
     assert rows["dense float32"].validation_accuracy >= 0.97

@@ -17,8 +17,9 @@ ORDER = {
     "normalization layers model optimizers training architectures "
     "requantize integer_weightless integer_layers integer_model integer",
     "storage": "bits huffman range_coder entropy matrices sections coding container",
-    "analysis": "accounting bounds zonotope equivalence",
-    "pipeline": "weights structure kernels plan sensitivity search recipe rate early_exit comparison table",
+    "analysis": "accounting bounds zonotope equivalence attack",
+    "pipeline": "weights structure kernels plan sensitivity search recipe rate early_exit "
+    "comparison table certification",
     "export": "c onnx",
     "testing": "strategies models laws checks",
     " ": "cli __main__",

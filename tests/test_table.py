@@ -6,7 +6,16 @@ from minicompress.pipeline.comparison import BEFORE_RETRAINING, RETRAINED, TRAIN
 from minicompress.pipeline.table import format_table, legend, read_table, wrap
 
 
-def row(method, bytes=400, macs=1000, change=0.0, bound=None, measured=None, against=None):
+def row(
+    method,
+    bytes=400,
+    macs=1000,
+    change=0.0,
+    bound=None,
+    measured=None,
+    against=None,
+    certified=None,
+):
     return Row(
         method=method,
         params=100,
@@ -20,6 +29,7 @@ def row(method, bytes=400, macs=1000, change=0.0, bound=None, measured=None, aga
         bound=bound,
         measured=measured,
         against=against,
+        certified=certified,
     )
 
 
@@ -27,11 +37,12 @@ DENSE = row("dense")
 
 
 def test_cells_stand_under_their_heads():
-    rows = [DENSE, row("int8", 100, 1_000_000, -1.5, 2.0, 1.0, TRAINED)]
+    rows = [DENSE, row("int8", 100, 1_000_000, -1.5, 2.0, 1.0, TRAINED, 0.955)]
     second_cells = ["int8", "100", "90", "1,000,000", "100", "4.0x", "88.50", "-1.50", "2", "1"]
+    second_cells += ["95.5"]
     head, rule, first, second = format_table(rows).splitlines()
     assert second.split() == second_cells
-    assert first.split()[-2:] == ["-", "-"]
+    assert first.split()[-3:] == ["-", "-", "-"]
     assert len(rule) == max(map(len, (head, first, second)))
     for name in ("params", "non-zero", "MACs", "bytes", "ratio", "accuracy", "change"):
         end = head.index(name) + len(name)
@@ -43,7 +54,7 @@ def test_cells_stand_under_their_heads():
 )
 def test_marks_say_what_an_error_is_measured_from(against, cell):
     table = format_table([DENSE, row("x", bound=2.0, measured=2.0, against=against)])
-    assert table.splitlines()[-1].split()[-2:] == [cell, cell]
+    assert table.splitlines()[-1].split()[-3:] == [cell, cell, "-"]
 
 
 def test_what_shrank_is_counted_and_the_smallest_named():

@@ -19,6 +19,8 @@ from minicompress.nn.windows import pair as pair
 from minicompress.nn.windows import resolve_padding as resolve_padding
 from minicompress.nn.winograd import winograd_conv2d, winograd_conv2d_vjp
 
+MANY_CHANNELS = 32
+
 
 def conv2d(
     x: Array,
@@ -215,11 +217,8 @@ def _winograd_pays(weight: Array, g: Geometry) -> bool:
 
     float64 is asked for where rounding matters, so it takes the direct path.
     """
-    return (
-        weight.dtype == np.float32
-        and (g.kernel, g.stride, g.dilation) == ((3, 3), (1, 1), (1, 1))
-        and min(weight.shape[2:]) >= 8
-    )
+    plain = (g.kernel, g.stride, g.dilation) == ((3, 3), (1, 1), (1, 1))
+    return plain and weight.dtype == np.float32 and min(weight.shape[2:]) >= MANY_CHANNELS
 
 
 def _joined(parts: list[Array]) -> Array:

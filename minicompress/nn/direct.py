@@ -53,7 +53,7 @@ def direct_conv2d_vjp(
     dx: Array | None = np.zeros(x.shape, x.dtype) if input_gradient else None
     scratch = Scratch(x.dtype)
     for images, rows, windows in _window_matrices(x, g, block_bytes):
-        part = dy[images, rows]
+        part = np.ascontiguousarray(dy[images, rows])
         dproducts = part.reshape(len(windows), channels)
         dkernel += windows.T @ dproducts
         if dx is not None:

@@ -202,12 +202,12 @@ def blocks(
 def cut(x: Array, rows: slice, g: Geometry, fill: float = 0.0) -> Array:
     """What these rows of the output see of the images, with `fill` for the padding around them."""
     (first, stop), (left, right), (n, h, w, c) = g.needed(rows), g.pads[1], x.shape
-    inside = x[:, max(first, 0) : min(stop, h)]
+    low, high = _inside(first, stop, h)
+    inside = x[:, low:high]
     if first >= 0 and stop <= h and left == right == 0:
         return inside
     part: Array = np.full((n, stop - first, left + w + right, c), fill, x.dtype)
-    top = max(-first, 0)
-    part[:, top : top + inside.shape[1], left : left + w] = inside
+    part[:, low - first : high - first, left : left + w] = inside
     return part
 
 
@@ -225,13 +225,13 @@ def put_taps(dx: Array, dtaps: Array, rows: slice, g: Geometry) -> None:
     (kh, kw), (s0, s1), (d0, d1), (m, ow) = g.kernel, g.stride, g.dilation, dtaps.shape[3:5]
     height, width = stop - first, left + w + right
     whole = first >= 0 and stop <= h and width == w
-    inside = slice(max(first, 0), min(stop, h))
-    crop = np.s_[:, inside.start - first : inside.stop - first, left : left + w]
+    low, high = _inside(first, stop, h)
+    crop = np.s_[:, low - first : high - first, left : left + w]
     if g.dilation == (1, 1) and kh <= s0 and kw <= s1:
         part = dx[:, first:stop] if whole else np.zeros((n, height, width, c), dx.dtype)
         np.copyto(_strided(part, m, g, writeable=True), dtaps)
         if not whole:
-            dx[:, inside] = part[crop]
+            dx[:, low:high] = part[crop]
         return
     # Pixels that are a stride apart lie side by side in here, so that what one place of all the
     # windows gives is added in long runs; with stride 1 that is how they lie anyway.
@@ -244,7 +244,13 @@ def put_taps(dx: Array, dtaps: Array, rows: slice, g: Geometry) -> None:
         cells[p * d0 % s0, q * d1 % s1, :, i : i + m, j : j + ow] += dtaps[p, q]
     if not direct:
         part = cells.transpose(2, 3, 0, 4, 1, 5).reshape(n, down * s0, across * s1, c)
-        dx[:, inside] += part[crop]
+        dx[:, low:high] += part[crop]
+
+
+def _inside(first: int, stop: int, height: int) -> tuple[int, int]:
+    """The part of [first, stop) that lies in the image; none, where it is all padding."""
+    low = min(max(first, 0), height)
+    return low, max(min(stop, height), low)
 
 
 def _strided(part: Array, rows: int, g: Geometry, *, writeable: bool) -> Array:

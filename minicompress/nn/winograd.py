@@ -100,7 +100,8 @@ def winograd_conv2d_vjp(
     c, channels = weight.shape[2:]
     t, inner, outer = F43.to(x.dtype), _input_patches(g), _output_patches(g)
     half, patch, product, frequency, pixel = (Scratch(x.dtype) for _ in range(5))
-    kernel = _both(t.g, weight, half, Scratch(x.dtype)).reshape(36, c, channels)
+    kernel = _both(t.g, np.ascontiguousarray(weight), half, Scratch(x.dtype))
+    kernel = kernel.reshape(36, c, channels)
     back = np.ascontiguousarray(kernel.swapaxes(1, 2))
     dkernel, dbias = np.zeros_like(kernel), np.zeros(channels, x.dtype)
     dx: Array | None = np.zeros(x.shape, x.dtype) if input_gradient else None
@@ -127,7 +128,8 @@ def _filtered(
     c, channels = weight.shape[2:]
     t, outer = transforms.to(x.dtype), _output_patches(g)
     half, product, patch = (Scratch(x.dtype) for _ in range(3))
-    kernel = _both(t.g, weight, half, Scratch(x.dtype)).reshape(36, c, channels)
+    kernel = _both(t.g, np.ascontiguousarray(weight), half, Scratch(x.dtype))
+    kernel = kernel.reshape(36, c, channels)
     y: Array = np.empty((len(x), *g.output, channels), x.dtype)
     for images, rows, v in _frequencies(x, g, channels, t, block_bytes):
         m = product.array(*v.shape[:5], channels)

@@ -19,6 +19,7 @@ HEAD = (
     "change",
     "bound  ",
     "error  ",
+    "certified",
 )
 
 MARKS = {BEFORE_RETRAINING: "*", RETRAINED: "**"}
@@ -46,7 +47,8 @@ def legend(retraining: int) -> str:
         "bound, error: how far the compressed weights can be, proven, and are, measured, from the "
         "trained ones (root of the sum of squares); * before more training (epochs: "
         f"{retraining}) moved what was left; ** by rounding alone, from the compressed and "
-        "retrained ones; - nothing approximated, another network trained."
+        "retrained ones; - nothing approximated, another network trained. certified: % of the test "
+        "images that provably keep the class of the dense network, from its outputs alone."
     )
 
 
@@ -143,4 +145,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.change:+.2f}",
         "-  " if row.bound is None else f"{row.bound:.4g}{mark:2}",
         "-  " if row.measured is None else f"{row.measured:.4g}{mark:2}",
+        "-" if row.certified is None else f"{100 * row.certified:.1f}",
     )
