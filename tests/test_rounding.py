@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as npst
 from minicompress.compressors.quantization import quantize
 from minicompress.compressors.rounding import (
     DAMPING,
+    _comes_nearer,
     _nearest_plane,
     compensated_steps,
     stochastic_steps,
@@ -209,6 +210,22 @@ def test_never_worse(arrays, options, num_bits):
 )
 def test_never_worse_on_hard_weights(arrays):
     law_never_worse(compensated, *arrays, num_bits=3)
+
+
+def law_equal_is_not_nearer(nearer):
+    """The same numbers in another order have the same norm, whatever their float sums are."""
+    d = rng(6).standard_normal((30, 200))
+    assert not nearer(np.eye(30), d[::-1], d).any()
+    assert not nearer(np.eye(30), d * (1 + 2.0**-52), d).any()
+    assert nearer(np.eye(30), d * (1 - 2.0**-40), d).all()
+
+
+def test_equal_is_not_nearer():
+    law_equal_is_not_nearer(_comes_nearer)
+
+
+def nearer_in_floats(inputs, first, second):
+    return np.linalg.norm(inputs @ first, axis=0) < np.linalg.norm(inputs @ second, axis=0)
 
 
 def law_comes_nearer(impl):
@@ -490,6 +507,7 @@ PLANTED = {
         ROW_BY_ROW,
         INPUTS,
     ),
+    "compared without a margin": (law_equal_is_not_nearer, nearer_in_floats),
     "nothing compensated": (law_comes_nearer, nothing_compensated),
     "another bound without inputs": (
         law_without_inputs_nearest,
@@ -506,6 +524,7 @@ RIGHT = {
     law_chances: stochastic_steps,
     law_levels_stay: stochastic_steps,
     law_beyond_the_range: stochastic_steps,
+    law_equal_is_not_nearer: _comes_nearer,
 }
 
 
