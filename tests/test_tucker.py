@@ -87,7 +87,8 @@ def law_sandwich(tucker, w, ri, ro):
 def law_hosvd_bound(tucker, w, ri, ro):
     """The two tails, but that no more than what the first cut leaves can go in the second."""
     t_in, t_out = tails(w, ri, ro)
-    left = math.sqrt(max(size(w) ** 2 - t_in**2, 0))
+    whole = size(w) or 1.0
+    left = whole * math.sqrt(max(1 - (t_in / whole) ** 2, 0))
     bound = tucker(w, rank_in=ri, rank_out=ro).cert.bound
     # Where next to nothing is left its size is known to the root of a rounding only.
     spread = slack(w) if left > 1e-3 * size(w) else 1e-6 * size(w)
@@ -245,14 +246,17 @@ def law_budget(tucker, w, budget):
 
 
 def law_energy(tucker, w, energy):
-    """At least this fraction is kept, and no pair of fewer parameters is sure to keep it."""
+    """At least this fraction is kept, and no pair of fewer parameters is sure to keep it.
+
+    As fractions of the whole, within 1e-12: the squares of LAPACK's values are not better known.
+    """
     rep, cert = tucker(w, energy=energy)
-    total = size(w) ** 2
-    room = (1 - energy) * total
-    assert cert.measured**2 <= room + 1e-12 * total
-    fewest = min(p for p, e in every_pair(w) if e * e <= room + 1e-12 * total)
-    enough = min(p for p, e in every_pair(w) if e * e <= max(room - 1e-12 * total, 0) or not e)
-    assert fewest <= num_params(rep) <= enough or room < 1e-12 * total
+    whole, room = size(w) or 1.0, 1 - energy
+    assert (cert.measured / whole) ** 2 <= room + 1e-12
+    losses = [(params, (e / whole) ** 2) for params, e in every_pair(w)]
+    fewest = min(p for p, loss in losses if loss <= room + 1e-12)
+    enough = min(p for p, loss in losses if loss <= max(room - 1e-12, 0) or loss == 0)
+    assert fewest <= num_params(rep) <= enough or room < 1e-12
 
 
 @pytest.mark.parametrize("method", METHODS)
