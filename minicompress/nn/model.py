@@ -25,7 +25,7 @@ Gradients: TypeAlias = tuple[dict[str, Array], ...]
 
 # The largest array between two layers while `apply` runs. Small enough to be freed and taken again
 # without a page fault, large enough for the products to run at full speed.
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Arra
         As many rows as you like: they run in chunks, so that what lies between two layers does not
         grow with N.
     batch_size : int, optional
-        Rows in a chunk. By default as many as keep every array between two layers below 4 MB.
+        Rows in a chunk. By default as many as keep every array between two layers below 8 MB.
 
     Returns
     -------
@@ -322,7 +322,8 @@ def _chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> i
         with _naming(model, i):
             shape = layer.output_shape(shape)
         largest = max(largest, math.prod(shape))
-    return max(CHUNK_BYTES // (largest * x.itemsize), 1)
+    fit = max(CHUNK_BYTES // (largest * x.itemsize), 1)
+    return -(-len(x) // max(-(-len(x) // fit), 1)) or 1  # chunks of nearly the same size
 
 
 @contextmanager
