@@ -10,6 +10,7 @@ A weight array goes in; a representation and a certificate come out:
 """
 
 from minicompress.analysis.accounting import Account, LayerAccount, account
+from minicompress.analysis.attack import find_difference
 from minicompress.analysis.bounds import conv_norm_upper, output_bound
 from minicompress.analysis.equivalence import (
     BallCertificate,
@@ -52,6 +53,8 @@ from minicompress.nn.activations import (
 )
 from minicompress.nn.architectures import digits_cnn, lenet5, lenet_300_100, seed_cnn
 from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
+from minicompress.nn.integer import to_integer
+from minicompress.nn.integer_model import IntegerModel
 from minicompress.nn.layers import Conv2D, Dense, factor_layers
 from minicompress.nn.losses import mean_squared_error, softmax_cross_entropy
 from minicompress.nn.model import (
@@ -73,6 +76,7 @@ from minicompress.nn.pooling import (
     max_pool2d,
     max_pool2d_vjp,
 )
+from minicompress.nn.requantize import fixed_point, requantize
 from minicompress.nn.training import History, View, accuracy, evaluate, fit
 from minicompress.nn.weightless import (
     AvgPool2D,
@@ -88,6 +92,7 @@ from minicompress.nn.weightless import (
 )
 from minicompress.norms import norm2_upper
 from minicompress.pipeline.kernels import shrink_kernel, split_kernel
+from minicompress.pipeline.plan import CompressedModel, compress
 from minicompress.pipeline.structure import (
     dense_to_conv,
     dense_to_pooled,
@@ -118,6 +123,7 @@ __all__ = [
     "Certificate",
     "Clustered",
     "Compressed",
+    "CompressedModel",
     "CompressionError",
     "Conv2D",
     "Dense",
@@ -127,6 +133,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool2D",
     "History",
+    "IntegerModel",
     "LayerAccount",
     "LeakyReLU",
     "LowRank",
@@ -156,6 +163,7 @@ __all__ = [
     "channel_svd",
     "choose_qparams",
     "cluster",
+    "compress",
     "constant",
     "constant_schedule",
     "conv2d",
@@ -176,7 +184,9 @@ __all__ = [
     "factor_layers",
     "factorize",
     "fake_quantize",
+    "find_difference",
     "fit",
+    "fixed_point",
     "flatten",
     "flatten_vjp",
     "fold_batch_norm",
@@ -207,6 +217,7 @@ __all__ = [
     "relu",
     "relu_vjp",
     "remove_channels",
+    "requantize",
     "seed_cnn",
     "sgd",
     "shrink_kernel",
@@ -221,6 +232,7 @@ __all__ = [
     "storage_bits",
     "tanh",
     "tanh_vjp",
+    "to_integer",
     "truncated_svd",
     "tucker2",
     "vjp",

@@ -24,8 +24,8 @@ from minicompress.pipeline.comparison import (
     retraining_epochs,
     setup,
 )
+from minicompress.pipeline.plan import compress
 from minicompress.pipeline.weights import (
-    compress_layers,
     factored,
     mask_view,
     multiplied,
@@ -48,7 +48,7 @@ def rows():
 
 
 def test_only_the_chosen_weights_are_replaced(net):
-    small, certificates = compress_layers(net, {2: partial(quantize, num_bits=4)})
+    small, certificates = compress(net, {2: partial(quantize, num_bits=4)})
     assert isinstance(small.layers[2].weight, Quantized)
     assert list(certificates) == [2]
     assert small.layers[2].bias is net.layers[2].bias
@@ -57,8 +57,8 @@ def test_only_the_chosen_weights_are_replaced(net):
 
 
 def test_what_is_compressed_already_is_compressed_as_the_array_it_stands_for(net):
-    pruned, _ = compress_layers(net, {5: partial(prune_magnitude, amount=0.5)})
-    again, certificates = compress_layers(pruned, {5: partial(prune_magnitude, amount=0.5)})
+    pruned, _ = compress(net, {5: partial(prune_magnitude, amount=0.5)})
+    again, certificates = compress(pruned, {5: partial(prune_magnitude, amount=0.5)})
     assert certificates[5].measured == certificates[5].bound == 0
     assert np.array_equal(decode(again.layers[5].weight), decode(pruned.layers[5].weight))
 
@@ -78,7 +78,7 @@ def test_total_is_the_certificate_of_one_long_vector():
 
 
 def test_mask_view_keeps_the_zeros_and_nothing_else(net):
-    pruned, _ = compress_layers(net, {2: partial(prune_magnitude, amount=0.75)})
+    pruned, _ = compress(net, {2: partial(prune_magnitude, amount=0.75)})
     moved = with_weights(net, {i: decode(w) + 1 for i, w in weights(net).items()})
     seen = mask_view(pruned)(moved, 0)
     zero = decode(pruned.layers[2].weight) == 0

@@ -18,7 +18,7 @@ ORDER = {
     "requantize integer_weightless integer_layers integer_model integer",
     "storage": "bits huffman range_coder entropy matrices sections coding container",
     "analysis": "accounting bounds zonotope equivalence attack",
-    "pipeline": "weights structure kernels plan sensitivity search recipe rate early_exit "
+    "pipeline": "weights plan structure kernels sensitivity search recipe rate early_exit "
     "comparison table certification",
     "export": "c onnx",
     "testing": "strategies models laws checks",

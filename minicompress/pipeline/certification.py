@@ -18,8 +18,9 @@ from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.nn.model import apply
 from minicompress.pipeline.comparison import Progress, Setup, certified_domain, trained
+from minicompress.pipeline.plan import compress
 from minicompress.pipeline.table import wrap
-from minicompress.pipeline.weights import Compressor, compress_layers, weights
+from minicompress.pipeline.weights import Compressor, weights
 
 RADII = (1 / 64, 1 / 32, 1 / 16)
 SEARCHED = 1 / 32
@@ -79,7 +80,7 @@ def certify(
     some = x[: integer(inputs, "inputs", 1)]
     rows = []
     for method, compressor in METHODS.items():
-        g, _ = compress_layers(f, dict.fromkeys(weights(f), compressor))
+        g, _ = compress(f, dict.fromkeys(weights(f), compressor))
         others = apply(g, x)
         balls = {
             eps: ball_certificates(

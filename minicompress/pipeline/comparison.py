@@ -24,9 +24,9 @@ from minicompress.nn.architectures import digits_cnn, seed_cnn
 from minicompress.nn.model import Sequential, apply
 from minicompress.nn.optimizers import adam, cosine_decay
 from minicompress.nn.training import LatentView, accuracy, fit
+from minicompress.pipeline.plan import compress
 from minicompress.pipeline.weights import (
     Compressor,
-    compress_layers,
     factored,
     mask_view,
     multiplied,
@@ -194,7 +194,7 @@ def _candidates(run: Run) -> list[Candidate]:
 def _compressed(
     method: str, model: Sequential, compressors: Mapping[int, Compressor], against: str = TRAINED
 ) -> Candidate:
-    compressed, certificates = compress_layers(model, compressors)
+    compressed, certificates = compress(model, compressors)
     return Candidate(method, compressed, total(certificates.values()), against)
 
 
@@ -216,7 +216,7 @@ def _retrained(
         plain = _train(run, method, dense, few, mask_view(before.model))
 
     # It has the rank, or the zeros, already: the same step again loses nothing.
-    again, _ = compress_layers(plain, steps)
+    again, _ = compress(plain, steps)
     both: dict[int, Compressor] = dict.fromkeys(weights(plain), INT8)
     both |= dict.fromkeys(large, partial(chained, steps=(step, rounding)))
     hybrid = _compressed(f"{method} + int8", plain, both, RETRAINED)

@@ -1,4 +1,4 @@
-"""The weights of a model: taking them out, compressing them, and training what is left of them.
+"""The weights of a model: taking them out, putting others in, and training what is left of them.
 
 Retraining gives a model of plain arrays of the old shapes. It has the form that the compressor
 gave it (zeros in the same places, or the same rank), so the same compressor loses nothing on it.
@@ -40,28 +40,6 @@ def with_weights(model: Sequential, changed: Mapping[int, Rep]) -> Sequential:
     return with_parameters(
         model, tuple({"weight": changed[i]} if i in changed else {} for i in indices)
     )
-
-
-def compress_layers(
-    model: Sequential, compressors: Mapping[int, Compressor]
-) -> tuple[Sequential, dict[int, Certificate]]:
-    """Replace the weights of the chosen layers by what their compressors make of them.
-
-    Biases stay as they are. The certificates come under the same indices.
-
-    Examples
-    --------
-    >>> from minicompress.compressors.pruning import prune_magnitude
-    >>> from minicompress.nn.layers import Dense
-    >>> model = Sequential((Dense(np.array([[3.0, 4.0]])),))
-    >>> pruned, certificates = compress_layers(model, {0: lambda w: prune_magnitude(w, count=1)})
-    >>> decode(pruned.layers[0].weight), certificates[0].measured
-    (array([[0., 4.]]), 3.0)
-    """
-    arrays = weights(model)
-    results = {i: compressor(decode(arrays[i])) for i, compressor in compressors.items()}
-    certificates = {i: result.cert for i, result in results.items()}
-    return with_weights(model, {i: result.rep for i, result in results.items()}), certificates
 
 
 def total(certificates: Iterable[Certificate]) -> Certificate:
