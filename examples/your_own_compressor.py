@@ -41,17 +41,16 @@ def mended(weight):
     """
     if not np.isfinite(weight).all():
         raise mc.CompressionError("weight must be finite")
-    weight = np.ascontiguousarray(weight).astype(weight.dtype.newbyteorder("="))
+    # In C order and native bytes, so that sums are the same for every layout.
+    weight = np.array(weight, weight.dtype.newbyteorder("="), order="C")
     magnitudes = np.abs(weight).astype(np.float64)
     top = magnitudes.max(
         initial=0
     )  # a mean of huge numbers overflows, one of their shares does not
     share = (magnitudes / top).mean() if top > 0 else 0.0
     scale = weight.dtype.type(min(share, 1.0) * top)
-    rep = mc.Clustered(
-        (weight.reshape(weight.shape) >= 0).astype(np.uint8),
-        np.array([-scale, scale], weight.dtype),
-    )
+    codes = np.asarray(weight >= 0, np.uint8)
+    rep = mc.Clustered(codes, np.array([-scale, scale], weight.dtype))
     law = np.abs(magnitudes - np.float64(scale))
     # A difference of two float64 numbers is rounded once: by 2**-53 of itself.
     bound = fro_upper(law) * (1 + 2.0**-52)

@@ -1,0 +1,119 @@
+"""How far can the outputs of a network and its int8 form be apart? Three proofs, and the truth.
+
+For every input within a radius of a test image:
+
+- norms: nothing but the norms of the layers, ``d' = ||W_g|| d + ||W_g - W_f|| a``, with a the
+  largest that activations can be;
+- trace: the same, with a the activations that the image really has, and what the ball adds;
+- zonotope: both networks followed together, symbol by symbol.
+
+The truth lies above what a search finds. The tighter the proof, the nearer it is to that.
+
+    python examples/three_bounds.py [figure.png]
+"""
+
+import sys
+
+import numpy as np
+
+import minicompress as mc
+
+RADII = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)
+IMAGES = 20
+
+
+def main(figure="three_bounds.png"):
+    x, y = mc.load_digits("train")
+    rng = np.random.default_rng(0)
+    schedule = mc.cosine_decay(3e-3, 15 * 38)
+    f, _ = mc.fit(
+        mc.digits_cnn(rng),
+        x,
+        y,
+        optimizer=mc.adam(schedule, weight_decay=0.3),
+        epochs=15,
+        batch_size=32,
+        rng=rng,
+    )
+    plan = dict.fromkeys((0, 2, 5), lambda w: mc.quantize(w, num_bits=8, axis=-1))
+    g = mc.decoded(mc.compress(f, plan).model)
+    images = mc.load_digits("validation")[0][:IMAGES]
+    norms = [layer_norms(a, b, shape) for a, b, shape in layers(f, g)]
+
+    print("radius     norms     trace  zonotope     found   (medians)")
+    curves = []
+    for eps in RADII:
+        ball = eps * images[0].size ** 0.5  # the Euclidean ball that holds it
+        by_norms = [along(norms, np.linalg.norm(image) + ball, None, 0.0) for image in images]
+        by_trace = [along(norms, None, activations(f, image), ball) for image in images]
+        certificates = mc.ball_certificates(f, g, images, eps=eps, clip=(0.0, 1.0))
+        by_zonotope = [c.bound for c in certificates]
+        found = mc.find_difference(f, g, images, eps=eps, clip=(0.0, 1.0), rng=rng)
+        row = [float(np.median(v)) for v in (by_norms, by_trace, by_zonotope, found)]
+        curves.append(row)
+        print(f" 1/{round(1 / eps):<4}" + "".join(f"{v:10.4g}" for v in row))
+    draw(curves, figure)
+
+
+def layers(f, g):
+    """The layers with weights of both networks, and the shapes that go into them."""
+    shape = (8, 8, 1)
+    for a, b in zip(f.layers, g.layers, strict=True):
+        if hasattr(a, "weight"):
+            yield a, b, shape
+        shape = a.output_shape(shape)
+
+
+def layer_norms(a, b, shape):
+    """Upper bounds of ||W_f||, ||W_g|| and ||W_g - W_f||; ||b||, the same for both."""
+    offset = float(np.linalg.norm(a.bias) * np.prod(a.output_shape(shape)[:-1]) ** 0.5)
+    weights = a.weight, b.weight, b.weight.astype(np.float64) - a.weight
+    if isinstance(a, mc.Conv2D):
+        return [mc.conv_norm_upper(w, shape[:2], padding=a.padding) for w in weights] + [offset]
+    return [mc.norm2_upper(w) for w in weights] + [offset]
+
+
+def activations(f, image):
+    """The Euclidean norms of what goes into each layer with weights."""
+    sizes, x = [], image[None]
+    for layer in f.layers:
+        if hasattr(layer, "weight"):
+            sizes.append(float(np.linalg.norm(x)))
+        x = layer.forward(x)
+    return sizes
+
+
+def along(norms, size, sizes, ball):
+    """The difference behind the last layer. ReLU and Flatten stretch nothing."""
+    difference = 0.0
+    for i, (stretch_f, stretch_g, change, offset) in enumerate(norms):
+        a = size if sizes is None else sizes[i] + ball
+        difference = stretch_g * difference + change * a
+        ball *= stretch_f
+        if sizes is None:
+            size = stretch_f * size + offset
+    return difference
+
+
+def draw(curves, path):
+    """All bounds over the radius, if matplotlib is there to draw them."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("\n(no figure: matplotlib is not installed)")
+        return
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for name, values in zip(
+        ("norms", "trace", "zonotope", "found by a search"), zip(*curves, strict=True), strict=True
+    ):
+        axes.loglog(RADII, values, "o-", label=name)
+    axes.set(xlabel="radius of the ball", ylabel="difference of the outputs")
+    axes.set_title("Three proofs of one difference, int8")
+    axes.legend()
+    figure.savefig(path)
+    print(f"\nfigure: {path}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
