@@ -4,6 +4,7 @@ The networks have small integers as weights and are looked at on dyadic inputs, 
 computes their outputs without any rounding: the truth is exact.
 """
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -20,6 +21,7 @@ from minicompress.analysis.equivalence import (
     certified_fraction,
     domain_certificate,
 )
+from minicompress.analysis.evaluation import float_error
 
 
 def integers(*shape, most=2):
@@ -249,6 +251,78 @@ def attack(f, g, x, eps):
     return best
 
 
+def as_float32(model):
+    layers = []
+    for layer in model.layers:
+        if hasattr(layer, "weight"):
+            arrays = {n: a.astype(np.float32) for n, a in layer.parameters().items()}
+            layer = dataclasses.replace(layer, **arrays)
+        layers.append(layer)
+    return mc.Sequential(tuple(layers))
+
+
+@given(pairs(), st.sampled_from([0.0, 0.5]))
+def test_the_arithmetic_of_float32_is_within_its_certificate(pair, eps):
+    """Thirds instead of integers, so that float32 rounds everywhere; float64 is the real one."""
+    f, g, x = pair
+    thirds = [
+        dataclasses.replace(layer, weight=np.float32(1 / 3) * layer.weight.astype(np.float32),
+                            bias=np.float32(1 / 7) * layer.bias.astype(np.float32))
+        if hasattr(layer, "weight") else layer
+        for layer in f.layers
+    ]  # fmt: skip
+    f, g, x = mc.Sequential(tuple(thirds)), as_float32(g), (x / 3).astype(np.float32)
+    certificate = ball_certificate(f, g, x, eps=eps, arithmetic="float32")
+    ball = points(x, eps).astype(np.float32)
+    # Points of float32 may lie a rounding outside of the ball: of 1e-6, which moves them by 1e-4.
+    slack = 1e-4 if eps else 0.0
+    apart = g(ball).astype(np.float64) - f(ball)
+    assert (certificate.lower - slack <= apart).all()
+    assert (apart <= certificate.upper + slack).all()
+    real = ball_certificate(f, g, x, eps=eps)
+    assert (certificate.lower <= real.lower).all()
+    assert (real.upper <= certificate.upper).all()
+
+
+def law_evaluation(error_of, layer, x):
+    """What float32 computes is within the bound of what float64 computes from the same numbers."""
+    computed = layer.forward(x).astype(np.float64)
+    wide = dataclasses.replace(
+        layer, **{n: a.astype(np.float64) for n, a in layer.parameters().items()}
+    )
+    exact = wide.forward(x.astype(np.float64))  # to 1e-9 of what float32 is off by
+    bound = error_of(layer, np.abs(x).astype(np.float64), np.zeros(x.shape), np.dtype("f4"))
+    assert (np.abs(computed - exact) <= bound * (1 + 1e-6)).all()
+
+
+def evaluations():
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    yield mc.Dense(normal(300, 5), normal(5)), normal(4, 300)
+    yield mc.Conv2D(normal(5, 5, 3, 4), normal(4), stride=2, padding="same"), normal(2, 9, 9, 3)
+    yield mc.Conv2D(normal(3, 3, 32, 32), normal(32)), normal(2, 10, 10, 32)  # by Winograd's path
+    yield mc.AvgPool2D(3, 2), normal(2, 9, 9, 3)
+    yield mc.GlobalAvgPool2D(), normal(2, 9, 9, 3)
+    yield mc.LeakyReLU(0.3), normal(2, 9)
+
+
+def test_every_layer_computes_within_its_bound():
+    for layer, x in evaluations():
+        law_evaluation(float_error, layer, x)
+
+
+def test_digits_in_float32_are_hardly_less_certain():
+    f, g, x = digits_pair()
+    real, single = (
+        ball_certificates(f, g, x, eps=1 / 64, arithmetic=a) for a in ("real", "float32")
+    )
+    for a, b in zip(real, single, strict=True):
+        assert a.bound < b.bound < a.bound + 0.02
+
+
 ONE = mc.Sequential((mc.Dense(np.ones((2, 2))),))
 BAD = [
     (lambda: ball_certificate(ONE, mc.Sequential(()), np.ones(2), eps=1.0), "same types of layers"),
@@ -264,6 +338,14 @@ BAD = [
             ONE, mc.Sequential((mc.Dense(np.ones((2, 3))),)), np.ones(2), eps=1.0
         ),
         "do not correspond",
+    ),
+    (
+        lambda: ball_certificate(ONE, ONE, np.ones(2), eps=1.0, arithmetic="float32"),
+        "weight must be of dtype float32",
+    ),
+    (
+        lambda: ball_certificate(ONE, ONE, np.ones(2), eps=1.0, arithmetic="int8"),
+        "arithmetic must be one of real",
     ),
     (
         lambda: domain_certificate(ONE, ONE, np.zeros(2), np.ones(2)).keeps(np.ones((1, 3))),

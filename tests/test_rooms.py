@@ -17,7 +17,7 @@ ORDER = {
     "normalization layers model optimizers training architectures "
     "requantize integer_weightless integer_layers integer_model integer",
     "storage": "bits huffman range_coder entropy matrices sections coding container",
-    "analysis": "accounting bounds zonotope equivalence attack",
+    "analysis": "accounting bounds zonotope evaluation equivalence attack",
     "pipeline": "weights plan structure kernels sensitivity search recipe rate early_exit "
     "comparison table certification",
     "export": "c onnx",

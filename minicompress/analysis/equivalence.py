@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.analysis.zonotope import Zonotope, follow
-from minicompress.arrays import Array, Value, finite_array, freeze, integer, real
+from minicompress.analysis.evaluation import ARITHMETICS, float_error
+from minicompress.analysis.zonotope import Pair, Zonotope, follow
+from minicompress.arrays import Array, Value, choice, finite_array, freeze, integer, real
 from minicompress.errors import CompressionError
+from minicompress.nn.layers import Layer
 from minicompress.nn.model import Sequential
 from minicompress.norms import UNIT, gamma
 
@@ -99,6 +101,7 @@ def ball_certificate(
     eps: float,
     clip: tuple[float, float] | None = None,
     max_symbols: int | None = None,
+    arithmetic: str = "real",
 ) -> BallCertificate:
     """Bound g - f over all inputs within eps of one input.
 
@@ -114,6 +117,9 @@ def ball_certificate(
     max_symbols : int, optional
         Symbols that are kept apart; the least of the others are boxed. Sound for any number;
         a smaller one is faster, takes less memory and is less tight.
+    arithmetic : "real" | "float16" | "float32" | "float64"
+        With a dtype, what its rounding can add when the engine runs both networks is added: the
+        certificate then speaks of the numbers that `apply` returns.
 
     Returns
     -------
@@ -135,7 +141,8 @@ def ball_certificate(
     (array([0.125, 0.625]), array([0.375, 0.875]), True)
     """
     point = finite_array(x, "x")[None]
-    return ball_certificates(f, g, point, eps=eps, clip=clip, max_symbols=max_symbols)[0]
+    options = {"max_symbols": max_symbols, "arithmetic": arithmetic}
+    return ball_certificates(f, g, point, eps=eps, clip=clip, **options)[0]  # type: ignore[arg-type]
 
 
 def ball_certificates(
@@ -146,13 +153,14 @@ def ball_certificates(
     eps: float,
     clip: tuple[float, float] | None = None,
     max_symbols: int | None = None,
+    arithmetic: str = "real",
     batch_size: int = 25,
 ) -> tuple[BallCertificate, ...]:
     """`ball_certificate` for each of a batch of inputs.
 
     Parameters
     ----------
-    f, g, eps, clip, max_symbols
+    f, g, eps, clip, max_symbols, arithmetic
         As for `ball_certificate`.
     x : (N, ...) ndarray
     batch_size : int
@@ -188,10 +196,12 @@ def ball_certificates(
     certificates: list[BallCertificate] = []
     for start in range(0, len(points), step):
         rows = slice(start, start + step)
-        outputs = follow(f, g, low[rows], high[rows], max_symbols)
+        outputs, f_error, g_error = _evaluated(f, g, low[rows], high[rows], max_symbols, arithmetic)
         lower, upper = outputs.d.interval()
-        d_pairs, f_pairs = _pairs(outputs.d), _pairs(outputs.f)
-        g_pairs = _pairs(outputs.f.add(outputs.d))
+        lower, upper = _widened(lower, upper, f_error + g_error)
+        d_pairs = _pairs(outputs.d, f_error + g_error)
+        f_pairs = _pairs(outputs.f, f_error)
+        g_pairs = _pairs(outputs.f.add(outputs.d), g_error)
         for i in range(len(lower)):
             f_wins = _wins(-f_pairs[i])
             g_wins = _wins(np.maximum(-g_pairs[i], -f_pairs[i] - d_pairs[i]))
@@ -210,6 +220,7 @@ def domain_certificate(
     hi: ArrayLike,
     *,
     max_symbols: int | None = None,
+    arithmetic: str = "real",
 ) -> DomainCertificate:
     """Bound g - f over a whole box of inputs, such as that of the data.
 
@@ -218,7 +229,7 @@ def domain_certificate(
     f, g : Sequential
     lo, hi : ndarray, one input without a batch axis
         The corners of the box, ``lo <= hi``.
-    max_symbols : int, optional
+    max_symbols, arithmetic
         As for `ball_certificate`.
 
     Returns
@@ -243,10 +254,13 @@ def domain_certificate(
     low, high = (finite_array(v, n).astype(np.float64)[None] for v, n in ((lo, "lo"), (hi, "hi")))
     if low.shape != high.shape or (low > high).any():
         raise CompressionError("lo and hi must have one shape, and lo must not be above hi")
-    d = follow(f, g, low, high, max_symbols).d
-    lower, upper = d.interval()
+    outputs, f_error, g_error = _evaluated(f, g, low, high, max_symbols, arithmetic)
+    error = f_error + g_error
+    lower, upper = _widened(*outputs.d.interval(), error)
     # pairs[c, k] is the most that d_k - d_c can be
-    return DomainCertificate(freeze(lower[0]), freeze(upper[0]), freeze(_pairs(d)[0]))
+    return DomainCertificate(
+        freeze(lower[0]), freeze(upper[0]), freeze(_pairs(outputs.d, error)[0])
+    )
 
 
 def certified_fraction(
@@ -257,12 +271,13 @@ def certified_fraction(
     eps: float,
     clip: tuple[float, float] | None = None,
     max_symbols: int | None = None,
+    arithmetic: str = "real",
 ) -> float:
     """The fraction of inputs on whose whole ball f and g provably have one and the same class.
 
     Parameters
     ----------
-    f, g, eps, clip, max_symbols
+    f, g, eps, clip, max_symbols, arithmetic
         As for `ball_certificate`.
     x : (N, ...) ndarray
 
@@ -283,15 +298,47 @@ def certified_fraction(
     >>> certified_fraction(f, g, np.array([[3.0, 1.0], [1.0, 1.0]]), eps=0.5)
     0.5
     """
-    found = ball_certificates(f, g, x, eps=eps, clip=clip, max_symbols=max_symbols)
+    found = ball_certificates(
+        f, g, x, eps=eps, clip=clip, max_symbols=max_symbols, arithmetic=arithmetic
+    )
     return sum(c.same_class for c in found) / max(len(found), 1)
 
 
-def _pairs(z: Zonotope) -> Array:
-    """[b, c, k]: an upper bound of z_k - z_c."""
+def _evaluated(
+    f: Sequential,
+    g: Sequential,
+    low: Array,
+    high: Array,
+    max_symbols: int | None,
+    arithmetic: str,
+) -> tuple[Pair, Array, Array]:
+    """The zonotopes of the outputs, and how far each network computes from its own (B, classes)."""
+    choice(arithmetic, "arithmetic", ARITHMETICS)
+    errors = [np.zeros_like(low), np.zeros_like(low)]
+
+    def watch(a: Layer, b: Layer, pair: Pair) -> None:
+        dtype = np.dtype(arithmetic)
+        for i, (layer, z) in enumerate(((a, pair.f), (b, pair.f.add(pair.d)))):
+            errors[i] = float_error(layer, z.size(), errors[i], dtype)
+
+    if arithmetic != "real":
+        return follow(f, g, low, high, max_symbols, watch), errors[0], errors[1]
+    outputs = follow(f, g, low, high, max_symbols)
+    return outputs, *(np.zeros_like(outputs.f.center) for _ in range(2))  # type: ignore[return-value]
+
+
+def _widened(lower: Array, upper: Array, error: Array) -> tuple[Array, Array]:
+    if not error.any():
+        return lower, upper
+    return np.nextafter(lower - error, -np.inf), np.nextafter(upper + error, np.inf)
+
+
+def _pairs(z: Zonotope, error: Array) -> Array:
+    """[b, c, k]: an upper bound of z_k - z_c, each of them off by up to its error."""
     center = z.center[:, None, :] - z.center[:, :, None]
     generators = np.abs(z.generators[:, :, None, :] - z.generators[:, :, :, None]).sum(1)
-    reach = generators + z.box[:, None, :] + z.box[:, :, None]
+    box = z.box + error
+    reach = generators + box[:, None, :] + box[:, :, None]
     reach = reach * (1 + gamma(z.generators.shape[1] + 8))
     size = z.size()
     pairs = center + reach + 4 * UNIT * (size[:, None, :] + size[:, :, None] + reach)

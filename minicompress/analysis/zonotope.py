@@ -115,8 +115,18 @@ class Pair(NamedTuple):
     d: Zonotope
 
 
-def follow(f: Sequential, g: Sequential, low: Array, high: Array, max_symbols: int | None) -> Pair:
-    """The pair of zonotopes behind the last layer, for a batch of boxes of inputs."""
+def follow(
+    f: Sequential,
+    g: Sequential,
+    low: Array,
+    high: Array,
+    max_symbols: int | None,
+    watch: Callable[[Layer, Layer, Pair], None] | None = None,
+) -> Pair:
+    """The pair of zonotopes behind the last layer, for a batch of boxes of inputs.
+
+    `watch` is shown each pair of layers with what goes into them.
+    """
     if max_symbols is not None:
         integer(max_symbols, "max_symbols", 0)
     if [type(layer) for layer in f.layers] != [type(layer) for layer in g.layers]:
@@ -124,6 +134,8 @@ def follow(f: Sequential, g: Sequential, low: Array, high: Array, max_symbols: i
     pair = _capped(_box(low, high), max_symbols)
     for i, (a, b) in enumerate(zip(f.layers, g.layers, strict=True)):
         try:
+            if watch is not None:
+                watch(a, b, pair)
             pair = _capped(_step(a, b, pair, max_symbols), max_symbols)
         except CompressionError as error:
             raise CompressionError(f"layer {i}, {type(a).__name__}: {error}") from None

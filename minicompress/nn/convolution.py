@@ -70,7 +70,7 @@ def conv2d(
     g = geometry(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     dtype, (x, weight) = x.dtype, _computed(x, weight)
     bias = _computed(np.zeros(weight.shape[3], dtype) if bias is None else bias)[0]
-    run = winograd_conv2d if _winograd_pays(weight, g) else direct_conv2d
+    run = winograd_conv2d if uses_winograd(weight, g) else direct_conv2d
     xs, weights, biases = (np.split(a, groups, axis=-1) for a in (x, weight, bias))
     ys = [run(x, w, b, g) for x, w, b in zip(xs, weights, biases, strict=True)]
     return _joined(ys).astype(dtype, copy=False)
@@ -124,7 +124,7 @@ def conv2d_vjp(
     dy = gradient(dy, (len(x), *g.output, weight.shape[3]), x)
     wanted = flag(input_gradient, "input_gradient")
     dtype, (dy, x, weight) = x.dtype, _computed(dy, x, weight)
-    run = winograd_conv2d_vjp if _winograd_pays(weight, g) else direct_conv2d_vjp
+    run = winograd_conv2d_vjp if uses_winograd(weight, g) else direct_conv2d_vjp
     dys, xs, weights = (np.split(a, groups, axis=-1) for a in (dy, x, weight))
     parts = [run(dy, x, w, g, wanted) for dy, x, w in zip(dys, xs, weights, strict=True)]
     dx = _joined([part[0] for part in parts if part[0] is not None]) if wanted else None
@@ -212,7 +212,7 @@ def dense_vjp(
     )
 
 
-def _winograd_pays(weight: Array, g: Geometry) -> bool:
+def uses_winograd(weight: Array, g: Geometry) -> bool:
     """The rule: 3x3 windows side by side, in float32, with channels enough to pay for transforms.
 
     float64 is asked for where rounding matters, so it takes the direct path.
