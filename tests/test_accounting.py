@@ -29,6 +29,7 @@ from minicompress.nn.layers import (
 )
 from minicompress.nn.model import Sequential
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
+from minicompress.storage.container import save
 
 
 def ones(*shape, dtype=np.float32):
@@ -77,6 +78,11 @@ def layers(draw):
     return layer, (draw(st.integers(3, 5)), draw(st.integers(3, 5)), i * groups)
 
 
+def index_bits(n):
+    """Of the place of one entry among n, none of them 0."""
+    return len(format(n - 1, "b")) if n > 1 else 0
+
+
 def law_counts_are_those_of_the_definition(layer, shape, counter):
     (row,) = counter(Sequential((layer,)), shape).rows
     macs, x = 0, np.ones((1, *shape), np.float32)
@@ -92,6 +98,11 @@ def law_counts_are_those_of_the_definition(layer, shape, counter):
     assert row.dense_bytes == 4 * decode(layer.weight).size + (
         0 if layer.bias is None else layer.bias.nbytes
     )
+    assert row.sparse_bytes == sum(
+        4 * array.size + min(-(-array.size // 8), -(-array.size * index_bits(array.size) // 8))
+        for array in [decode(layer.weight), *([] if layer.bias is None else [layer.bias])]
+    )
+    assert row.activation_bytes == x.nbytes
     assert row.output_shape == x.shape[1:]
     assert all(type(n) is int for n in (row.macs, row.params, row.nonzeros, row.packed_bytes))
 
@@ -190,14 +201,35 @@ def test_what_saves_nothing_is_flagged(weight, flagged):
 
 def test_the_table_is_aligned():
     weight = LowRank((ones(64, 64), ones(64, 64)), "ir,ro->io")
-    text = str(account(Sequential((Flatten(), Dense(weight), ReLU())), (8, 8, 1)))
-    assert text.splitlines() == [
-        "   layer    output  params  nonzeros   MACs  dense B  packed B",
-        "0  Flatten  64           0         0      0        0         0",
-        "1  Dense    64       8,192     8,192  8,192   16,384    32,768  saves nothing",
-        "2  ReLU     64           0         0      0        0         0",
-        "   total             8,192     8,192  8,192   16,384    32,768",
+    lines = str(account(Sequential((Flatten(), Dense(weight), ReLU())), (8, 8, 1))).splitlines()
+    head = "   layer    output  params  nonzeros   MACs  dense B  sparse B  packed B  output B"
+    dense = "1  Dense    64       8,192     8,192  8,192   16,384    16,896    32,768       256"
+    assert lines == [
+        head,
+        "0  Flatten  64           0         0      0        0         0         0       256",
+        dense + "  saves nothing",
+        "2  ReLU     64           0         0      0        0         0         0       256",
+        "   total             8,192     8,192  8,192   16,384    16,896    32,768       512",
     ]
+
+
+def test_zeros_take_no_sparse_bytes_and_activations_take_the_most_of_a_pair():
+    weight = np.zeros((100, 10), np.float32)
+    weight[3, 4] = weight[99, 9] = 1.0
+    total = account(Sequential((Dense(weight), ReLU(), Dense(ones(10, 2)))), (100,))
+    assert total.rows[0].sparse_bytes == 2 * 4 + 3  # two indices of ten bits
+    assert [row.activation_bytes for row in total.rows] == [40, 40, 8]
+    assert total.input_bytes == 400
+    assert total.activation_bytes == 440
+    half = account(Sequential((Dense(weight.astype(np.float16)),)), (100,))
+    assert half.activation_bytes == 220
+
+
+def test_the_bytes_of_the_file_are_its_length(tmp_path):
+    model = digits_cnn(np.random.default_rng(0))
+    assert account(model, (8, 8, 1)).file_bytes is None
+    counted = account(model, (8, 8, 1), file=True).file_bytes
+    assert counted == save(model, tmp_path / "model.mcz") == (tmp_path / "model.mcz").stat().st_size
 
 
 def test_accounts_are_values():
@@ -240,7 +272,7 @@ def _changed(**changes):
         rows = account(model, shape).rows
         layer = model.layers[0]
         return Account(
-            tuple(replace(r, **{n: f(r, layer) for n, f in changes.items()}) for r in rows)
+            tuple(replace(r, **{n: f(r, layer) for n, f in changes.items()}) for r in rows), 0, None
         )
 
     return wrong

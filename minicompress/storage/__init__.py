@@ -1,0 +1,1 @@
+"""Real bytes: bit packing, Huffman and range coding, and the .mcz file."""

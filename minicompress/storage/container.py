@@ -1,0 +1,379 @@
+"""The .mcz file: a model as the fewest bytes that are still safe to read.
+
+`save` and `load` are `dumps` and `loads` with a file. FORMAT.md beside this module specifies the
+format; how numbers, arrays and representations are written is in `sections` and `coding`. Here are
+the layers, and the frame: magic, version, the two sections, checksum.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from contextlib import suppress
+
+import numpy as np
+
+from minicompress.arrays import choice, freeze, integer
+from minicompress.errors import CompressionError, FileFormatError
+from minicompress.nn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    Layer,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from minicompress.nn.model import Sequential
+from minicompress.nn.windows import Padding, Pair, pair, resolve_padding
+from minicompress.representation import Rep, dtype_of, shape_of
+from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
+from minicompress.storage.coding import Template, code_rep
+from minicompress.storage.sections import CODINGS, DTYPES, Reader, Section, Writer, allowed_work
+
+MAGIC, VERSION = b"mcz", 1
+CHECKSUM_BYTES = 4
+MAX_BYTES = 256 << 20
+
+# A layer's number in the file is its place here: new ones go to the end. The values are what a
+# reader passes on to be ignored.
+ONE = freeze(np.ones(1))
+KERNEL = freeze(np.ones((1, 1, 1, 1)))
+LAYERS: tuple[Layer, ...] = (
+    Dense(KERNEL[0, 0]),
+    ReLU(),
+    Conv2D(KERNEL),
+    MaxPool2D(1),
+    Flatten(),
+    BatchNorm(ONE, ONE, ONE, ONE),
+    AvgPool2D(1),
+    GlobalAvgPool2D(),
+    Softmax(),
+    Dropout(0.0),
+    LeakyReLU(),
+    Sigmoid(),
+    Tanh(),
+)
+TYPES = [type(layer) for layer in LAYERS]
+
+# How integers may be coded. A choice made array by array may cost the file a byte in the end, and
+# may leave more decisions than a reader accepts; so simpler ones are tried too.
+CHOICES = {
+    "smallest": (CODINGS, ("packed", "huffman"), ("packed",)),
+    "huffman": (("packed", "huffman"), ("packed",)),
+    "packed": (("packed",),),
+}
+
+
+def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
+    """Write a model to a file, and say how many bytes that takes.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its weights may be any representations, nested in any way.
+    path : str or path-like
+        Written beside and renamed: what was there before stays until the new file is whole.
+    coding : "smallest" | "huffman" | "packed"
+        As for `dumps`.
+
+    Returns
+    -------
+    int
+        The length of the file.
+
+    Raises
+    ------
+    CompressionError
+        A layer is of a type that the format does not know; the message names it.
+    OSError
+        The file cannot be written. Nothing is left behind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from minicompress.nn.architectures import digits_cnn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(digits_cnn(np.random.default_rng(0)), folder + "/model.mcz")
+    39515
+    """
+    name, blob = _file_name(path), dumps(model, coding=coding)
+    beside = f"{name}.{secrets.token_hex(4)}.part"
+    try:
+        with open(beside, "xb") as file:
+            file.write(blob)
+        os.replace(beside, name)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(beside)
+        raise
+    return len(blob)
+
+
+def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequential:
+    """Read a model from a file: the same values bit for bit, and so the same outputs.
+
+    Parameters
+    ----------
+    path : str or path-like
+    max_bytes : int
+        As for `loads`.
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, truncated, altered, of another format or of a later version, or takes
+        more memory than `max_bytes`.
+
+    Examples
+    --------
+    >>> load("no/such/file.mcz")
+    Traceback (most recent call last):
+    minicompress.errors.FileFormatError: no/such/file.mcz cannot be read: No such file or directory
+    """
+    name, limit = _file_name(path), integer(max_bytes, "max_bytes", 0)
+    try:
+        with open(name, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > 2 * limit + 4096:  # nothing takes that much and decodes to less than `limit`
+                raise FileFormatError(f"{name} is larger than max_bytes={limit} allows")
+            blob = file.read(size)
+    except OSError as error:
+        raise FileFormatError(f"{name} cannot be read: {error.strerror}") from None
+    try:
+        return loads(blob, max_bytes=limit)
+    except FileFormatError as error:
+        raise FileFormatError(f"{name}: {error}") from None
+
+
+def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
+    """The bytes of the file that `save` writes.
+
+    Parameters
+    ----------
+    model : Sequential
+    coding : "smallest" | "huffman" | "packed"
+        How integers may be coded, each array in the way that is shortest for it: in any way (some
+        seconds for a million codes); Huffman's code or packed bits (a fraction of that); packed
+        bits only.
+
+    Returns
+    -------
+    bytes
+        The same for the same model on every machine.
+
+    Raises
+    ------
+    CompressionError
+        `model` is no Sequential or holds a layer of a type that the format does not know.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> blob = dumps(Sequential((Dense(np.ones((2, 3), np.float32)), ReLU())))
+    >>> len(blob), loads(blob).layers[0].weight.tolist()
+    (24, [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    """
+    if not isinstance(model, Sequential):
+        raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+    for i, layer in enumerate(model.layers):
+        if type(layer) not in TYPES:
+            raise CompressionError(
+                f"layers[{i}] is a {type(layer).__name__}, and the file format knows only "
+                f"{', '.join(t.__name__ for t in TYPES)}"
+            )
+    blobs = [_written(model, codings) for codings in CHOICES[choice(coding, "coding", CHOICES)]]
+    readable = [blob for blob in blobs if blob is not None]
+    if not readable:
+        raise CompressionError("model has more parts than a reader would accept")
+    return min(readable, key=len)
+
+
+def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
+    """The model of a file's bytes.
+
+    Parameters
+    ----------
+    blob : bytes
+    max_bytes : int
+        Memory that the decoded weights and their parts may take; a few bytes can stand for very
+        much. What would take more is refused before the memory is taken.
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    FileFormatError
+        The bytes are not a whole, unaltered file of a known version, or would take more than that.
+
+    Examples
+    --------
+    >>> blob = dumps(Sequential((Flatten(),)))
+    >>> loads(blob[:-1])
+    Traceback (most recent call last):
+    minicompress.errors.FileFormatError: the checksum is not that of the bytes: the file is damaged
+    """
+    raw, limit = blob_bytes(blob), integer(max_bytes, "max_bytes", 0)
+    if raw[: len(MAGIC)] != MAGIC:
+        raise FileFormatError("this is no .mcz file: it does not begin with 'mcz'")
+    if len(raw) > len(MAGIC) and raw[len(MAGIC)] != VERSION:
+        raise FileFormatError(
+            f"the file has version {raw[len(MAGIC)]}, and only version {VERSION} can be read here"
+        )
+    body, checksum = raw[:-CHECKSUM_BYTES], raw[-CHECKSUM_BYTES:]
+    if len(body) <= len(MAGIC) or checksum != _checksum(body):
+        raise FileFormatError("the checksum is not that of the bytes: the file is damaged")
+    frame = ByteReader(body[len(MAGIC) + 1 :])
+    bulk = frame.take(frame.varint())
+    reader = Reader(frame.take(frame.left), bulk, limit)
+    try:
+        layers = _code_model(reader, None)
+        reader.coder.finish()
+        reader.bulk.end()
+    except FileFormatError:
+        raise
+    except CompressionError as error:  # from the layers and representations themselves
+        raise FileFormatError(f"the file holds what cannot be: {error}") from None
+    return Sequential(layers)
+
+
+def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
+    """The file with these codings; None if decoding it would take too long."""
+    writer = Writer(codings)
+    _code_model(writer, model.layers)
+    bulk, coded = bytes(writer.bulk), writer.coder.finish()
+    if writer.coder.work > allowed_work(len(coded)):
+        return None
+    body = MAGIC + bytes([VERSION]) + put_varint(len(bulk)) + bulk + coded
+    return body + _checksum(body)
+
+
+def _file_name(path: str | os.PathLike[str]) -> str:
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise CompressionError(f"path must be the name of a file, not {path!r}")
+    return os.fspath(path)
+
+
+def _checksum(body: bytes) -> bytes:
+    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
+    """All layers, each told how many features the one before it has."""
+    count = section.number("layers", 0 if layers is None else len(layers))
+    coded: list[Layer] = []
+    features: int | None = None
+    for i in range(count):
+        section.part()
+        layer = None if layers is None else layers[i]
+        number = 0 if layer is None else TYPES.index(type(layer))
+        stand_in = LAYERS[section.choice("layer", number, len(LAYERS))]
+        with np.errstate(all="ignore"):  # a batch normalization may hold anything, and is tried
+            coded.append(_code_layer(section, layer or stand_in, features))
+        match coded[-1]:
+            case Dense(weight=weight) | Conv2D(weight=weight):
+                features = shape_of(weight)[-1]
+            case BatchNorm(scale=scale):
+                features = scale.size
+            case Flatten():
+                features = None
+    return tuple(coded)
+
+
+def _code_layer(section: Section, layer: Layer, features: int | None) -> Layer:
+    """A layer; when reading, one of its type whose values are ignored."""
+    match layer:
+        case Dense():
+            inputs = _code_inputs(section, shape_of(layer.weight)[0], features)
+            return Dense(*_code_affine(section, layer, (inputs, None)))
+        case Conv2D():
+            stride = _code_pair(section, "stride", layer.stride)
+            padding = _code_padding(section, layer.padding)
+            dilation = _code_pair(section, "dilation", layer.dilation)
+            groups = section.number("groups", layer.groups - 1) + 1
+            expected = None if features is None else features // groups
+            inputs = _code_inputs(section, shape_of(layer.weight)[2], expected)
+            weight, bias = _code_affine(section, layer, (None, None, inputs, None))
+            return Conv2D(
+                weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+            )
+        case BatchNorm():
+            channels = _code_inputs(section, layer.scale.size, features)
+            dtype = DTYPES[section.choice("dtype", DTYPES.index(layer.scale.dtype), 3)]
+            scale, offset, mean, variance = (
+                section.floats((channels,), dtype, array)
+                for array in (layer.scale, layer.offset, layer.mean, layer.variance)
+            )
+            epsilon = _code_real(section, layer.epsilon, 1e-5)
+            return BatchNorm(scale, offset, mean, variance, epsilon)
+        case MaxPool2D() | AvgPool2D():
+            window = _code_pair(section, "window", layer.window)
+            steps: Pair | None = None
+            if section.flag("pool stride", layer.stride is not None):
+                steps = _code_pair(section, "stride", layer.stride or 1)
+            padding = _code_padding(section, layer.padding)
+            if isinstance(layer, MaxPool2D):
+                return MaxPool2D(window, steps, padding)
+            include = section.flag("count_include_pad", layer.count_include_pad)
+            return AvgPool2D(window, steps, padding, include)
+        case LeakyReLU():
+            return LeakyReLU(_code_real(section, layer.negative_slope, 0.01))
+        case Dropout():
+            return Dropout(_code_real(section, layer.rate, 0.5))
+    return layer  # the others have nothing but their type
+
+
+def _code_affine(
+    section: Section, layer: Dense | Conv2D, shape: Template
+) -> tuple[Rep, Rep | None]:
+    """Weight and bias; a bias has the dtype of its weight and one entry for each output."""
+    reading = isinstance(section, Reader)
+    weight = code_rep(section, shape, None, None if reading else layer.weight)
+    if not section.flag("bias", layer.bias is not None):
+        return weight, None
+    bias = None if reading else layer.bias
+    return weight, code_rep(section, shape_of(weight)[-1:], dtype_of(weight), bias)
+
+
+def _code_inputs(section: Section, inputs: int, expected: int | None) -> int:
+    """A number of inputs, which most often is what the layers before make expected."""
+    if expected is not None and section.flag("as expected", inputs == expected):
+        return expected
+    return section.number("size", inputs)
+
+
+def _code_pair(section: Section, name: str, value: Pair) -> tuple[int, int]:
+    first, second = pair(value, name, 1)
+    return section.number(name, first), section.number(name, second)
+
+
+def _code_padding(section: Section, padding: Padding) -> Padding:
+    words = ("valid", "same")
+    word = words.index(padding) if isinstance(padding, str) else len(words)
+    word = section.choice("padding", word, len(words) + 1)
+    if word < len(words):
+        return words[word]
+    given = (0, 0) if isinstance(padding, str) else padding
+    (top, bottom), (left, right) = resolve_padding(given, (1, 1), (1, 1))
+    top, bottom, left, right = (section.number("pad", n) for n in (top, bottom, left, right))
+    return (top, bottom), (left, right)
+
+
+def _code_real(section: Section, value: float, usual: float) -> float:
+    if section.flag("usual", value == usual):
+        return usual
+    return float(section.floats((), np.dtype(np.float64), np.array(value, np.float64)))

@@ -1,0 +1,242 @@
+"""Canonical Huffman coding: the shortest code that gives every symbol a whole number of bits.
+
+Frequent symbols get short codes, and no code is the beginning of another. Canonical means that the
+codes follow from their lengths alone: they are numbered in the order (length, symbol), so a decoder
+needs the lengths and nothing else. Encoding and decoding are done with whole arrays at a time.
+
+A blob is: the number of symbols (a varint, as all numbers here); and if there are any: how many are
+distinct; the least of them (zigzag); and if there are two or more: the width of the gaps and the
+gaps minus one between neighbours, packed; the longest length and the lengths minus one, packed;
+the codes of all symbols, highest bit first, and zeros up to a whole byte.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from minicompress.arrays import Array, freeze, integer
+from minicompress.errors import FileFormatError
+from minicompress.storage.bits import (
+    ByteReader,
+    blob_bytes,
+    pack_bits,
+    packed_size,
+    put_varint,
+    symbol_array,
+    unpack_bits,
+    unzigzag,
+    zigzag,
+)
+
+# The longest code. Reaching it takes millions of symbols in Fibonacci's proportions.
+LONGEST = 32
+# Symbols or bytes that are worked on at a time, so that memory does not grow with the length.
+BLOCK = 1 << 16
+
+
+def huffman_encode(symbols: Array) -> bytes:
+    """Encode integers with the Huffman code of their own frequencies.
+
+    Parameters
+    ----------
+    symbols : (n,) ndarray of integers in [-2**31, 2**31)
+        Any integer dtype, any layout; n may be 0.
+
+    Returns
+    -------
+    bytes
+        Self-contained: number of symbols, alphabet, lengths, codes.
+
+    Raises
+    ------
+    CompressionError
+        `symbols` is not 1-D, not of integers, or reaches out of that range.
+
+    Notes
+    -----
+    With entropy H of the frequencies the mean length is at least H and less than H + 1, and no
+    prefix code has a smaller one (Huffman, 1952). One symbol alone takes no bits at all.
+
+    Examples
+    --------
+    >>> blob = huffman_encode(np.array([7, 7, 7, -1, 7, 7, 2, 7]))
+    >>> len(blob), huffman_decode(blob).tolist()
+    (9, [7, 7, 7, -1, 7, 7, 2, 7])
+    """
+    array = symbol_array(symbols)
+    alphabet, places, counts = np.unique(array, return_inverse=True, return_counts=True)
+    head = put_varint(array.size)
+    if array.size == 0:
+        return head
+    head += put_varint(alphabet.size) + put_varint(zigzag(int(alphabet[0])))
+    if alphabet.size == 1:
+        return head
+    gaps, lengths = np.diff(alphabet) - 1, code_lengths(counts)
+    for numbers in (gaps, lengths - 1):
+        width = int(numbers.max()).bit_length()
+        head += put_varint(width) + pack_bits(numbers, width)
+    codes = _canonical_codes(lengths)
+    pieces = [
+        _spread_codes(codes[part], lengths[part])
+        for part in np.split(places.ravel(), range(BLOCK, array.size, BLOCK))
+    ]
+    return head + np.packbits(np.concatenate(pieces)).tobytes()
+
+
+def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
+    """Decode what `huffman_encode` encoded.
+
+    Parameters
+    ----------
+    blob : bytes
+    max_count : int
+        More symbols than this are refused before memory is taken for them: one symbol alone takes
+        no bits, so a few bytes could claim any number of it.
+
+    Returns
+    -------
+    (n,) ndarray of int64, read-only
+
+    Raises
+    ------
+    FileFormatError
+        The blob is truncated, too long, or otherwise not what `huffman_encode` writes.
+
+    Examples
+    --------
+    >>> huffman_decode(huffman_encode(np.array([3, 3, 3], np.uint8)))
+    array([3, 3, 3])
+    """
+    reader = ByteReader(blob_bytes(blob))
+    count = reader.varint()
+    if count > integer(max_count, "max_count", 0):
+        raise FileFormatError(f"{count} symbols are more than max_count={max_count}")
+    if count == 0:
+        reader.end()
+        return freeze(np.empty(0, np.int64))
+    size, least = reader.varint(), unzigzag(reader.varint())
+    if size == 1:
+        reader.end()
+        return freeze(np.full(count, _in_range(least), np.int64))
+    # Every distinct symbol has a length of at least a bit, every symbol a code of as much.
+    if not 2 <= size <= min(count, 8 * reader.left) or count > 8 * reader.left:
+        raise FileFormatError(
+            f"{count} symbols, {size} of them distinct, cannot be in {reader.left} bytes"
+        )
+    gaps, lengths = (
+        unpack_bits(reader.take(packed_size(n, width)), n, width)
+        for n, width in ((n, _width(reader)) for n in (size - 1, size))
+    )
+    alphabet = least + np.concatenate([[0], np.cumsum(gaps.astype(np.int64) + 1)])
+    _in_range(least), _in_range(int(alphabet[-1]))
+    lengths = lengths.astype(np.int64) + 1
+    # Kraft's equality: every sequence of bits is a sequence of codes.
+    if lengths.max() > LONGEST or int((1 << (LONGEST - lengths)).sum()) != 1 << LONGEST:
+        raise FileFormatError("the lengths are not those of a Huffman code")
+    return freeze(alphabet[_decode_places(reader.take(reader.left), count, lengths)])
+
+
+def code_lengths(counts: Array) -> Array:
+    """The lengths of an optimal prefix code for symbols of these frequencies.
+
+    Parameters
+    ----------
+    counts : (k,) ndarray of positive integers, k >= 2
+
+    Returns
+    -------
+    (k,) ndarray of int64
+        At most `LONGEST`: where Huffman's tree is deeper, the frequencies are halved until it is
+        not, and the code is optimal no more, but within a hair.
+
+    Examples
+    --------
+    >>> code_lengths(np.array([1, 1, 2, 4]))
+    array([3, 3, 2, 1])
+    """
+    counts = counts.astype(np.int64)
+    while True:
+        lengths = _tree_depths(counts.tolist())
+        if lengths.max() <= LONGEST:
+            return lengths
+        counts = (counts + 1) // 2
+
+
+def _tree_depths(counts: list[int]) -> Array:
+    """Join the two rarest trees until one is left; a symbol's length is its depth in it."""
+    heap = [(count, node) for node, count in enumerate(counts)]
+    heapq.heapify(heap)
+    parent = [0] * (2 * len(counts) - 1)
+    for node in range(len(counts), len(parent)):
+        (first, a), (second, b) = heapq.heappop(heap), heapq.heappop(heap)
+        parent[a] = parent[b] = node
+        heapq.heappush(heap, (first + second, node))
+    depths = [0] * len(parent)
+    for node in reversed(range(len(parent) - 1)):
+        depths[node] = depths[parent[node]] + 1
+    return np.array(depths[: len(counts)])
+
+
+def _canonical_codes(lengths: Array) -> Array:
+    """Codes in the order (length, symbol): each is the one before it plus 1, with zeros behind."""
+    order = np.argsort(lengths, kind="stable")
+    ordered = lengths[order]
+    codes = np.empty_like(lengths)
+    # As fractions of 2**LONGEST, codes are the running sum of what those before them take up.
+    taken = 1 << (LONGEST - ordered)
+    codes[order] = (np.cumsum(taken) - taken) >> (LONGEST - ordered)
+    return codes
+
+
+def _spread_codes(codes: Array, lengths: Array) -> Array:
+    """The bits of the codes one after the other, as an array of 0 and 1."""
+    ends = np.cumsum(lengths)
+    shifts = np.repeat(ends, lengths) - 1 - np.arange(ends[-1])
+    bits: Array = np.repeat(codes, lengths) >> shifts & 1
+    return bits.astype(np.uint8)
+
+
+def _decode_places(payload: bytes, count: int, lengths: Array) -> Array:
+    """Which symbol of the alphabet stands at each place.
+
+    A code could begin at any bit; for all of them at once it is looked up how long it would be.
+    Then one walk from code to code finds where they do begin.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ordered = lengths[order]
+    taken = 1 << (LONGEST - ordered)
+    ends = np.cumsum(taken)
+    data = np.frombuffer(payload + bytes(8), np.uint8).astype(np.int64)
+    found, place = [], 0  # place: the bit at which the next code begins
+    left = count
+    for start in range(0, len(payload), BLOCK):
+        part = data[start : start + BLOCK + 4]
+        words = sum(part[k : len(part) - 4 + k] << (32 - 8 * k) for k in range(5))
+        windows = np.asarray(words)[:, np.newaxis] >> (8 - np.arange(8)) & (1 << LONGEST) - 1
+        indices = np.searchsorted(ends, windows.ravel(), side="right")
+        steps = ordered[indices].astype(np.uint8).tobytes()
+        visited, here = [], place - 8 * start
+        while left and here < len(steps):
+            visited.append(here)
+            here += steps[here]
+            left -= 1
+        found.append(order[indices[visited]])
+        place = here + 8 * start
+    if left or -(-place // 8) != len(payload) or (place % 8 and payload[-1] << place % 8 & 255):
+        raise FileFormatError(f"{len(payload)} bytes do not hold the codes of {count} symbols")
+    return np.concatenate(found)
+
+
+def _width(reader: ByteReader) -> int:
+    width = reader.varint()
+    if width > 32:
+        raise FileFormatError(f"integers of {width} bits have no place in a Huffman blob")
+    return width
+
+
+def _in_range(symbol: int) -> int:
+    if not -(2**31) <= symbol < 2**31:
+        raise FileFormatError(f"symbol {symbol} is not in [-2**31, 2**31)")
+    return symbol

@@ -1,0 +1,219 @@
+"""Small models for property tests: layers of all types, weights in every representation, nested."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from hypothesis.strategies import DrawFn, SearchStrategy
+
+from minicompress.arrays import Array, DType
+from minicompress.integers import code_dtype, code_range, qparam_shape
+from minicompress.nn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    Layer,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from minicompress.nn.model import Sequential
+from minicompress.representation import Clustered, LowRank, Quantized, Rep, Sparse
+from minicompress.testing.strategies import DTYPES, contents
+
+ANYWHERE = (ReLU(), LeakyReLU(), LeakyReLU(0.3), Sigmoid(), Tanh(), Softmax(), Dropout(0.25))
+
+
+@st.composite
+def models(
+    draw: DrawFn, input_shape: tuple[int, ...] = (5, 4, 2), max_layers: int = 5
+) -> Sequential:
+    """Models of all layer types, with weights in all representations.
+
+    Parameters
+    ----------
+    input_shape : (H, W, C) or (features,)
+        Of one input that every drawn model takes.
+    max_layers : int
+        No layer at all is drawn too.
+
+    Returns
+    -------
+    strategy of Sequential
+        All weights of a model have one dtype, that of the inputs it takes, and magnitudes up to 4;
+        the outputs of a deep one in float16 may overflow all the same.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> find(models((4,)), lambda model: any(type(x) is Dropout for x in model.layers))
+    Sequential(layers=(Dropout(rate=0.25),))
+    """
+    dtype = draw(st.sampled_from(DTYPES))
+    layers: list[Layer] = []
+    shape = input_shape
+    for _ in range(draw(st.integers(0, max_layers))):
+        layers.append(draw(_images(shape, dtype) if len(shape) == 3 else _rows(shape, dtype)))
+        shape = layers[-1].output_shape(shape)
+    return Sequential(tuple(layers))
+
+
+@st.composite
+def reps(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int = 2) -> Rep:
+    """Representations of arrays of a shape and dtype, or plain arrays; `depth` of them nested.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> find(reps((3,), np.dtype(np.float32)), lambda rep: isinstance(rep, Clustered))
+    Clustered(codes=uint8[3], codebook=float32[1])
+    """
+    kinds = [_plain]
+    if depth > 0:
+        kinds += [_quantized, _sparse, _clustered]
+        if len(shape) in {2, 4}:
+            kinds.append(_low_rank)
+    return draw(draw(st.sampled_from(kinds))(shape, dtype, depth))
+
+
+def _images(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
+    return st.one_of(
+        st.sampled_from([*ANYWHERE, Flatten(), GlobalAvgPool2D()]),
+        _convolutions(shape, dtype),
+        _pools(shape),
+        _batch_norms(shape[-1], dtype),
+    )
+
+
+def _rows(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
+    return st.one_of(
+        st.sampled_from([*ANYWHERE, Flatten()]),
+        _denses(shape[0], dtype),
+        _batch_norms(shape[0], dtype),
+    )
+
+
+@st.composite
+def _denses(draw: DrawFn, inputs: int, dtype: DType) -> Layer:
+    outputs = draw(st.integers(1, 4))
+    return Dense(draw(reps((inputs, outputs), dtype)), draw(_biases(outputs, dtype)))
+
+
+@st.composite
+def _convolutions(draw: DrawFn, shape: tuple[int, ...], dtype: DType) -> Layer:
+    groups = draw(st.sampled_from([g for g in (1, 2) if shape[2] % g == 0]))
+    kernel = (*(draw(st.integers(1, min(n, 3))) for n in shape[:2]), shape[2] // groups)
+    outputs = groups * draw(st.integers(1, 2))
+    options: dict[str, Any] = {
+        "stride": draw(st.sampled_from([1, 2, (1, 2)])),
+        "padding": draw(st.sampled_from(["valid", "same", 1, ((0, 1), (2, 0))])),
+        "dilation": draw(st.sampled_from([1, 2] if max(kernel[:2]) == 1 else [1])),
+        "groups": groups,
+    }
+    return Conv2D(draw(reps((*kernel, outputs), dtype)), draw(_biases(outputs, dtype)), **options)
+
+
+@st.composite
+def _pools(draw: DrawFn, shape: tuple[int, ...]) -> Layer:
+    window = draw(st.integers(1, min(shape[0], 2))), draw(st.integers(1, min(shape[1], 2)))
+    stride = draw(st.sampled_from([None, 1, (2, 1)]))
+    padding: Any = draw(st.sampled_from(["valid", "same", 1] if min(window) > 1 else ["valid"]))
+    if draw(st.booleans()):
+        return MaxPool2D(window, stride, padding)
+    return AvgPool2D(window, stride, padding, draw(st.booleans()))
+
+
+@st.composite
+def _batch_norms(draw: DrawFn, channels: int, dtype: DType) -> Layer:
+    scale, offset, mean, deviation = (draw(_tame((channels,), dtype)) for _ in range(4))
+    return BatchNorm(scale, offset, mean, 1 + abs(deviation), draw(st.sampled_from([1e-5, 0.125])))
+
+
+def _biases(outputs: int, dtype: DType) -> SearchStrategy[Rep | None]:
+    return st.none() | reps((outputs,), dtype)
+
+
+def _tame(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Array]:
+    kinds = st.sampled_from(["integers", "ordinary", "zeros"])
+    return kinds.flatmap(lambda kind: contents(kind, dtype, shape))
+
+
+def _plain(shape: tuple[int, ...], dtype: DType, depth: int) -> SearchStrategy[Rep]:
+    return _tame(shape, dtype)
+
+
+def _codes(shape: tuple[int, ...], dtype: DType, low: int, high: int) -> SearchStrategy[Array]:
+    return npst.arrays(dtype, shape, elements=st.integers(low, high), fill=st.nothing())
+
+
+@st.composite
+def _quantized(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -> Rep:
+    num_bits, signed = draw(st.sampled_from([2, 3, 4, 8, 16])), draw(st.booleans())
+    low, high = code_range(num_bits, signed)
+    code = draw(st.sampled_from([code_dtype(num_bits, signed), np.dtype(np.int64)]))
+    codes: Array | Sparse
+    if draw(st.booleans()):
+        indices = draw(_indices(shape))
+        codes = Sparse(shape, indices, draw(_codes(indices.shape, code, low, high)))
+    else:
+        codes = draw(_codes(shape, code, low, high))
+    axis = draw(st.none() | st.integers(0, len(shape) - 1)) if shape else None
+    block_size = None if axis is None else draw(st.sampled_from([None, 1, 2, 100]))
+    grid = qparam_shape(shape, axis, block_size)
+    steps = st.sampled_from([float(dtype.type(step)) for step in (0.125, 0.1, 1.0)])
+    scale = draw(npst.arrays(dtype, grid, elements=steps, fill=st.nothing()))
+    zero_point = draw(_codes(grid, np.dtype(np.int64), -1, 1))
+    return Quantized(codes, scale, zero_point, num_bits, signed, axis, block_size, dtype)
+
+
+@st.composite
+def _sparse(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -> Rep:
+    indices = draw(_indices(shape))
+    return Sparse(shape, indices, draw(reps(indices.shape, dtype, depth - 1)))
+
+
+def _indices(shape: tuple[int, ...]) -> SearchStrategy[Array]:
+    kept = npst.arrays(np.bool_, math.prod(shape), elements=st.booleans(), fill=st.nothing())
+    return kept.map(np.flatnonzero)
+
+
+@st.composite
+def _clustered(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -> Rep:
+    k = draw(st.integers(1, 5))
+    return Clustered(
+        draw(_codes(shape, np.dtype(np.uint8), 0, k - 1)), draw(reps((k,), dtype, depth - 1))
+    )
+
+
+@st.composite
+def _low_rank(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -> Rep:
+    r, s = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    shapes: tuple[tuple[int, ...], ...]
+    if len(shape) == 2:
+        subscripts = draw(st.sampled_from(["ir,ro->io", "ri,or->io"]))
+        shapes = ((shape[0], r), (r, shape[1]))
+        if subscripts == "ri,or->io":
+            shapes = ((r, shape[0]), (shape[1], r))
+    else:
+        h, w, i, o = shape
+        subscripts, shapes = draw(
+            st.sampled_from(
+                [
+                    ("hwir,ro->hwio", ((h, w, i, r), (r, o))),
+                    ("hir,rwo->hwio", ((h, i, r), (r, w, o))),
+                    ("ia,hwab,bo->hwio", ((i, r), (h, w, r, s), (s, o))),
+                ]
+            )
+        )
+    return LowRank(tuple(draw(reps(f, dtype, depth - 1)) for f in shapes), subscripts)
