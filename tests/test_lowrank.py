@@ -465,3 +465,11 @@ def test_the_cases_of_the_planted_faults_are_lawful():
     right = {"channel": channel_svd, "spatial": spatial_svd}
     for name, (law, _) in PLANTED.items():
         law(right.get(name.split(":")[0], truncated_svd))
+
+
+@pytest.mark.parametrize("exponent", [-1000, -501, -3, 0, 1, 2, 500, 999])
+def test_both_factors_take_half_of_the_scale(exponent):
+    """Each within a factor of 2 of the other: nothing over- or underflows that need not."""
+    w = np.ldexp(np.array([[4.0, 1.0], [1.0, 3.0]]), exponent)
+    left, right = (np.abs(f).max() for f in truncated_svd(w, rank=2).rep.factors)
+    assert 0.25 <= left / right <= 4.0

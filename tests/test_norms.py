@@ -71,6 +71,15 @@ def test_scaling_by_a_power_of_two_scales_every_norm_exactly(array):
             assert norms.norm_of(scaled, kind) == norms.norm_of(array, kind) / 8
 
 
+@given(weights())
+def test_the_upper_bound_has_the_slack_that_its_docstring_derives(array):
+    """Norm times 1 + 2 (n + 8) u, and one place up: neither more nor less."""
+    norm = norms.norm_of(array)
+    if 0 < norm < math.inf:
+        slack = norm * (1 + 2 * (array.size + 8) * 2.0**-53)
+        assert norms.fro_upper(array) == np.nextafter(slack, np.inf)
+
+
 def all_ones_law(upper):
     """Of an all-ones (m, n) matrix the 2-norm is sqrt(m n): LAPACK's value is often below it."""
     for m in range(1, 30):

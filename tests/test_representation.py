@@ -216,6 +216,13 @@ def test_sizes_by_hand():
     assert [bits_for(k) for k in (0, 1, 2, 3, 4, 5, 256, 257)] == [0, 0, 1, 2, 2, 3, 8, 9]
 
 
+@pytest.mark.parametrize(
+    ("k", "narrowest"), [(1, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "i8")]
+)
+def test_codes_are_kept_in_the_narrowest_integers(k, narrowest):
+    assert Clustered(np.array([0, k - 1]), np.arange(float(k))).codes.dtype == narrowest
+
+
 one = np.ones(1)
 BAD = [
     (lambda: decode("weights"), "rep must be an array or a representation, not str"),
@@ -229,6 +236,8 @@ BAD = [
         r"shape\[0\] must be an int of at least 0",
     ),
     (lambda: Sparse((2,), np.array([0.0]), one), "indices must be of an integer dtype"),
+    (lambda: Sparse((4,), np.array([[0, 1]]), np.ones((1, 2))), "values must be 1-D"),
+    (lambda: Sparse((), np.array(0), np.array(1.0)), "values must be 1-D"),
     (lambda: Clustered(np.array([2]), np.ones(2)), r"codes must lie in \[0, 2\)"),
     (lambda: Clustered(np.array([-1]), np.ones(2)), r"codes must lie in \[0, 2\)"),
     (lambda: Clustered(np.array([0]), np.ones((1, 1))), "codebook must be 1-D"),

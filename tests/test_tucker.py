@@ -464,3 +464,11 @@ def test_the_cases_of_the_planted_faults_are_lawful():
     """What catches a wrong implementation lets the right one pass."""
     for name, (law, _) in PLANTED.items():
         law(partial(tucker2, method="hosvd" if name.startswith("hosvd") else "sthosvd"))
+
+
+@pytest.mark.parametrize("exponent", [-900, -502, -3, 0, 1, 2, 500, 900])
+def test_the_factors_share_the_scale(exponent):
+    """No factor is further from 1 than a third of the way, and a few binary places."""
+    w = np.ldexp(np.arange(1.0, 17.0).reshape(2, 2, 2, 2), exponent)
+    for factor in tucker2(w, rank_in=2, rank_out=2).rep.factors:
+        assert abs(np.frexp(np.abs(factor).max())[1] - exponent / 3) <= 5
