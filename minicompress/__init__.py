@@ -112,6 +112,9 @@ from minicompress.representation import (
     num_params,
     storage_bits,
 )
+from minicompress.storage.container import dumps, load, loads, save
+from minicompress.storage.entropy import range_decode, range_encode
+from minicompress.storage.huffman import huffman_decode, huffman_encode
 
 __version__ = "0.1.0"
 
@@ -180,6 +183,7 @@ __all__ = [
     "dequantize_linear",
     "digits_cnn",
     "domain_certificate",
+    "dumps",
     "evaluate",
     "factor_layers",
     "factorize",
@@ -192,13 +196,17 @@ __all__ = [
     "fold_batch_norm",
     "global_avg_pool2d",
     "global_avg_pool2d_vjp",
+    "huffman_decode",
+    "huffman_encode",
     "leaky_relu",
     "leaky_relu_vjp",
     "lenet5",
     "lenet_300_100",
     "linear_schedule",
+    "load",
     "load_digits",
     "load_mnist",
+    "loads",
     "matmul_integer",
     "max_pool2d",
     "max_pool2d_vjp",
@@ -214,10 +222,13 @@ __all__ = [
     "prune_n_m",
     "quantize",
     "quantize_linear",
+    "range_decode",
+    "range_encode",
     "relu",
     "relu_vjp",
     "remove_channels",
     "requantize",
+    "save",
     "seed_cnn",
     "sgd",
     "shrink_kernel",

@@ -1,6 +1,7 @@
 """Property tests for compressors, layers and codecs: for this library, and for other people's."""
 
 from minicompress.testing.checks import check_codec, check_compressor, check_layer, check_pure
+from minicompress.testing.models import models
 from minicompress.testing.strategies import kernels, matrices, weights
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "check_pure",
     "kernels",
     "matrices",
+    "models",
     "weights",
 ]
