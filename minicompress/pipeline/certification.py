@@ -19,7 +19,7 @@ from minicompress.compressors.quantization import quantize
 from minicompress.nn.model import apply
 from minicompress.pipeline.comparison import Progress, Setup, certified_domain, trained
 from minicompress.pipeline.plan import compress
-from minicompress.pipeline.table import wrap
+from minicompress.pipeline.table import aligned, wrap
 from minicompress.pipeline.weights import Compressor, weights
 
 RADII = (1 / 64, 1 / 32, 1 / 16)
@@ -111,16 +111,7 @@ def format_certificates(accuracy: float, rows: tuple[CertificateRow, ...], input
     """The rows in columns that line up, and what they are."""
     radii = [f"1/{round(1 / eps)}" for eps in RADII]
     head = ("method", "accuracy", "agree", "domain", *radii, "bound", "found", "ratio")
-    cells = [head, *(_cells(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
+    table = aligned([head, *(_cells(row) for row in rows)])
     explained = (
         f"The original classifies {accuracy:.2%} of the test images rightly. agree: % of them that "
         "the compressed network gives the same class. domain: % of them that provably keep "
@@ -130,7 +121,7 @@ def format_certificates(accuracy: float, rows: tuple[CertificateRow, ...], input
         f"apart in the ball of 1/{round(1 / SEARCHED)}, proven; found: the most that sign "
         "gradients and corners find there; both medians, and the median of their ratio."
     )
-    return "\n".join(lines) + "\n\n" + wrap(explained)
+    return f"{table}\n\n{wrap(explained)}"
 
 
 def _cells(row: CertificateRow) -> tuple[str, ...]:

@@ -27,7 +27,11 @@ MARKS = {BEFORE_RETRAINING: "*", RETRAINED: "**"}
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows under their heads, in columns that line up; plain ASCII."""
-    cells = [HEAD, *(_cells(row) for row in rows)]
+    return aligned([HEAD, *(_cells(row) for row in rows)])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first line their heads: words to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
