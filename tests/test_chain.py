@@ -14,6 +14,7 @@ from minicompress.compressors.chain import chain
 from minicompress.compressors.lowrank import channel_svd, spatial_svd, truncated_svd
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
+from minicompress.compressors.tucker import tucker2
 from minicompress.errors import CompressionError
 from minicompress.representation import (
     Certificate,
@@ -213,6 +214,50 @@ def test_planted_wrong_compositions_are_caught(name):
     law, wrong = PLANTED[name]
     with pytest.raises(AssertionError):
         law(wrong)
+
+
+def test_three_factors_in_a_row_are_bounded_by_their_two_norms():
+    """Not by their Frobenius norms, which would do as well, and are larger by the roots of ranks."""
+    w = np.sin(np.arange(3 * 3 * 6 * 6.0)).reshape(3, 3, 6, 6)
+    step = partial(tucker2, rank_in=4, rank_out=4)
+    rep, cert = chain(w, step, int4)
+    old = step(w).rep.factors
+    new = [decode(f) for f in rep.factors]
+    errors = [int4(f).cert.bound for f in old]
+
+    def outer(factors):
+        return norms.norm2_upper(factors[0]), norms.norm2_upper(factors[2])
+
+    def toward_right(core):
+        return norms.norm2_upper(core.reshape(-1, core.shape[3]))
+
+    def toward_left(core):
+        return norms.norm2_upper(core.transpose(2, 0, 1, 3).reshape(core.shape[2], -1))
+
+    def exchange(a, b):
+        return (
+            errors[0] * toward_left(b[1]) * outer(b)[1]
+            + outer(a)[0] * errors[1] * outer(b)[1]
+            + outer(a)[0] * toward_right(a[1]) * errors[2]
+        )
+
+    rule = min(exchange(old, new), exchange(new, old))
+    assert cert.bound <= (step(w).cert.bound + rule) * (1 + 1e-12)
+
+
+@given(st.integers(0, 3))
+def test_factors_in_a_ring_get_the_bound_of_their_sizes(k):
+    """Axis b joins the first factor with the last: their 2-norms as matrices would not do."""
+    w = np.arange(1.0, 7.0).reshape(2, 3) * 1.7**k
+    factors = (w.reshape(2, 1, 3), np.array([[1.0, 0.3]]), np.array([[1.0, 0.9, 1.1], [0.2, 1, 3]]))
+    total = np.einsum("iab,ac,cb->i", *factors)
+
+    def as_ring(target):
+        rep = LowRank(factors, "iab,ac,cb->i")
+        return Compressed(rep, _certificate(target, rep))
+
+    rep, cert = chain(total, as_ring, partial(quantize, num_bits=2))
+    assert Fraction(cert.bound) ** 2 >= exact_error_power(total, decode(rep), "fro")
 
 
 @given(st.integers(0, 1))

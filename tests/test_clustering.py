@@ -489,3 +489,27 @@ def test_the_cases_of_the_planted_faults_are_lawful():
     right = {"exact": partial(cluster, method="exact"), "borders": _nearest}
     for name, (law, _) in PLANTED.items():
         law(right.get(name.split(":")[0], cluster))
+
+
+def least_with_zero(values, k):
+    """The least sum of squares of any codebook of k values that holds 0, over all groupings."""
+    best = None
+    for groups in itertools.product(range(k), repeat=len(values)):  # group 0 is that of 0.0
+        total = Fraction(0)
+        for g in range(k):
+            members = [Fraction(v) for v, group in zip(values, groups) if group == g]
+            if members:
+                center = Fraction(0) if g == 0 else sum(members) / len(members)
+                total += sum((m - center) ** 2 for m in members)
+        best = total if best is None else min(best, total)
+    return best
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=5), st.integers(1, 3))
+def test_exact_with_a_zero_is_the_least_of_all_groupings(entries, k):
+    w = np.array([0.0, *entries])
+    rep, _ = cluster(w, n_clusters=k, method="exact")
+    error = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(w.tolist(), decode(rep).tolist()))
+    # Means of up to five small integers, rounded once: off by 1e-15 each, squared sums by 1e-13.
+    assert abs(error - least_with_zero(w.tolist(), k)) <= Fraction(1, 10**12)
+    assert decode(rep)[0] == 0.0
