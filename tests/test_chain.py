@@ -217,7 +217,7 @@ def test_planted_wrong_compositions_are_caught(name):
 
 
 def test_three_factors_in_a_row_are_bounded_by_their_two_norms():
-    """Not by their Frobenius norms, which would do as well, and are larger by the roots of ranks."""
+    """Not by their Frobenius norms, which would do as well and are larger."""
     w = np.sin(np.arange(3 * 3 * 6 * 6.0)).reshape(3, 3, 6, 6)
     step = partial(tucker2, rank_in=4, rank_out=4)
     rep, cert = chain(w, step, int4)
