@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -57,6 +57,13 @@ class Compressed(NamedTuple):
 
     rep: Rep
     cert: Certificate
+
+
+def checked(result: Any, who: str) -> Compressed:
+    """What somebody's compressor returned, if it is what a compressor returns."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Certificate)):
+        raise CompressionError(f"{who} must return (rep, Certificate), not {result!r:.80}")
+    return Compressed(*result)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

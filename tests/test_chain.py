@@ -157,6 +157,7 @@ def test_a_step_that_moves_survivors_gets_the_triangle_rule():
 
 BAD = [
     ((), "at least one compressor"),
+    ((lambda w: w,), r"each compressor of a chain must return \(rep, Certificate\), not array"),
     ((int4, half), "nothing can follow a Quantized"),
     ((half, partial(quantize, axis=-1)), "axis=0 names the channels of a weight, but shape"),
     ((partial(prune_magnitude, amount=0.5, norm="max"), int4), "not 'max' ones"),

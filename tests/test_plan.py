@@ -59,6 +59,7 @@ BAD = [
     ({-1: int4}, "from 0 to 3, not -1"),
     ({"0": int4}, "must be an int from 0 to 3, not '0'"),
     ({0: low}, r"layer 0 \(Conv2D\): weight must have 2 dimensions"),
+    ({0: np.abs}, "a compressor of the plan must return"),
     ([int4], "plan must map layer indices to compressors"),
 ]
 

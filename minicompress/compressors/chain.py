@@ -27,6 +27,7 @@ from minicompress.representation import (
     LowRank,
     Quantized,
     Sparse,
+    checked,
     decode,
 )
 
@@ -82,7 +83,7 @@ def chain(weight: ArrayLike, *compressors: Compressor) -> Compressed:
 
 def _chain(w: Array, compressors: tuple[Compressor, ...]) -> Compressed:
     first, rest = compressors[0], compressors[1:]
-    rep, cert = first(w)
+    rep, cert = checked(first(w), "each compressor of a chain")
     if cert.norm != "fro":
         raise CompressionError(f"chain composes Frobenius certificates, not {cert.norm!r} ones")
     if not rest:

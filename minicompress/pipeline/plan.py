@@ -9,7 +9,7 @@ from minicompress.arrays import integer
 from minicompress.errors import CompressionError
 from minicompress.nn.model import Sequential
 from minicompress.pipeline.weights import Compressor, weights, with_weights
-from minicompress.representation import Certificate, decode
+from minicompress.representation import Certificate, checked, decode
 
 
 class CompressedModel(NamedTuple):
@@ -63,7 +63,8 @@ def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedMod
         if index not in arrays:
             raise CompressionError(f"layer {index} ({name}) has no weights to compress")
         try:
-            changed[index], certificates[index] = compressor(decode(arrays[index]))
+            result = checked(compressor(decode(arrays[index])), "a compressor of the plan")
+            changed[index], certificates[index] = result
         except CompressionError as error:
             raise CompressionError(f"layer {index} ({name}): {error}") from error
     return CompressedModel(with_weights(model, changed), certificates)
