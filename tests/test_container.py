@@ -494,9 +494,6 @@ BOMBS = {
     "codes of one symbol, range coder": lambda: lying(
         "size", 2**16, one_dense(quantized(np.zeros((1, 1), np.int8))), "sequence"
     ),
-    "dead rows, range coder": lambda: lying(
-        "size", 2**14, one_dense(quantized(np.zeros((2, 2), np.int8))), "matrix"
-    ),
     "a codebook": lambda: lying(
         "codebook", 2**40, one_dense(mc.Clustered(np.zeros((1, 1), int), np.ones(1)))
     ),

@@ -165,9 +165,9 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     ----------
     model : Sequential
     coding : "smallest" | "huffman" | "packed"
-        How integers may be coded, each array in the way that is shortest for it: in any way, which
-        takes some 10 microseconds a code; Huffman's code or packed bits, a hundredth of that;
-        packed bits only.
+        How integers may be coded, each array in the way that is shortest for it: in any way (some
+        seconds for a million codes); Huffman's code or packed bits (a fraction of that); packed
+        bits only.
 
     Returns
     -------

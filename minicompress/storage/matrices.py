@@ -12,9 +12,6 @@ how busy its column was so far. Then, if need be, its sign and magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import repeat
-
 import numpy as np
 
 from minicompress.arrays import Array, freeze, integer
@@ -120,18 +117,13 @@ def code_matrix(
     if 0 in shape:
         return np.empty(shape, np.int64)
     model.begin(coder, None if matrix is None else matrix.ravel())
-    far = 0
-    alive_rows: Iterable[int] = repeat(0, shape[0])
-    alive_columns: Iterable[int] = repeat(0, shape[1])
-    if matrix is not None:
-        matrix = matrix - model.centre
-        far = _period(matrix != 0)
-        alive_rows, alive_columns = ((matrix != 0).any(axis=k).tolist() for k in (1, 0))
-    far = code_number(coder, model.parameters, far)
+    offsets = np.zeros(shape, np.int64) if matrix is None else matrix - model.centre
+    far = code_number(coder, model.parameters, _period(offsets != 0))
     if far > shape[0]:
         raise FileFormatError(f"a neighbour {far} rows away is not in a matrix of {shape[0]} rows")
-    live_rows = _code_rows(coder, model, alive_rows, far)
-    columns = np.flatnonzero([coder.code(model.columns, bit) for bit in alive_columns])
+    live_rows = _code_rows(coder, model, (offsets != 0).any(axis=1).tolist(), far)
+    live = [coder.code(model.columns, bit) for bit in (offsets != 0).any(axis=0).tolist()]
+    columns = np.flatnonzero(live)
     width = len(columns)
     dead = [0] * width
     signs = {-k: dead for k in range(1, max(far, 2) + 1)}  # by row: -1, 0, 1 of its live columns
@@ -141,7 +133,7 @@ def code_matrix(
         signs[i] = dead
         if not alive:
             continue
-        row = dead if matrix is None else matrix[i, columns].tolist()
+        row = offsets[i, columns].tolist()
         signs[i] = coded = [0] * width
         above, second = signs[i - 1], signs[i - 2]
         distant = signs[i - far] if far else dead
@@ -172,7 +164,7 @@ def code_matrix(
     return result
 
 
-def _code_rows(coder: Coder, model: Neighbours, alive: Iterable[int], far: int) -> list[int]:
+def _code_rows(coder: Coder, model: Neighbours, alive: list[bool], far: int) -> list[int]:
     """Which rows are alive, each in the context of those before it and those one period before."""
     live = [0] * (far + 2)
     for bit in alive:
