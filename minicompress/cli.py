@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,14 @@ from minicompress.errors import CompressionError
 from minicompress.pipeline.certification import certify, format_certificates
 from minicompress.pipeline.comparison import (
     EPOCHS,
+    Images,
     Progress,
     Setup,
     compare,
     retraining_epochs,
     setup,
 )
+from minicompress.pipeline.evaluation import evaluate_file, format_evaluation
 from minicompress.pipeline.table import format_table, legend, read_table, wrap
 
 
@@ -87,21 +89,29 @@ def _certify_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _data_options(parser: argparse.ArgumentParser) -> None:
-    defaults = ", ".join(f"{epochs} on {data}" for data, epochs in EPOCHS.items())
+def _image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", choices=("digits", "mnist"), default="digits", help="images (default: digits)"
     )
     parser.add_argument("--folder", metavar="DIR", help="where MNIST's four files lie")
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    defaults = ", ".join(f"{epochs} on {data}" for data, epochs in EPOCHS.items())
+    _image_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
     parser.add_argument("--epochs", type=int, help=f"of training (default: {defaults})")
 
 
-def _data(arguments: argparse.Namespace) -> Setup:
+def _loading(arguments: argparse.Namespace) -> Callable[[str], Images]:
+    """The function that loads a split of the images that were asked for."""
     if (arguments.folder is not None) != (arguments.data == "mnist"):
         raise CompressionError("--data mnist and --folder DIR go together")
-    load = partial(load_mnist, arguments.folder) if arguments.folder else load_digits
-    return setup(arguments.data, load)
+    return partial(load_mnist, arguments.folder) if arguments.folder else load_digits
+
+
+def _data(arguments: argparse.Namespace) -> Setup:
+    return setup(arguments.data, _loading(arguments))
 
 
 def _certify(arguments: argparse.Namespace) -> None:
@@ -142,6 +152,16 @@ def _compare(arguments: argparse.Namespace) -> None:
     print("\n\n".join([format_table(rows), wrap(explained), wrap(reading)]))
 
 
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a .mcz file")
+    _image_options(parser)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    load_split = _loading(arguments)
+    print(format_evaluation(evaluate_file(arguments.file, *load_split("test"))))
+
+
 COMMANDS = {
     "": (
         "Train a small CNN, compress it every way there is, and print one table:\n"
@@ -153,6 +173,11 @@ COMMANDS = {
         "original against compressed: what is proven, beside what a search finds",
         _certify,
         _certify_options,
+    ),
+    "evaluate": (
+        "a model from its file alone: how many bytes, how many errors",
+        _evaluate,
+        _evaluate_options,
     ),
 }
 

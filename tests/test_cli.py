@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import minicompress as mc
 from minicompress.cli import _progress_line, main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +106,9 @@ BAD = {
     "no such folder": (["--data", "mnist", "--folder", "no/such"], "'no/such' does not exist"),
     "json into nowhere": (["--json", "no/such/file"], "cannot write 'no/such/file': No such file"),
     "json over a folder": (["--json", "."], "cannot write '.': Is a directory"),
+    "evaluate nothing": (["evaluate"], "the following arguments are required: FILE"),
+    "evaluate no file": (["evaluate", "no.mcz"], "no.mcz cannot be read: No such file"),
+    "evaluate another file": (["evaluate", "file"], "file: this is no .mcz file"),
     "json under a file": (["--json", "file/x.json"], "cannot write 'file/x.json': Not a directory"),
 }
 
@@ -140,6 +144,23 @@ def test_a_file_that_was_there_survives_a_failed_run(tmp_path):
     assert main(["--json", str(target), "--epochs", "0"]) == 2
     assert target.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_evaluate_counts_bytes_and_errors(tmp_path, capsys):
+    model, (x, y) = mc.digits_cnn(np.random.default_rng(0)), mc.load_digits("test")
+    size = mc.save(model, tmp_path / "model.mcz")
+    wrong = int((model(x).argmax(1) != y).sum())
+    assert main(["evaluate", str(tmp_path / "model.mcz")]) == 0
+    table, last = capsys.readouterr().out.split("\n\n")
+    assert table == str(mc.account(model, (8, 8, 1)))
+    assert last.startswith(f"{size:,} bytes of file, {wrong} of 300 test images wrong: ")
+    assert f"{wrong / 300:.2%} error" in last
+
+
+def test_evaluate_wants_images_that_fit(tmp_path, capsys):
+    mc.save(mc.lenet_300_100(np.random.default_rng(0)), tmp_path / "model.mcz")
+    assert main(["evaluate", str(tmp_path / "model.mcz")]) == 2
+    assert "layer 1 (Dense)" in capsys.readouterr().err
 
 
 def test_help_names_every_option(capsys):

@@ -18,8 +18,8 @@ ORDER = {
     "requantize integer_weightless integer_layers integer_model integer",
     "storage": "bits huffman range_coder entropy matrices sections coding container",
     "analysis": "accounting bounds zonotope evaluation equivalence attack",
-    "pipeline": "weights plan structure kernels sensitivity search recipe rate early_exit "
-    "comparison table certification",
+    "pipeline": "weights plan structure kernels sensitivity search recipe rate rate_recipe "
+    "early_exit comparison table certification evaluation",
     "export": "c onnx",
     "testing": "strategies models laws checks",
     " ": "cli __main__",

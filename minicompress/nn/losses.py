@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, integer_array, same_dtype
+from minicompress.arrays import Array, float_array, integer_array, real, same_dtype
 from minicompress.errors import CompressionError
 
 
@@ -57,6 +57,79 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     probabilities[rows, labels] -= 1.0
     probabilities /= n
     return loss, probabilities.astype(logits.dtype)
+
+
+def distillation(
+    logits: Array, labels: Array, teacher: Array, *, temperature: float = 2.0, share: float = 0.7
+) -> tuple[float, Array]:
+    """The cross-entropy with the labels, mixed with how far the outputs are from a teacher's.
+
+    ``(1 - share) cross_entropy + share T**2 KL(softmax(teacher / T) || softmax(logits / T))``,
+    means over the batch. The factor T**2 keeps the gradient as large whatever the temperature T.
+
+    Parameters
+    ----------
+    logits : (N, classes) ndarray of float16, float32 or float64
+        N may be 0.
+    labels : (N,) ndarray of integers in [0, classes)
+    teacher : (N, classes) ndarray of the dtype of `logits`
+        The logits of the model that is learned from.
+    temperature : float, positive
+        At a high one the teacher's small probabilities count as well.
+    share : float in [0, 1]
+        Of the teacher; 0 is `softmax_cross_entropy`.
+
+    Returns
+    -------
+    loss : float
+        Computed in float64; 0.0 for an empty batch.
+    dlogits : ndarray like `logits`
+        ``((1 - share) (softmax(logits) - one_hot) + share T (softmax(logits / T) -
+        softmax(teacher / T))) / N``
+
+    Raises
+    ------
+    CompressionError
+        Shapes or dtypes do not fit, a label or a number is out of range.
+
+    Notes
+    -----
+    For `fit`, give the teacher's logits as `targets`, and this function, with its options bound by
+    functools.partial, as `loss`.
+
+    G. Hinton, O. Vinyals and J. Dean, *Distilling the knowledge in a neural network* (2015).
+
+    Examples
+    --------
+    >>> logits = np.array([[1.0, 3.0]])
+    >>> loss, dlogits = distillation(logits, np.array([1]), logits, share=1.0)
+    >>> loss, dlogits
+    (0.0, array([[0., 0.]]))
+    """
+    share = real(share, "share", 0.0, 1.0)
+    if real(temperature, "temperature", 0.0) == 0.0:
+        raise CompressionError("temperature must be more than 0")
+    loss, gradient = softmax_cross_entropy(logits, labels)
+    logits, teacher = float_array(logits, "logits"), float_array(teacher, "teacher")
+    same_dtype(logits=logits, teacher=teacher)
+    if teacher.shape != logits.shape:
+        raise CompressionError(
+            f"teacher must have the shape {logits.shape} of logits, not {teacher.shape}"
+        )
+    n = max(len(logits), 1)
+    ours, theirs = _log_softmax(logits, temperature), _log_softmax(teacher, temperature)
+    wanted = np.exp(theirs)
+    divergence = float((wanted * (theirs - ours)).sum() / n)
+    pull = (np.exp(ours) - wanted) * (share * temperature / n)
+    mixed = (1 - share) * loss + share * temperature**2 * divergence
+    return mixed, ((1 - share) * gradient.astype(np.float64) + pull).astype(logits.dtype)
+
+
+def _log_softmax(logits: Array, temperature: float) -> Array:
+    """In float64."""
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(1, keepdims=True, initial=-np.inf)
+    return np.asarray(scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))
 
 
 def mean_squared_error(outputs: Array, targets: Array) -> tuple[float, Array]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,8 @@ from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.model import Gradients, Sequential, apply, vjp
 from minicompress.nn.optimizers import Optimizer
 
-Loss: TypeAlias = Callable[[Array, Array], tuple[float, Array]]
+# Of outputs and classes, and of the targets where there are any: the mean, and its gradient.
+Loss: TypeAlias = Callable[..., tuple[float, Array]]
 
 
 class View(NamedTuple):
@@ -42,6 +43,22 @@ class View(NamedTuple):
 LatentView: TypeAlias = Callable[[Sequential, int], Sequential | View]
 
 
+class TrainingState(NamedTuple):
+    """Where a training stands: with it in place of a model, `fit` goes on as if it had not ended.
+
+    latent : Sequential
+        The model that is updated; what is seen of it is a view.
+    optimizer : object
+        The optimizer's state.
+    step : int
+        The number of updates made so far.
+    """
+
+    latent: Sequential
+    optimizer: Any
+    step: int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class History(Value):
     """How a training went, one entry for every epoch that was run.
@@ -53,6 +70,8 @@ class History(Value):
         After the epoch; empty without validation data.
     stopped_early : bool
         Whether patience ran out.
+    state : TrainingState or None
+        After the last epoch, also where the model returned is that of an earlier one.
     """
 
     train_loss: tuple[float, ...] = ()
@@ -60,6 +79,7 @@ class History(Value):
     validation_loss: tuple[float, ...] = ()
     validation_accuracy: tuple[float, ...] = ()
     stopped_early: bool = False
+    state: TrainingState | None = None
 
     @property
     def epochs(self) -> int:
@@ -68,7 +88,7 @@ class History(Value):
 
 
 def fit(
-    model: Sequential,
+    model: Sequential | TrainingState,
     x: Array,
     y: Array,
     *,
@@ -78,6 +98,7 @@ def fit(
     rng: np.random.Generator,
     view: LatentView | None = None,
     loss: Loss = softmax_cross_entropy,
+    targets: Array | None = None,
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -86,8 +107,9 @@ def fit(
 
     Parameters
     ----------
-    model : Sequential
-        Of plain arrays: where the latent model starts.
+    model : Sequential or TrainingState
+        Of plain arrays: where the latent model starts. Or the ``history.state`` of an earlier
+        training, which then goes on: momentum, schedules and the view's steps with it.
     x : (N, ...) ndarray of the model's dtype, N at least 1
     y : (N,) ndarray of integers
         The classes.
@@ -105,8 +127,12 @@ def fit(
         the number of updates made so far.
     loss : callable
         ``loss(outputs, y) -> (mean loss, its gradient by the outputs)``
+    targets : (N, ...) ndarray, optional
+        What the loss has to know of each example beside its class, as a teacher's outputs for
+        `distillation`: it is then called as ``loss(outputs, y, targets)``.
     validation : (x, y), optional
-        To report after every epoch.
+        To report after every epoch; by the same loss, or by `softmax_cross_entropy` if there are
+        targets, which are not known for these examples.
     patience : int, optional
         Stop once the validation loss has not become lower for so many epochs, and return the model
         of the epoch where it was lowest.
@@ -149,11 +175,16 @@ def fit(
         integer(patience, "patience", 1)
         if validation is None:
             raise CompressionError("patience needs validation data to watch")
+    if targets is not None and len(targets) != len(x):
+        raise CompressionError(f"targets must have {len(x)} rows as x, not {len(targets)}")
     look = _looking(view)
-    latent, state, step = model, optimizer.init(model), 0
-    total_steps = epochs * math.ceil(len(x) / batch_size)
-    seen, lowest, best_epoch = look(latent, 0).model, math.inf, 0
-    history = History()
+    if isinstance(model, Sequential):
+        model = TrainingState(model, optimizer.init(model), 0)
+    latent, state, step = model
+    first, total_steps = step, epochs * math.ceil(len(x) / batch_size)
+    seen, lowest, best_epoch = look(latent, step).model, math.inf, 0
+    history = History(state=model)
+    measure = loss if targets is None else softmax_cross_entropy
 
     for epoch in range(1, epochs + 1):
         loss_sum, hits, order = 0.0, 0, rng.permutation(len(x))
@@ -162,17 +193,19 @@ def fit(
             labels = y[rows]
             at, to_latent = look(latent, step)
             outputs, pullback = vjp(at, x[rows], rng=rng, input_gradient=False)
-            batch_loss, doutputs = loss(outputs, labels)
+            known = () if targets is None else (targets[rows],)
+            batch_loss, doutputs = loss(outputs, labels, *known)
             gradients = to_latent(pullback(doutputs)[1])
             latent, state = optimizer.update(latent, gradients, state)
             step += 1
             loss_sum += float(batch_loss) * len(rows)
             hits += _hits(outputs, labels)
             if progress is not None:
-                progress(step, total_steps, float(batch_loss))
+                progress(step - first, total_steps, float(batch_loss))
         last = look(latent, step).model
-        measured = None if validation is None else evaluate(last, *validation, loss=loss)
-        history = _extended(history, loss_sum / len(x), hits / len(x), measured)
+        measured = None if validation is None else evaluate(last, *validation, loss=measure)
+        now = TrainingState(latent, state, step)
+        history = _extended(history, loss_sum / len(x), hits / len(x), measured, now)
         if patience is None or measured is None:
             seen = last
         elif measured[0] < lowest or epoch == 1:
@@ -290,10 +323,12 @@ def _extended(
     train_loss: float,
     train_accuracy: float,
     validated: tuple[float, float] | None,
+    state: TrainingState,
 ) -> History:
     return History(
         (*history.train_loss, train_loss),
         (*history.train_accuracy, train_accuracy),
         history.validation_loss + (() if validated is None else validated[:1]),
         history.validation_accuracy + (() if validated is None else validated[1:]),
+        state=state,
     )

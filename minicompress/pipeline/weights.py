@@ -13,11 +13,14 @@ from typing import TypeAlias
 import numpy as np
 
 from minicompress.arrays import Array
+from minicompress.errors import CompressionError
 from minicompress.nn.layers import factor_layers
-from minicompress.nn.model import Sequential, parameters, with_parameters
+from minicompress.nn.model import Gradients, Sequential, parameters, with_parameters
+from minicompress.nn.training import View
 from minicompress.norms import fro_upper, norm_of
 from minicompress.representation import (
     Certificate,
+    Clustered,
     Compressed,
     LowRank,
     Rep,
@@ -63,6 +66,59 @@ def mask_view(pruned: Sequential) -> Callable[[Sequential, int], Sequential]:
         return with_weights(latent, {i: decode(arrays[i]) * mask for i, mask in masks.items()})
 
     return view
+
+
+def form_view(model: Sequential) -> Callable[[Sequential, int], View]:
+    """The view for `fit` in which weights keep the form they have in a model: zeros, shared values.
+
+    Start from ``decoded(model)``. A `Sparse` weight takes gradients at its places only; a value of
+    a `Clustered` one gets the sum of its members' (centroid fine-tuning, Han et al., 2016). They
+    begin equal, so each optimizer that works entry by entry keeps them equal.
+    """
+    reps = weights(model)
+
+    def pullback(gradients: Gradients) -> Gradients:
+        return tuple(
+            {**g, "weight": _projected(reps[i], g["weight"])} if "weight" in g else g
+            for i, g in enumerate(gradients)
+        )
+
+    return lambda latent, step: View(latent, pullback)
+
+
+def in_form_of(model: Sequential, trained: Sequential) -> Sequential:
+    """Plain arrays, trained through ``form_view(model)``, as representations like the model's."""
+    arrays = weights(trained)
+    return with_weights(
+        trained, {i: _refilled(rep, decode(arrays[i])) for i, rep in weights(model).items()}
+    )
+
+
+def _projected(rep: Rep, gradient: Array) -> Array:
+    """The gradient of a representation's free numbers, at all entries that they stand for."""
+    match rep:
+        case np.ndarray():
+            return gradient
+        case Sparse(_, indices, values):
+            projected = np.zeros_like(gradient, order="C")
+            projected.ravel()[indices] = _projected(values, gradient.ravel()[indices])
+            return projected
+        case Clustered(codes, codebook):
+            sums = np.bincount(codes.ravel(), gradient.ravel(), shape_of(codebook)[0])
+            return _projected(codebook, sums.astype(gradient.dtype))[codes]
+    raise CompressionError(f"a {type(rep).__name__} weight cannot be trained in its form")
+
+
+def _refilled(rep: Rep, array: Array) -> Rep:
+    """An array of a representation's form as such a representation."""
+    match rep:
+        case Sparse(shape, indices, values):
+            return Sparse(shape, indices, _refilled(values, array.ravel()[indices]))
+        case Clustered(codes, codebook):
+            entries = decode(codebook).copy()
+            entries[codes] = array
+            return Clustered(codes, _refilled(codebook, entries))
+    return array
 
 
 def factored(model: Sequential) -> Sequential:

@@ -1,0 +1,303 @@
+"""Recipes: compression in several steps, with training in between, that can be taken up again.
+
+A recipe is a tuple of `Step`, each a name and a function from a model to the next. `run_recipe`
+goes through them. With a folder it keeps the model of every step there, as a .mcz file, and a
+history; the same command in the same folder goes on where it was broken off, and ends with the same
+bits, for every step has a random generator of its own.
+
+`deep_compression` is such a recipe: Han, Mao and Dally, *Deep compression: compressing deep neural
+networks with pruning, trained quantization and Huffman coding* (2016).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from minicompress.arrays import Array, integer, real
+from minicompress.compressors.chain import chain
+from minicompress.compressors.clustering import cluster
+from minicompress.compressors.pruning import prune_magnitude
+from minicompress.errors import CompressionError
+from minicompress.nn.model import Sequential, decoded
+from minicompress.nn.optimizers import adam, cosine_decay
+from minicompress.nn.training import fit
+from minicompress.pipeline.plan import compress
+from minicompress.pipeline.weights import Compressor, form_view, in_form_of
+from minicompress.representation import Compressed
+from minicompress.storage.container import dumps, load, save
+
+Images: TypeAlias = tuple[Array, Array]
+HISTORY = "history.json"
+
+
+class Step(NamedTuple):
+    """One step of a recipe.
+
+    name : str
+        Of letters, digits, blanks and the like: it becomes part of a file's name.
+    run : callable
+        ``run(model, rng)`` gives the next model; its weights may be representations.
+    """
+
+    name: str
+    run: Callable[[Sequential, np.random.Generator], Sequential]
+
+
+class StepRow(NamedTuple):
+    """What a step came to.
+
+    name : str
+        The step's.
+    bytes : int
+        Of the model's file.
+    figures : dict of str to float
+        What `measure` found.
+    """
+
+    name: str
+    bytes: int
+    figures: dict[str, float]
+
+
+class RecipeResult(NamedTuple):
+    """The last model, and a row for every step."""
+
+    model: Sequential
+    history: tuple[StepRow, ...]
+
+
+def run_recipe(
+    model: Sequential,
+    steps: Sequence[Step],
+    *,
+    seed: int,
+    folder: str | os.PathLike[str] | None = None,
+    measure: Callable[[Sequential], Mapping[str, float]] | None = None,
+    coding: str = "smallest",
+    progress: Callable[[StepRow], None] | None = None,
+) -> RecipeResult:
+    """Run the steps of a recipe one after the other, or those that are left.
+
+    Parameters
+    ----------
+    model : Sequential
+        Where the first step begins.
+    steps : sequence of Step
+    seed : int
+        Step i gets ``numpy.random.default_rng([seed, i])``.
+    folder : str or path-like, optional
+        Where to keep each step's model and the history; made if need be. If an earlier run of the
+        same steps, seed and model has left some there, they are not run again.
+    measure : callable, optional
+        ``measure(model)`` gives figures for the history, as of the validation images.
+    coding : "smallest" | "huffman" | "packed"
+        As for `save`: of the files, and so of the bytes in the history.
+    progress : callable, optional
+        Called with the row of each step, those from an earlier run too.
+
+    Returns
+    -------
+    model : Sequential
+    history : tuple of StepRow
+
+    Raises
+    ------
+    CompressionError
+        Two steps have one name, or the folder belongs to another recipe.
+    FileFormatError
+        A file in the folder is damaged.
+    OSError
+        The folder cannot be written.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> start = Sequential((Dense(np.array([[3.0, 1.0]])),))
+    >>> prune = Step("prune", partial(compressed, plan={0: partial(prune_magnitude, amount=0.5)}))
+    >>> result = run_recipe(start, (prune,), seed=0)
+    >>> result.model.layers[0].weight.values, [row.name for row in result.history]
+    (array([3.]), ['prune'])
+    """
+    names = [step.name for step in steps]
+    if len(set(names)) != len(names):
+        raise CompressionError(f"the steps of a recipe need names of their own, not {names}")
+    seed = integer(seed, "seed", 0)
+    kept = None if folder is None else _Folder(Path(folder), model, names, seed)
+    history: list[StepRow] = [] if kept is None else kept.rows()
+    if kept is not None and history:
+        model = load(kept.file(len(history) - 1))
+    for row in history:
+        if progress is not None:
+            progress(row)
+    for i in range(len(history), len(names)):
+        model = steps[i].run(model, np.random.default_rng([seed, i]))
+        if kept is None:
+            size = len(dumps(model, coding=coding))
+        else:
+            size = save(model, kept.file(i), coding=coding)
+        figures = {} if measure is None else dict(measure(model))
+        history.append(StepRow(names[i], size, figures))
+        if kept is not None:
+            kept.keep(history)
+        if progress is not None:
+            progress(history[-1])
+    return RecipeResult(model, tuple(history))
+
+
+def compressed(
+    model: Sequential, rng: np.random.Generator, *, plan: Mapping[int, Compressor]
+) -> Sequential:
+    """`compress` as a step: bind the plan by functools.partial."""
+    return compress(model, plan).model
+
+
+def retrained(
+    model: Sequential,
+    rng: np.random.Generator,
+    *,
+    images: Images,
+    epochs: int,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+) -> Sequential:
+    """`fit` by Adam as a step: zeros of the weights stay zeros, shared values stay shared."""
+    x, y = images
+    trained, _ = fit(
+        decoded(model),
+        x,
+        y,
+        optimizer=adam(cosine_decay(learning_rate, max(epochs * -(-len(x) // batch_size), 1))),
+        epochs=epochs,
+        batch_size=batch_size,
+        rng=rng,
+        view=form_view(model),
+    )
+    return in_form_of(model, trained)
+
+
+def deep_compression(
+    images: Images,
+    kept: Mapping[int, float],
+    bits: Mapping[int, int],
+    *,
+    rounds: int = 4,
+    epochs: int = 8,
+    fine_tuning: int = 4,
+    learning_rate: float = 1e-3,
+) -> tuple[Step, ...]:
+    """The recipe of Deep Compression: prune and retrain by rounds, share values, tune them.
+
+    Parameters
+    ----------
+    images : (x, y)
+        To train on.
+    kept : mapping of int to float in (0, 1]
+        For the index of a layer the fraction of its weights that is left in the end.
+    bits : mapping of int to int
+        How many bits a shared value's index takes: a layer has 2**bits values, by k-means from a
+        linear start.
+    rounds : int, at least 1
+        Each keeps the same fraction of what the one before has left.
+    epochs, fine_tuning : int
+        Of training behind each round, and of the shared values in the end.
+    learning_rate : float
+        Of training; a tenth of it for the shared values.
+
+    Returns
+    -------
+    tuple of Step
+        For `run_recipe`. With ``coding="huffman"`` the file has what the paper has: the gaps
+        between weights, the indices of their values, both in Huffman's code, and the values.
+
+    Raises
+    ------
+    CompressionError
+        A number is out of range, or the two mappings name different layers.
+
+    Examples
+    --------
+    >>> x, y = np.zeros((2, 4), np.float32), np.array([0, 1])
+    >>> steps = deep_compression((x, y), {0: 0.1}, {0: 5}, rounds=2)
+    >>> [step.name for step in steps]
+    ['prune 1', 'retrain 1', 'prune 2', 'retrain 2', 'share', 'tune']
+    """
+    rounds = integer(rounds, "rounds", 1)
+    left = {i: real(share, "kept", 0.0, 1.0) for i, share in kept.items()}
+    if left.keys() != bits.keys() or 0.0 in left.values():
+        raise CompressionError(f"kept and bits must be of the same layers, not {kept} and {bits}")
+    training = partial(retrained, images=images, learning_rate=learning_rate)
+    steps = []
+    for i in range(1, rounds + 1):
+        prune: dict[int, Compressor] = {
+            k: partial(prune_magnitude, amount=1 - share ** (i / rounds))
+            for k, share in left.items()
+        }
+        steps += [
+            Step(f"prune {i}", partial(compressed, plan=prune)),
+            Step(f"retrain {i}", partial(training, epochs=integer(epochs, "epochs", 0))),
+        ]
+    share: dict[int, Compressor] = {
+        k: partial(_shared, prune=prune[k], n_clusters=2 ** integer(bits[k], "bits", 0, 16))
+        for k in left
+    }
+    tune = partial(training, epochs=fine_tuning, learning_rate=learning_rate / 10)
+    return (*steps, Step("share", partial(compressed, plan=share)), Step("tune", tune))
+
+
+def _shared(weight: Array, *, prune: Compressor, n_clusters: int) -> Compressed:
+    """The weights that are left as few values; `prune` loses nothing on what it pruned before."""
+    return chain(weight, prune, partial(cluster, n_clusters=n_clusters))
+
+
+class _Folder:
+    """Where `run_recipe` keeps models and history."""
+
+    def __init__(self, path: Path, start: Sequential, names: list[str], seed: int) -> None:
+        self._path, self._names = path, names
+        path.mkdir(parents=True, exist_ok=True)
+        self._made_for = {
+            "seed": seed,
+            "steps": names,
+            "start": f"{zlib.crc32(dumps(start, coding='packed')):08x}",
+        }
+
+    def file(self, i: int) -> Path:
+        """The file of a step's model."""
+        plain = "".join(c if c.isalnum() else "-" for c in self._names[i])
+        return self._path / f"{i + 1:02}-{plain}.mcz"
+
+    def rows(self) -> list[StepRow]:
+        """The history so far."""
+        try:
+            found: dict[str, Any] = json.loads((self._path / HISTORY).read_text("utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise CompressionError(f"{self._path / HISTORY} cannot be read: {error}") from None
+        if found.get("recipe") != self._made_for:
+            raise CompressionError(
+                f"{self._path} is of another recipe, seed or model: take a folder of its own"
+            )
+        return [StepRow(**row) for row in found["history"]]
+
+    def keep(self, history: Sequence[StepRow]) -> None:
+        """Write the history beside, then in place of what was there."""
+        text = {"recipe": self._made_for, "history": [row._asdict() for row in history]}
+        beside = self._path / f"{HISTORY}.{secrets.token_hex(4)}.part"
+        try:
+            beside.write_text(json.dumps(text, indent=2) + "\n", "utf-8")
+            os.replace(beside, self._path / HISTORY)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
