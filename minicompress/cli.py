@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO
 
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError
+from minicompress.export.c import export_c_file
 from minicompress.pipeline.certification import certify, format_certificates
 from minicompress.pipeline.comparison import (
     EPOCHS,
@@ -162,6 +163,32 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(format_evaluation(evaluate_file(arguments.file, *load_split("test"))))
 
 
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a .mcz file")
+    parser.add_argument("--target", choices=("c",), required=True, help="what to write")
+    parser.add_argument("--out", metavar="FILE", required=True, help="the file to write, NAME.c")
+    parser.add_argument("--name", default="predict", help="of the function (default: predict)")
+    parser.add_argument("--bits", type=int, default=8, help="of a weight (default: 8)")
+    _image_options(parser)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    calibration, _ = _loading(arguments)("train")
+    try:
+        made = export_c_file(
+            arguments.file,
+            calibration[:CALIBRATION],
+            arguments.out,
+            name=arguments.name,
+            num_bits=arguments.bits,
+        )
+    except OSError as error:
+        raise CompressionError(
+            f"cannot write {arguments.out!r}: {error.strerror or error}"
+        ) from None
+    print(made)
+
+
 COMMANDS = {
     "": (
         "Train a small CNN, compress it every way there is, and print one table:\n"
@@ -179,7 +206,15 @@ COMMANDS = {
         _evaluate,
         _evaluate_options,
     ),
+    "export": (
+        "a model as C for a small device, in integers alone; how much flash and RAM that takes",
+        _export,
+        _export_options,
+    ),
 }
+
+# As many images tell the ranges of the activations.
+CALIBRATION = 512
 
 
 @contextmanager

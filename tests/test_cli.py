@@ -163,6 +163,22 @@ def test_evaluate_wants_images_that_fit(tmp_path, capsys):
     assert "layer 1 (Dense)" in capsys.readouterr().err
 
 
+def test_export_writes_c(tmp_path, capsys):
+    mc.save(mc.digits_cnn(np.random.default_rng(0)), tmp_path / "model.mcz")
+    out = tmp_path / "net.c"
+    arguments = ["export", str(tmp_path / "model.mcz"), "--target", "c", "--name", "digits"]
+    assert main([*arguments, "--bits", "4", "--out", str(out)]) == 0
+    assert "of constants in flash" in capsys.readouterr().out
+    assert "int digits(const int8_t *input)" in out.with_suffix(".h").read_text()
+    small = out.stat().st_size
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert small < out.stat().st_size
+    capsys.readouterr()
+    assert main([*arguments, "--out", str(tmp_path / "no" / "net.c")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.mcz", "net.c", "net.h"]
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--help"])

@@ -15,7 +15,14 @@ HEADS = {
     "quantize_bit_by_bit": "bits  bytes   bound   error  accuracy    bytes",
     "three_bounds": "radius     norms     trace  zonotope     found",
 }
-OTHERS = {"how_tight", "your_own_compressor", "against_others", "fuzz_container"}
+OTHERS = {
+    "how_tight",
+    "your_own_compressor",
+    "against_others",
+    "fuzz_container",
+    "c_sizes",
+    "deep_compression",
+}
 
 
 def run(name, folder, *arguments, first_on_path=ROOT):
@@ -117,3 +124,21 @@ def test_the_comparison_with_others_says_what_is_not_there(tmp_path):
     done = run("against_others", tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
+
+
+def test_deep_compression_ends_in_a_file(tmp_path):
+    done = run("deep_compression", tmp_path)
+    assert done.returncode == 0, done.stderr
+    size = (tmp_path / "deep_compression.mcz").stat().st_size
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"deep_compression.mcz: {size:,} bytes, {39720 / size:.1f} times less")
+    assert size < 39720 / 10
+
+
+def test_c_sizes_are_a_table(tmp_path):
+    done = run("c_sizes", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    int8 = [float(line.split()[3].rstrip("%")) for line in lines if line.split()[:1] == ["8"]]
+    assert len(int8) == 2
+    assert max(int8) < 100 / 3

@@ -16,11 +16,12 @@ ORDER = {
     "nn": "windows direct winograd convolution pooling activations losses factors weightless "
     "normalization layers model optimizers training architectures "
     "requantize integer_weightless integer_layers integer_model integer",
-    "storage": "bits huffman range_coder entropy matrices sections coding container",
-    "analysis": "accounting bounds zonotope evaluation equivalence attack",
-    "pipeline": "weights plan structure kernels sensitivity search recipe rate rate_recipe "
-    "early_exit comparison table certification evaluation",
-    "export": "c onnx",
+    "storage": "bits huffman range_coder entropy matrices sections coding files container",
+    "analysis": "accounting bounds zonotope evaluation equivalence attack sensitivity",
+    "pipeline": "weights plan structure kernels knapsack choices search recipe rate rate_recipe "
+    "early_exit exit_training exit_choice exit_file comparison table certification evaluation "
+    "budget",
+    "export": "c_weights c_plan c_layers c_text c onnx",
     "testing": "strategies models laws checks",
     " ": "cli __main__",
 }

@@ -158,9 +158,9 @@ def weight_slopes(units: Array) -> Array:
     -------
     ndarray like `units`
         The derivative of ``c log(1 + min(|u|, 1.5) / 0.3) / log(1 + 1 / 0.3) + 1.2 log2 max(|u|,
-        1)``. The price c of being there at all is ``max(1, log2((1 - p) / p) + 2)``, where p is the
-        density of the row times that of the column, divided by that of the whole: the chance of a
-        weight there for who knows nothing else.
+        1)``. The price c of being there at all is ``log2((1 - p) / p) + 2``, where p is the density
+        of the row times that of the column, divided by that of the whole, and at most 1/2: the
+        chance of a weight there for who knows nothing else.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def weight_slopes(units: Array) -> Array:
     row = (rows + PRIOR * density) / (there.shape[1] + PRIOR)
     column = (columns + PRIOR * density) / (there.shape[0] + PRIOR) / density
     chance = np.outer(row.astype(units.dtype), column.astype(units.dtype))
-    np.minimum(chance, 0.5, out=chance)  # a chance above 2/3 would make the price less than 1
+    np.minimum(chance, 0.5, out=chance)  # so being there costs its MAGNITUDE_BITS at least
     price = np.log2(1 / chance - 1).reshape(units.shape)
     price += MAGNITUDE_BITS
 
@@ -210,7 +210,17 @@ def without_dead_units(state: TrainingState) -> TrainingState:
     Notes
     -----
     The last layer keeps its units, which are the answers, the first its inputs, and every other one
-    unit at least.
+    unit at least. Outputs change by no more than what biases are rounded by: not at all where the
+    constants come out as whole steps of the biases.
+
+    Examples
+    --------
+    >>> from minicompress.nn.optimizers import adam
+    >>> weights = np.array([[1.0, 0.0, -1.0]]), np.array([[1.0], [-1.0], [1.0]])
+    >>> latent = latent_model(Sequential((Dense(weights[0]), ReLU(), Dense(weights[1]))))
+    >>> left = without_dead_units(TrainingState(latent, adam().init(latent), 0)).latent
+    >>> [layer.weight.shape for layer in left.layers[:3:2]]
+    [(1, 2), (2, 1)]
     """
     network, units = _parts(state.latent)
     last, optimizer = state.latent.layers[-1], state.optimizer
@@ -256,6 +266,21 @@ def quantized_model(latent: Sequential) -> Sequential:
     return with_parameters(network, found)
 
 
+def is_latent(model: Sequential) -> bool:
+    """Whether a model is one of `latent_model`: its last layer holds a step for each of the others.
+
+    Examples
+    --------
+    >>> model = Sequential((Dense(np.array([[1.0, -1.0]])),))
+    >>> is_latent(model), is_latent(latent_model(model))
+    (False, True)
+    """
+    layers, last = weights(Sequential(model.layers[:-1])), model.layers[-1:]
+    return bool(
+        layers and isinstance(last[0], Dense) and shape_of(last[0].weight) == (2, len(layers))
+    )
+
+
 class _Unit(NamedTuple):
     """The length of a step, at the start and now."""
 
@@ -265,11 +290,10 @@ class _Unit(NamedTuple):
 
 def _parts(latent: Sequential) -> tuple[Sequential, list[dict[str, _Unit]]]:
     """The network in a latent model, and for all its arrays the length of a step."""
-    network, last = Sequential(latent.layers[:-1]), latent.layers[-1:]
-    layers = weights(network)
-    steps = decode(last[0].weight) if last and isinstance(last[0], Dense) else np.zeros(0)
-    if not layers or steps.shape != (2, len(layers)):
+    if not is_latent(latent):
         raise CompressionError("latent must be a model of latent_model: its last layer holds steps")
+    network = Sequential(latent.layers[:-1])
+    layers, steps = weights(network), decode(parameters(latent)[-1]["weight"])
     units = [{"bias": _Unit(BIAS_STEP, BIAS_STEP)} for _ in network.layers]
     for i, first, growth in zip(layers, *steps.astype(np.float64).tolist(), strict=True):
         units[i]["weight"] = _Unit(first, first * math.exp(growth))
@@ -320,7 +344,7 @@ def _constants(network: Sequential, units: list[dict[str, _Unit]], i: int, follo
 def _spreads_evenly(network: Sequential, i: int, following: int) -> bool:
     """Whether what layer i hands on as a constant can be added to a bias of layer `following`."""
     bordered = any(
-        getattr(between, "padding", "valid") not in ("valid", 0)
+        getattr(between, "padding", "valid") not in ("valid", ((0, 0), (0, 0)))
         for between in network.layers[i + 1 : following + 1]
     )
     return parameters(network)[following].get("bias") is not None and not bordered
@@ -334,8 +358,9 @@ def _passed_on(
     values = _arrays(network)
     weight, unit = values[following]["weight"], units[following]["weight"]
     sums = (_codes(weight, unit) * unit.now).reshape(-1, len(gone), weight.shape[-1]).sum(0)
-    if constants.any():
-        values[following]["bias"] = values[following]["bias"] + constants @ sums
+    passed = constants @ sums  # nothing where nothing comes out: there may be no bias then
+    if passed.any():
+        values[following]["bias"] = values[following]["bias"] + passed
     return _with_arrays(network, values)
 
 

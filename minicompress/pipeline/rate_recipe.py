@@ -24,6 +24,7 @@ from minicompress.nn.model import Sequential, apply
 from minicompress.nn.optimizers import Optimizer, adam, cosine_decay
 from minicompress.nn.training import LatentView, Loss, TrainingState, fit
 from minicompress.pipeline.rate import (
+    is_latent,
     latent_model,
     quantized_model,
     rate_view,
@@ -71,7 +72,7 @@ def shifted(images: Array, down: int, right: int) -> Array:
     ----------
     images : (N, H, W, C) ndarray
     down, right : int
-        Negative for up and left.
+        Negative for up and left; as far as you like.
 
     Returns
     -------
@@ -85,12 +86,10 @@ def shifted(images: Array, down: int, right: int) -> Array:
     """
     moved = np.zeros_like(images)
     height, width = images.shape[1:3]
-    to = (slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0)))
-    come = (
-        slice(max(-down, 0), height - max(down, 0)),
-        slice(max(-right, 0), width - max(right, 0)),
-    )
-    moved[(slice(None), *to)] = images[(slice(None), *come)]
+    if abs(down) < height and abs(right) < width:
+        moved[:, max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = (
+            images[:, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+        )
     return moved
 
 
@@ -189,9 +188,12 @@ def smallest_file(
     learn : Lesson
     prices : Prices
         The last one decides how small the file gets, and how many errors that costs.
-    dense, anneal, cool : int, at least 1
-        Epochs: of training without a price; with a price that rises geometrically, at a constant
-        learning rate; and at the last price, with a learning rate that falls to zero.
+    dense : int
+        Epochs of training without a price; 0 to go on from a network that is trained, or from the
+        latent one of an earlier recipe's last step but "store".
+    anneal, cool : int, at least 1
+        Epochs with a price that rises geometrically, at a constant learning rate; and at the last
+        price, with a learning rate that falls to zero.
     restarts : int
         How often the cooldown is done again.
     learning_rate : float
@@ -202,6 +204,11 @@ def smallest_file(
         For `run_recipe`: "dense", "anneal", "cool", "restart 1" ..., "store". From "anneal" on a
         step's model is the latent one; `quantized_model` gives what it stands for.
 
+    Raises
+    ------
+    CompressionError
+        The prices do not rise from above 0, or a number is out of range.
+
     Examples
     --------
     >>> x, y = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 1])
@@ -211,6 +218,8 @@ def smallest_file(
     first, last = (real(price, "prices", 0.0) for price in prices)
     if not 0.0 < first <= last:
         raise CompressionError(f"prices must rise from above 0, not from {first} to {last}")
+    for name, epochs in (("anneal", anneal), ("cool", cool)):
+        integer(epochs, name, 1)
     updates = -(-len(learn.x) // BATCH_SIZE)
 
     def train_dense(model: Sequential, rng: np.random.Generator) -> Sequential:
@@ -221,7 +230,8 @@ def smallest_file(
         def price(step: int) -> float:
             return float(first * (last / first) ** (step / (anneal * updates)))
 
-        return priced(latent_model(model), rng, price, adam(learning_rate), anneal)
+        latent = model if is_latent(model) else latent_model(model)
+        return priced(latent, rng, price, adam(learning_rate), anneal)
 
     def cool_down(latent: Sequential, rng: np.random.Generator) -> Sequential:
         rate = cosine_decay(learning_rate, cool * updates)
@@ -246,7 +256,7 @@ def smallest_file(
         return state.latent
 
     return (
-        Step("dense", train_dense),
+        *([Step("dense", train_dense)] if integer(dense, "dense", 0) else []),
         Step("anneal", raise_price),
         Step("cool", cool_down),
         *(Step(f"restart {i + 1}", cool_down) for i in range(integer(restarts, "restarts", 0))),

@@ -11,10 +11,10 @@ networks with pruning, trained quantization and Huffman coding* (2016).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -113,7 +113,7 @@ def run_recipe(
     Raises
     ------
     CompressionError
-        Two steps have one name, or the folder belongs to another recipe.
+        Two steps have one name, the folder belongs to another recipe, or its history is damaged.
     FileFormatError
         A file in the folder is damaged.
     OSError
@@ -145,7 +145,8 @@ def run_recipe(
             size = len(dumps(model, coding=coding))
         else:
             size = save(model, kept.file(i), coding=coding)
-        figures = {} if measure is None else dict(measure(model))
+        measured = {} if measure is None else measure(model)
+        figures = {name: float(figure) for name, figure in measured.items()}
         history.append(StepRow(names[i], size, figures))
         if kept is not None:
             kept.keep(history)
@@ -235,6 +236,8 @@ def deep_compression(
     left = {i: real(share, "kept", 0.0, 1.0) for i, share in kept.items()}
     if left.keys() != bits.keys() or 0.0 in left.values():
         raise CompressionError(f"kept and bits must be of the same layers, not {kept} and {bits}")
+    learning_rate = real(learning_rate, "learning_rate", 0.0)
+    fine_tuning = integer(fine_tuning, "fine_tuning", 0)
     training = partial(retrained, images=images, learning_rate=learning_rate)
     steps = []
     for i in range(1, rounds + 1):
@@ -268,7 +271,8 @@ class _Folder:
         self._made_for = {
             "seed": seed,
             "steps": names,
-            "start": f"{zlib.crc32(dumps(start, coding='packed')):08x}",
+            # No CRC-32: of a file that ends with its own it is the same number for all.
+            "start": hashlib.sha256(dumps(start, coding="packed")).hexdigest()[:16],
         }
 
     def file(self, i: int) -> Path:
@@ -280,15 +284,16 @@ class _Folder:
         """The history so far."""
         try:
             found: dict[str, Any] = json.loads((self._path / HISTORY).read_text("utf-8"))
+            made_for, rows = found["recipe"], [StepRow(**row) for row in found["history"]]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
-            raise CompressionError(f"{self._path / HISTORY} cannot be read: {error}") from None
-        if found.get("recipe") != self._made_for:
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CompressionError(f"{self._path / HISTORY} cannot be read: {error!r}") from None
+        if made_for != self._made_for or [r.name for r in rows] != self._names[: len(rows)]:
             raise CompressionError(
                 f"{self._path} is of another recipe, seed or model: take a folder of its own"
             )
-        return [StepRow(**row) for row in found["history"]]
+        return rows
 
     def keep(self, history: Sequence[StepRow]) -> None:
         """Write the history beside, then in place of what was there."""

@@ -74,6 +74,29 @@ def form_view(model: Sequential) -> Callable[[Sequential, int], View]:
     Start from ``decoded(model)``. A `Sparse` weight takes gradients at its places only; a value of
     a `Clustered` one gets the sum of its members' (centroid fine-tuning, Han et al., 2016). They
     begin equal, so each optimizer that works entry by entry keeps them equal.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its weights are arrays, `Sparse` or `Clustered`, nested in any way.
+
+    Returns
+    -------
+    view : callable
+        ``view(latent, step)``: the latent model as it is, with the pullback.
+
+    Raises
+    ------
+    CompressionError
+        In the first step, a weight is of another kind.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(Clustered(np.array([[0, 1, 0]]), np.array([5.0, 7.0]))),))
+    >>> seen = form_view(model)(Sequential((Dense(np.array([[5.0, 7.0, 5.0]])),)), 0)
+    >>> seen.pullback(({"weight": np.array([[1.0, 2.0, 3.0]])},))
+    ({'weight': array([[4., 2., 4.]])},)
     """
     reps = weights(model)
 
@@ -87,10 +110,31 @@ def form_view(model: Sequential) -> Callable[[Sequential, int], View]:
 
 
 def in_form_of(model: Sequential, trained: Sequential) -> Sequential:
-    """Plain arrays, trained through ``form_view(model)``, as representations like the model's."""
-    arrays = weights(trained)
+    """Plain arrays, trained through ``form_view(model)``, as representations like the model's.
+
+    Parameters
+    ----------
+    model : Sequential
+    trained : Sequential
+        Of the same shapes.
+
+    Returns
+    -------
+    Sequential
+        It decodes to `trained`, where that has the form of `model`.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(Sparse((1, 2), np.array([1]), np.array([5.0]))),))
+    >>> in_form_of(model, Sequential((Dense(np.array([[0.0, 3.0]])),))).layers[0].weight.values
+    array([3.])
+    """
+    arrays = {i: decode(w) for i, w in weights(trained).items()}
+    everywhere = {i: np.ones(array.shape, bool) for i, array in arrays.items()}
     return with_weights(
-        trained, {i: _refilled(rep, decode(arrays[i])) for i, rep in weights(model).items()}
+        trained,
+        {i: _refilled(rep, arrays[i], everywhere[i]) for i, rep in weights(model).items()},
     )
 
 
@@ -109,15 +153,16 @@ def _projected(rep: Rep, gradient: Array) -> Array:
     raise CompressionError(f"a {type(rep).__name__} weight cannot be trained in its form")
 
 
-def _refilled(rep: Rep, array: Array) -> Rep:
-    """An array of a representation's form as such a representation."""
+def _refilled(rep: Rep, array: Array, known: Array) -> Rep:
+    """An array of a representation's form as such a one; `known` leaves out what nobody uses."""
     match rep:
         case Sparse(shape, indices, values):
-            return Sparse(shape, indices, _refilled(values, array.ravel()[indices]))
+            flat = array.ravel()[indices], known.ravel()[indices]
+            return Sparse(shape, indices, _refilled(values, *flat))
         case Clustered(codes, codebook):
-            entries = decode(codebook).copy()
-            entries[codes] = array
-            return Clustered(codes, _refilled(codebook, entries))
+            entries, used = decode(codebook).copy(), np.zeros(shape_of(codebook), bool)
+            entries[codes[known]], used[codes[known]] = array[known], True
+            return Clustered(codes, _refilled(codebook, entries, used))
     return array
 
 
