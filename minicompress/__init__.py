@@ -56,7 +56,7 @@ from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
 from minicompress.nn.integer import to_integer
 from minicompress.nn.integer_model import IntegerModel
 from minicompress.nn.layers import Conv2D, Dense, factor_layers
-from minicompress.nn.losses import mean_squared_error, softmax_cross_entropy
+from minicompress.nn.losses import distillation, mean_squared_error, softmax_cross_entropy
 from minicompress.nn.model import (
     Sequential,
     apply,
@@ -77,7 +77,7 @@ from minicompress.nn.pooling import (
     max_pool2d_vjp,
 )
 from minicompress.nn.requantize import fixed_point, requantize
-from minicompress.nn.training import History, View, accuracy, evaluate, fit
+from minicompress.nn.training import History, TrainingState, View, accuracy, evaluate, fit
 from minicompress.nn.weightless import (
     AvgPool2D,
     Dropout,
@@ -93,6 +93,8 @@ from minicompress.nn.weightless import (
 from minicompress.norms import norm2_upper
 from minicompress.pipeline.kernels import shrink_kernel, split_kernel
 from minicompress.pipeline.plan import CompressedModel, compress
+from minicompress.pipeline.rate import latent_model, quantized_model, rate_view
+from minicompress.pipeline.recipe import Step, deep_compression, run_recipe
 from minicompress.pipeline.structure import (
     dense_to_conv,
     dense_to_pooled,
@@ -100,6 +102,7 @@ from minicompress.pipeline.structure import (
     fold_batch_norm,
     remove_channels,
 )
+from minicompress.pipeline.weights import form_view, in_form_of
 from minicompress.qparams import QParams, choose_qparams, fake_quantize
 from minicompress.representation import (
     Certificate,
@@ -149,7 +152,9 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Sparse",
+    "Step",
     "Tanh",
+    "TrainingState",
     "View",
     "account",
     "accuracy",
@@ -176,12 +181,14 @@ __all__ = [
     "cubic_schedule",
     "decode",
     "decoded",
+    "deep_compression",
     "dense",
     "dense_to_conv",
     "dense_to_pooled",
     "dense_vjp",
     "dequantize_linear",
     "digits_cnn",
+    "distillation",
     "domain_certificate",
     "dumps",
     "evaluate",
@@ -194,10 +201,13 @@ __all__ = [
     "flatten",
     "flatten_vjp",
     "fold_batch_norm",
+    "form_view",
     "global_avg_pool2d",
     "global_avg_pool2d_vjp",
     "huffman_decode",
     "huffman_encode",
+    "in_form_of",
+    "latent_model",
     "leaky_relu",
     "leaky_relu_vjp",
     "lenet5",
@@ -222,12 +232,15 @@ __all__ = [
     "prune_n_m",
     "quantize",
     "quantize_linear",
+    "quantized_model",
     "range_decode",
     "range_encode",
+    "rate_view",
     "relu",
     "relu_vjp",
     "remove_channels",
     "requantize",
+    "run_recipe",
     "save",
     "seed_cnn",
     "sgd",

@@ -26,6 +26,9 @@ gradients = ({"weight": matrix, "bias": bias}, {}, {"weight": matrix.T[:, :3], "
 low_rank = mc.Dense(mc.LowRank((matrix[:, :2], matrix[:2]), "ir,ro->io"), bias)
 rng = np.random.default_rng(0)
 half = partial(mc.prune_magnitude, amount=0.5)
+pruned = mc.compress(model, {0: half}).model
+latent = mc.latent_model(model)
+noise = mc.Step("noise", lambda m, rng: mc.Sequential((mc.Dense(matrix + F(rng.random())),)))
 int4 = partial(mc.quantize, num_bits=4)
 
 CALLS = {
@@ -58,8 +61,10 @@ CALLS = {
     "dense_to_conv": (mc.Dense(np.ones((8, 2))), (2, 2)),
     "dense_to_pooled": (mc.Dense(np.ones((8, 2))), (2, 2)),
     "dense_vjp": (np.ones((2, 3), F), rows, matrix),
+    "deep_compression": ((rows, labels), {0: 0.5}, {0: 2}),
     "dequantize_linear": (codes, np.array(0.5), np.array(1)),
     "digits_cnn": (rng,),
+    "distillation": (rows, labels, rows + 1),
     "domain_certificate": (model, other, rows[0], rows[0] + 1),
     "dumps": (model,),
     "evaluate": (model, rows, labels),
@@ -72,10 +77,13 @@ CALLS = {
     "flatten": (image,),
     "flatten_vjp": (rows, image[:, :2, :1]),
     "fold_batch_norm": (mc.Sequential((mc.Dense(matrix), mc.BatchNorm(*np.ones((4, 3), F)))),),
+    "form_view": (pruned,),
     "global_avg_pool2d": (image,),
     "global_avg_pool2d_vjp": (rows[:, :2], image),
     "huffman_decode": (mc.huffman_encode(codes.ravel()),),
     "huffman_encode": (codes.ravel(),),
+    "in_form_of": (pruned, mc.decoded(pruned)),
+    "latent_model": (model,),
     "leaky_relu": (rows - 0.5,),
     "leaky_relu_vjp": (rows, rows - 0.5),
     "lenet5": (rng,),
@@ -98,12 +106,15 @@ CALLS = {
     "prune_n_m": (matrix,),
     "quantize": (matrix,),
     "quantize_linear": (matrix, np.array(0.5, F), np.array(1)),
+    "quantized_model": (latent,),
     "range_decode": (mc.range_encode(codes.ravel()),),
     "range_encode": (codes.ravel(),),
+    "rate_view": (lambda step: 1e-3,),
     "relu": (rows - 0.5,),
     "relu_vjp": (rows, rows - 0.5),
     "remove_channels": (model, 0, [0, 2]),
     "requantize": (np.array([[100, -7]]), np.array(2**30), np.array(35)),
+    "run_recipe": (model, (noise,)),
     "seed_cnn": (rng, "strided"),
     "sgd": (1e-2,),
     "sigmoid": (rows,),
@@ -137,6 +148,7 @@ OPTIONS = {
     "prune_channels": {"amount": 0.5, "axis": -1},
     "prune_global": {"amount": 0.5},
     "prune_n_m": {"n": 1, "m": 2, "axis": 0},
+    "run_recipe": {"seed": 0},
     "shrink_kernel": {"calibration": image},
     "split_kernel": {"rng": rng, "iterations": 2},
     "tucker2": {"rank_in": 1, "rank_out": 2},
@@ -190,12 +202,15 @@ def test_every_public_name_is_documented_with_an_example(name):
             assert re.search(r"^Returns\n---", doc, re.M)
 
 
-def test_optimizers_and_pullbacks_are_pure_too():
+def test_optimizers_views_and_pullbacks_are_pure_too():
     for optimizer in (mc.sgd(0.1, momentum=0.9), mc.adam(0.1)):
         state = optimizer.init(model)
         check_pure(optimizer.init, model)
         check_pure(optimizer.update, model, gradients, state)
         _, state = optimizer.update(model, gradients, state)
         check_pure(optimizer.update, model, gradients, state)
+    for view, model_of_it in ((mc.form_view(pruned), model), (mc.rate_view(float), latent)):
+        check_pure(view, model_of_it, 3)
+        check_pure(view(model_of_it, 3).pullback, gradients)
     y, pullback = mc.vjp(model, rows)
     check_pure(pullback, np.ones_like(y))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from itertools import pairwise
@@ -17,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import BatchNorm, Dense, Dropout, Flatten, ReLU
-from minicompress.nn.losses import mean_squared_error, softmax_cross_entropy
+from minicompress.nn.losses import distillation, mean_squared_error, softmax_cross_entropy
 from minicompress.nn.model import Sequential, apply, parameters, with_parameters
 from minicompress.nn.optimizers import (
     Optimizer,
@@ -27,8 +28,9 @@ from minicompress.nn.optimizers import (
     sgd,
     step_decay,
 )
-from minicompress.nn.training import History, View, accuracy, evaluate, fit
+from minicompress.nn.training import History, TrainingState, View, accuracy, evaluate, fit
 from minicompress.representation import Clustered
+from minicompress.testing.checks import same
 
 OPTIMIZERS = {
     "sgd": sgd(0.5),
@@ -327,6 +329,94 @@ def test_every_example_once_an_epoch(n, epochs, batch_size):
     law_every_example_once_an_epoch(n, epochs, batch_size, train)
 
 
+def law_targets_go_with_their_rows(n, epochs, batch_size, train_with):
+    """Every example meets the loss with its own target, in ragged batches too."""
+    x, y, targets = np.arange(1.0, n + 1)[:, None], np.arange(n), np.arange(2 * n).reshape(n, 2)
+    met = []
+
+    def loss(outputs, labels, known):
+        met.append(labels)
+        assert (outputs[:, 0] == labels + 1).all()
+        np.testing.assert_array_equal(known, targets[labels])
+        return 0.0, np.zeros_like(outputs)
+
+    options = {"epochs": epochs, "batch_size": batch_size, "loss": loss}
+    train_with(one_weight(1.0), x, y, targets=targets, **options)
+    assert sum(map(len, met)) == epochs * n
+
+
+@given(st.integers(1, 9), st.integers(0, 3), st.integers(1, 10))
+def test_targets_go_with_their_rows(n, epochs, batch_size):
+    law_targets_go_with_their_rows(n, epochs, batch_size, train)
+
+
+def test_validation_without_targets_is_by_the_cross_entropy():
+    options = {"loss": distillation, "targets": X[:, :2], "validation": (X, Y), "epochs": 3}
+    model, history = train(**options)
+    assert history.epochs == 3
+    assert (history.validation_loss[-1], history.validation_accuracy[-1]) == evaluate(model, X, Y)
+    # A loss of the classes alone is the validation's own, too.
+    model, history = train(loss=slope_one, validation=(X, Y))
+    assert history.validation_loss[-1] == slope_one(apply(model, X), Y)[0]
+
+
+def by_the_step(latent, step):
+    """A view that no two steps have in common."""
+    return mapped(latent, lambda w: w + 2.0**-step)
+
+
+# Those whose next step hangs on the steps before, and one that hangs on their number alone.
+CONTINUED = {
+    "momentum": sgd(0.25, momentum=0.5),
+    "nesterov": OPTIMIZERS["nesterov"],
+    "adam": adam(cosine_decay(0.5, 7)),
+}
+
+
+def law_goes_on(fit_with, optimizer, first, then, x, batch_size, view):
+    """Going on from the state of a training is one longer training: in all bits, on one stream."""
+    options = {"optimizer": optimizer, "batch_size": batch_size, "view": view}
+    options |= {"validation": (X, Y), "loss": distillation, "targets": X[:, 1:]}
+    model, history = fit_with(
+        START, x, Y, epochs=first + then, rng=np.random.default_rng(0), **options
+    )
+    rng = np.random.default_rng(0)
+    _, before = fit_with(START, x, Y, epochs=first, rng=rng, **options)
+    again, after = fit_with(before.state, x, Y, epochs=then, rng=rng, **options)
+    assert same(again, model)
+    assert same(after.state, history.state)
+    for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
+        assert getattr(before, name) + getattr(after, name) == getattr(history, name)
+    assert history.state.step == history.epochs * math.ceil(len(x) / batch_size)
+
+
+@given(
+    st.sampled_from(sorted(CONTINUED)),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    small((4, 3)),
+    st.integers(1, 5),
+    st.sampled_from([None, by_the_step]),
+)
+def test_training_goes_on_from_its_state(name, first, then, x, batch_size, view):
+    law_goes_on(fit, CONTINUED[name], first, then, x, batch_size, view)
+
+
+def test_the_state_holds_what_a_view_is_taken_of():
+    model, history = train(view=by_the_step)
+    assert same(model, by_the_step(history.state.latent, history.state.step))
+    seen, unmoved = train(history.state, view=by_the_step, epochs=0)
+    assert same(seen, model)
+    assert unmoved.state is history.state
+
+
+def test_progress_counts_the_steps_of_this_call():
+    counted = []
+    _, history = train(epochs=1)
+    train(history.state, epochs=2, progress=lambda step, total, loss: counted.append((step, total)))
+    assert counted == [(k, 4) for k in range(1, 5)]
+
+
 def test_epochs_differ_in_order():
     orders = []
 
@@ -380,10 +470,14 @@ def test_history_and_progress():
 
 @pytest.mark.parametrize("view", [None, lambda m, k: mapped(m, np.floor)])
 def test_no_epochs_give_the_view_of_the_start(view):
-    model, history = train(epochs=0, view=view, validation=(X, Y), patience=1)
+    optimizer = adam(0.1)
+    model, history = train(epochs=0, view=view, validation=(X, Y), patience=1, optimizer=optimizer)
     expected = START if view is None else view(START, 0)
     assert pickle.dumps(model) == pickle.dumps(expected)
-    assert pickle.dumps(history) == pickle.dumps(History())
+    # Nothing has happened: there is no entry, and the state is where every training starts.
+    assert same(replace(history, state=None), History())
+    assert history.epochs == 0
+    assert same(history.state, TrainingState(START, optimizer.init(START), 0))
 
 
 def falling_and_rising(bottom):
@@ -406,6 +500,8 @@ def test_patience_returns_the_best(bottom, patience, run):
     assert history.epochs == run
     assert history.stopped_early == (run < 8)
     assert model.layers[0].weight.item() == min(bottom, 8)
+    # The state is that of the last epoch all the same: a training goes on from where it stood.
+    assert (history.state.latent.layers[0].weight.item(), history.state.step) == (run, run)
     last, _ = train(one_weight(0.0), x, y, validation=(x, y), **options)
     assert last.layers[0].weight.item() == 8
 
@@ -484,6 +580,7 @@ REFUSED = {
     "patience without validation": (lambda: train(patience=1), "patience needs validation"),
     "patience 0": (lambda: train(patience=0, validation=(X, Y)), "patience must be"),
     "validation": (lambda: train(validation=(X, Y[:1])), r"validation\[1\] must hold one label"),
+    "targets too few": (lambda: train(targets=X[:1]), "targets must have 4 rows as x, not 1"),
     "compressed weights": (lambda: train(CLUSTERED), r"decoded\(model\)"),
     "learning_rate": (lambda: sgd(-0.1), "learning_rate must be"),
     "learning_rate of a schedule": (
@@ -599,6 +696,34 @@ def _with_replacement(model, x, y, **options):
     return train(model, x[rows], y[rows], **options)
 
 
+def _targets_left_in_place(model, x, y, *, targets, **options):
+    return train(model, x, y, targets=targets[::-1], **options)
+
+
+def _targets_of_the_batch_before(model, x, y, *, loss, **options):
+    known = [np.zeros((0, 2))]
+
+    def late(outputs, labels, targets):
+        known.append(targets)
+        return loss(outputs, labels, known[-2][: len(labels)])
+
+    return train(model, x, y, loss=late, **options)
+
+
+def _state_changed(change):
+    def wrong(model, *data, optimizer, **options):
+        if isinstance(model, TrainingState):
+            model = change(model, optimizer)
+        return fit(model, *data, optimizer=optimizer, **options)
+
+    return wrong
+
+
+def _state_of_the_view(*data, **options):
+    model, history = fit(*data, **options)
+    return model, replace(history, state=history.state._replace(latent=model))
+
+
 def _labels_left_in_place(model, x, y, **options):
     return train(model, x[::-1], y, **options)
 
@@ -638,6 +763,28 @@ PLANTED = {
     ),
     "labels not shuffled along": (
         lambda wrong: law_every_example_once_an_epoch(5, 2, 2, wrong), _labels_left_in_place,
+    ),
+    "targets left in place": (
+        lambda wrong: law_targets_go_with_their_rows(5, 2, 2, wrong), _targets_left_in_place,
+    ),
+    "targets of the batch before": (
+        lambda wrong: law_targets_go_with_their_rows(5, 2, 2, wrong), _targets_of_the_batch_before,
+    ),
+    "the state's step forgotten": (
+        lambda wrong: law_goes_on(wrong, CONTINUED["momentum"], 1, 1, X, 2, by_the_step),
+        _state_changed(lambda state, optimizer: state._replace(step=0)),
+    ),
+    "the optimizer's state forgotten": (
+        lambda wrong: law_goes_on(wrong, CONTINUED["momentum"], 1, 1, X, 2, None),
+        _state_changed(lambda s, optimizer: s._replace(optimizer=optimizer.init(s.latent))),
+    ),
+    "the schedule begins anew": (
+        lambda wrong: law_goes_on(wrong, CONTINUED["adam"], 1, 1, X, 2, None),
+        _state_changed(lambda s, _: s._replace(optimizer=s.optimizer._replace(step=0))),
+    ),
+    "a state that holds the view": (
+        lambda wrong: law_goes_on(wrong, CONTINUED["momentum"], 1, 1, X, 2, by_the_step),
+        _state_of_the_view,
     ),
 }  # fmt: skip
 

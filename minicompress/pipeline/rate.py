@@ -108,7 +108,7 @@ def rate_view(price: Callable[[int], float]) -> LatentView:
     view : callable
         Of a latent model as of `latent_model`: the network with its weights and biases rounded.
         The gradients go straight through the rounding, and those of the price join them on the way
-        back. It works with optimizers that leave weights without a gradient alone.
+        back. Weight decay would shrink the steps themselves: use none.
 
     Examples
     --------
@@ -276,9 +276,10 @@ def is_latent(model: Sequential) -> bool:
     (False, True)
     """
     layers, last = weights(Sequential(model.layers[:-1])), model.layers[-1:]
-    return bool(
-        layers and isinstance(last[0], Dense) and shape_of(last[0].weight) == (2, len(layers))
-    )
+    if not (layers and isinstance(last[0], Dense) and last[0].bias is None):
+        return False
+    fits = shape_of(last[0].weight) == (2, len(layers))
+    return fits and bool((decode(last[0].weight)[0] > 0).all())  # a step has a length
 
 
 class _Unit(NamedTuple):
