@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 import minicompress as mc
-from minicompress.export.c import export_c
 
 
 def main(folder=None):
@@ -45,7 +44,7 @@ def table(folder):
         for form, changed, bits in forms(model):
             integers = mc.to_integer(changed, calibration, num_bits=bits)
             file = re.sub(r"\W+", "_", f"{name} {form}".lower()) + ".c"
-            rows.append((form, export_c(integers, folder / file)))
+            rows.append((form, mc.export_c(integers, folder / file)))
         ram = 4 * rows[0][1].ram_bytes
         lines.append(f"{name:12}{'float32':22}{floats:9,}{1:11.1%}{ram:8,}")
         for form, made in rows:

@@ -20,6 +20,7 @@ from minicompress.analysis.equivalence import (
     certified_fraction,
     domain_certificate,
 )
+from minicompress.analysis.sensitivity import Sensitivity, sensitivity
 from minicompress.compressors.chain import chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.lowrank import channel_svd, spatial_svd, truncated_svd
@@ -34,6 +35,7 @@ from minicompress.compressors.schedules import constant_schedule, cubic_schedule
 from minicompress.compressors.tucker import tucker2
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
+from minicompress.export.c import CExport, export_c
 from minicompress.integers import dequantize_linear, matmul_integer, quantize_linear
 from minicompress.nn.activations import (
     batch_norm,
@@ -93,8 +95,19 @@ from minicompress.nn.weightless import (
 from minicompress.norms import norm2_upper
 from minicompress.pipeline.kernels import shrink_kernel, split_kernel
 from minicompress.pipeline.plan import CompressedModel, compress
-from minicompress.pipeline.rate import latent_model, quantized_model, rate_view
-from minicompress.pipeline.recipe import Step, deep_compression, run_recipe
+from minicompress.pipeline.rate import (
+    latent_model,
+    quantized_model,
+    rate_view,
+)
+from minicompress.pipeline.recipe import (
+    RecipeResult,
+    Step,
+    StepRow,
+    deep_compression,
+    run_recipe,
+)
+from minicompress.pipeline.search import MeasuredPlan, SearchResult, search
 from minicompress.pipeline.structure import (
     dense_to_conv,
     dense_to_pooled,
@@ -126,6 +139,7 @@ __all__ = [
     "AvgPool2D",
     "BallCertificate",
     "BatchNorm",
+    "CExport",
     "Certificate",
     "Clustered",
     "Compressed",
@@ -144,15 +158,20 @@ __all__ = [
     "LeakyReLU",
     "LowRank",
     "MaxPool2D",
+    "MeasuredPlan",
     "Optimizer",
     "QParams",
     "Quantized",
     "ReLU",
+    "RecipeResult",
+    "SearchResult",
+    "Sensitivity",
     "Sequential",
     "Sigmoid",
     "Softmax",
     "Sparse",
     "Step",
+    "StepRow",
     "Tanh",
     "TrainingState",
     "View",
@@ -192,6 +211,7 @@ __all__ = [
     "domain_certificate",
     "dumps",
     "evaluate",
+    "export_c",
     "factor_layers",
     "factorize",
     "fake_quantize",
@@ -242,7 +262,9 @@ __all__ = [
     "requantize",
     "run_recipe",
     "save",
+    "search",
     "seed_cnn",
+    "sensitivity",
     "sgd",
     "shrink_kernel",
     "sigmoid",

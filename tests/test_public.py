@@ -115,6 +115,8 @@ CALLS = {
     "remove_channels": (model, 0, [0, 2]),
     "requantize": (np.array([[100, -7]]), np.array(2**30), np.array(35)),
     "run_recipe": (model, (noise,)),
+    "search": (model, {"half": half, "int4": int4}, rows, labels),
+    "sensitivity": (model, {"half": half, "int4": int4}, rows, labels),
     "seed_cnn": (rng, "strided"),
     "sgd": (1e-2,),
     "sigmoid": (rows,),
@@ -161,8 +163,10 @@ OPTIONS = {
     "truncated_svd": {"max_params": 10},
     "conv2d": {"padding": "same", "stride": 2},
     "evaluate": {"batch_size": 1},
+    "search": {"max_bytes": 100},
 }
 NOT_CALLED = {
+    "export_c": "writes files; see test_export_c",
     "load_mnist": "reads files that are not in the package; see test_datasets",
     "load": "reads a file: `loads` is its pure core; see test_container",
     "save": "writes a file: `dumps` is its pure core; see test_container",
