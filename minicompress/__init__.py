@@ -36,6 +36,7 @@ from minicompress.compressors.tucker import tucker2
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.export.c import CExport, export_c
+from minicompress.export.onnx import save_onnx, to_onnx
 from minicompress.integers import dequantize_linear, matmul_integer, quantize_linear
 from minicompress.nn.activations import (
     batch_norm,
@@ -93,6 +94,23 @@ from minicompress.nn.weightless import (
     Tanh,
 )
 from minicompress.norms import norm2_upper
+from minicompress.pipeline.early_exit import (
+    EarlyExit,
+    attach_heads,
+    confidence,
+    exit_logits,
+    run_exits,
+)
+from minicompress.pipeline.exit_choice import (
+    ExitPoint,
+    choose_thresholds,
+    exit_curve,
+    exit_macs,
+    expected_macs,
+)
+from minicompress.pipeline.exit_file import load_exits, save_exits
+from minicompress.pipeline.exit_training import fit_exits
+from minicompress.pipeline.interchange import load_weights, weights_out
 from minicompress.pipeline.kernels import shrink_kernel, split_kernel
 from minicompress.pipeline.plan import CompressedModel, compress
 from minicompress.pipeline.rate import (
@@ -149,6 +167,8 @@ __all__ = [
     "Dense",
     "DomainCertificate",
     "Dropout",
+    "EarlyExit",
+    "ExitPoint",
     "FileFormatError",
     "Flatten",
     "GlobalAvgPool2D",
@@ -179,6 +199,7 @@ __all__ = [
     "accuracy",
     "adam",
     "apply",
+    "attach_heads",
     "avg_pool2d",
     "avg_pool2d_vjp",
     "ball_certificate",
@@ -189,8 +210,10 @@ __all__ = [
     "chain",
     "channel_svd",
     "choose_qparams",
+    "choose_thresholds",
     "cluster",
     "compress",
+    "confidence",
     "constant",
     "constant_schedule",
     "conv2d",
@@ -211,12 +234,17 @@ __all__ = [
     "domain_certificate",
     "dumps",
     "evaluate",
+    "exit_curve",
+    "exit_logits",
+    "exit_macs",
+    "expected_macs",
     "export_c",
     "factor_layers",
     "factorize",
     "fake_quantize",
     "find_difference",
     "fit",
+    "fit_exits",
     "fixed_point",
     "flatten",
     "flatten_vjp",
@@ -235,7 +263,9 @@ __all__ = [
     "linear_schedule",
     "load",
     "load_digits",
+    "load_exits",
     "load_mnist",
+    "load_weights",
     "loads",
     "matmul_integer",
     "max_pool2d",
@@ -260,8 +290,11 @@ __all__ = [
     "relu_vjp",
     "remove_channels",
     "requantize",
+    "run_exits",
     "run_recipe",
     "save",
+    "save_exits",
+    "save_onnx",
     "search",
     "seed_cnn",
     "sensitivity",
@@ -279,8 +312,10 @@ __all__ = [
     "tanh",
     "tanh_vjp",
     "to_integer",
+    "to_onnx",
     "truncated_svd",
     "tucker2",
     "vjp",
+    "weights_out",
     "with_parameters",
 ]

@@ -31,7 +31,19 @@ latent = mc.latent_model(model)
 noise = mc.Step("noise", lambda m, rng: mc.Sequential((mc.Dense(matrix + F(rng.random())),)))
 int4 = partial(mc.quantize, num_bits=4)
 
+segment = mc.Sequential((mc.Dense(np.eye(3, dtype=F)),))
+exits = mc.EarlyExit((segment, segment), (segment,), (0.5,))
+
 CALLS = {
+    "attach_heads": (model, (0,), (4,)),
+    "choose_thresholds": (exits, matrix[:2], labels),
+    "confidence": (matrix,),
+    "exit_curve": (exits, matrix[:2], labels),
+    "exit_logits": (exits, matrix),
+    "exit_macs": (exits, (3,)),
+    "expected_macs": (exits, (3,), np.array([0, 1])),
+    "fit_exits": (exits, matrix[:2], labels),
+    "run_exits": (exits, matrix),
     "account": (model, (4,)),
     "accuracy": (model, rows, labels),
     "adam": (1e-3,),
@@ -90,6 +102,7 @@ CALLS = {
     "lenet_300_100": (rng,),
     "linear_schedule": (3,),
     "load_digits": ("validation",),
+    "load_weights": (model, mc.weights_out(model)),
     "loads": (mc.dumps(model),),
     "matmul_integer": (codes, codes, np.array(1), np.array([1, 2])),
     "max_pool2d": (image, 2),
@@ -135,9 +148,18 @@ CALLS = {
     "truncated_svd": (matrix,),
     "tucker2": (kernel,),
     "vjp": (model, rows),
+    "weights_out": (model,),
     "with_parameters": (model, gradients),
 }
 OPTIONS = {
+    "choose_thresholds": {"max_macs": 30},
+    "fit_exits": {
+        "optimizer": mc.adam(1e-3),
+        "epochs": 1,
+        "batch_size": 1,
+        "rng": rng,
+        "joint": True,
+    },
     "ball_certificate": {"eps": 0.1},
     "ball_certificates": {"eps": 0.1, "clip": (0.0, 1.0)},
     "certified_fraction": {"eps": 0.1, "max_symbols": 3},
@@ -167,6 +189,10 @@ OPTIONS = {
 }
 NOT_CALLED = {
     "export_c": "writes files; see test_export_c",
+    "load_exits": "reads a file; see test_early_exit",
+    "save_exits": "writes a file; see test_early_exit",
+    "save_onnx": "needs onnx; see test_onnx",
+    "to_onnx": "needs onnx; see test_onnx",
     "load_mnist": "reads files that are not in the package; see test_datasets",
     "load": "reads a file: `loads` is its pure core; see test_container",
     "save": "writes a file: `dumps` is its pure core; see test_container",

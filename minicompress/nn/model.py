@@ -105,7 +105,7 @@ def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Arra
     x = _batch(model, x)
     runs = [(i, part) for i, layer in enumerate(model.layers) for part in plain_layers(layer)]
     if batch_size is None:
-        batch_size = _chunk_rows(model, runs, x)
+        batch_size = chunk_rows(model, runs, x)
     else:
         batch_size = integer(batch_size, "batch_size", 1)
     y: Array | None = None
@@ -315,7 +315,7 @@ def _batch(model: Sequential, x: Array) -> Array:
     return x
 
 
-def _chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> int:
+def chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> int:
     """As many rows as keep the largest array between two layers within `CHUNK_BYTES`."""
     shape, largest = x.shape[1:], 1
     for i, layer in runs:

@@ -8,9 +8,7 @@ the layers, and the frame: magic, version, the two sections, checksum.
 from __future__ import annotations
 
 import os
-import secrets
 import zlib
-from contextlib import suppress
 
 import numpy as np
 
@@ -37,6 +35,7 @@ from minicompress.nn.windows import Padding, Pair, pair, resolve_padding
 from minicompress.representation import Rep, dtype_of, shape_of
 from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
 from minicompress.storage.coding import Template, code_rep
+from minicompress.storage.files import file_name, read_file, write_file
 from minicompress.storage.sections import CODINGS, DTYPES, Reader, Section, Writer, allowed_work
 
 MAGIC, VERSION = b"mcz", 1
@@ -105,17 +104,8 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
     ...     save(digits_cnn(np.random.default_rng(0)), folder + "/model.mcz")
     39515
     """
-    name, blob = _file_name(path), dumps(model, coding=coding)
-    beside = f"{name}.{secrets.token_hex(4)}.part"
-    try:
-        with open(beside, "xb") as file:
-            file.write(blob)
-        os.replace(beside, name)
-    except BaseException:
-        with suppress(OSError):
-            os.remove(beside)
-        raise
-    return len(blob)
+    file_name(path)  # before the work of seconds
+    return write_file(path, dumps(model, coding=coding))
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequential:
@@ -143,19 +133,12 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequent
     Traceback (most recent call last):
     minicompress.errors.FileFormatError: no/such/file.mcz cannot be read: No such file or directory
     """
-    name, limit = _file_name(path), integer(max_bytes, "max_bytes", 0)
-    try:
-        with open(name, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > 2 * limit + 4096:  # nothing takes that much and decodes to less than `limit`
-                raise FileFormatError(f"{name} is larger than max_bytes={limit} allows")
-            blob = file.read(size)
-    except OSError as error:
-        raise FileFormatError(f"{name} cannot be read: {error.strerror}") from None
+    limit = integer(max_bytes, "max_bytes", 0)
+    blob = read_file(path, limit)
     try:
         return loads(blob, max_bytes=limit)
     except FileFormatError as error:
-        raise FileFormatError(f"{name}: {error}") from None
+        raise FileFormatError(f"{file_name(path)}: {error}") from None
 
 
 def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
@@ -260,12 +243,6 @@ def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
         return None
     body = MAGIC + bytes([VERSION]) + put_varint(len(bulk)) + bulk + coded
     return body + _checksum(body)
-
-
-def _file_name(path: str | os.PathLike[str]) -> str:
-    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
-        raise CompressionError(f"path must be the name of a file, not {path!r}")
-    return os.fspath(path)
 
 
 def _checksum(body: bytes) -> bytes:

@@ -1,0 +1,67 @@
+"""Whole files: written beside and renamed, and read up to a size."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+
+from minicompress.errors import CompressionError, FileFormatError
+
+
+def write_file(path: str | os.PathLike[str], blob: bytes) -> int:
+    """Write a file that is whole or not there, and say how many bytes it has.
+
+    What was there before stays until the new file is complete; if it cannot be written, that is an
+    OSError, and nothing is left behind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_file(folder + "/file", b"abc"), read_file(folder + "/file", 0), os.listdir(folder)
+    (3, b'abc', ['file'])
+    """
+    name = file_name(path)
+    beside = f"{name}.{secrets.token_hex(4)}.part"
+    try:
+        with open(beside, "xb") as file:
+            file.write(blob)
+        os.replace(beside, name)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(beside)
+        raise
+    return len(blob)
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Read a file of models that may take so much memory when decoded.
+
+    Raises
+    ------
+    FileFormatError
+        It cannot be read, or is larger than anything that decodes to so much.
+
+    Examples
+    --------
+    >>> read_file("no/such/file", 1)
+    Traceback (most recent call last):
+    minicompress.errors.FileFormatError: no/such/file cannot be read: No such file or directory
+    """
+    name = file_name(path)
+    try:
+        with open(name, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > 2 * max_bytes + 4096:
+                raise FileFormatError(f"{name} is larger than max_bytes={max_bytes} allows")
+            return file.read(size)
+    except OSError as error:
+        raise FileFormatError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """A path, checked."""
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise CompressionError(f"path must be the name of a file, not {path!r}")
+    return os.fspath(path)
