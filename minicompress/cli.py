@@ -21,6 +21,7 @@ from typing import NoReturn, TextIO
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.export.c import export_c_file
+from minicompress.pipeline.budget import format_search, searched
 from minicompress.pipeline.certification import certify, format_certificates
 from minicompress.pipeline.comparison import (
     EPOCHS,
@@ -32,6 +33,9 @@ from minicompress.pipeline.comparison import (
     setup,
 )
 from minicompress.pipeline.evaluation import evaluate_file, format_evaluation
+from minicompress.pipeline.figures import need_matplotlib
+from minicompress.pipeline.page import html_page
+from minicompress.pipeline.report import gather
 from minicompress.pipeline.table import format_table, legend, read_table, wrap
 
 
@@ -153,6 +157,46 @@ def _compare(arguments: argparse.Namespace) -> None:
     print("\n\n".join([format_table(rows), wrap(explained), wrap(reading)]))
 
 
+def _search_options(parser: argparse.ArgumentParser) -> None:
+    _data_options(parser)
+    parser.add_argument(
+        "--max-bytes",
+        default="10%",
+        help="of the file: bytes, or a share of the weights as float32 (default: 10%%)",
+    )
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    data = _data(arguments)
+    with _progress_line() as progress:
+        found = searched(
+            data,
+            max_bytes=arguments.max_bytes,
+            seed=arguments.seed,
+            epochs=arguments.epochs,
+            progress=progress,
+        )
+    print(format_search(found))
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    _data_options(parser)
+    parser.add_argument("--out", metavar="FILE.html", required=True, help="the page to write")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    need_matplotlib()  # before all the training
+    data = _data(arguments)
+    with _replacing(arguments.out) as file, _progress_line() as progress:
+        found = gather(
+            data, arguments.data, seed=arguments.seed, epochs=arguments.epochs, progress=progress
+        )
+        page = html_page(found)
+        assert file is not None  # --out is required
+        file.write(page)
+    print(f"{arguments.out}: {len(page):,} bytes")
+
+
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a .mcz file")
     _image_options(parser)
@@ -201,6 +245,16 @@ COMMANDS = {
         _certify,
         _certify_options,
     ),
+    "search": (
+        "the best plan for so many bytes: which method for which layer",
+        _search,
+        _search_options,
+    ),
+    "report": (
+        "all of it as one page to look at, with figures (needs matplotlib)",
+        _report,
+        _report_options,
+    ),
     "evaluate": (
         "a model from its file alone: how many bytes, how many errors",
         _evaluate,
@@ -247,7 +301,7 @@ def _progress_line() -> Iterator[Progress | None]:
         return
 
     def progress(name: str, done: float) -> None:
-        sys.stderr.write(f"\r\x1b[Ktraining {name}: {done:4.0%}")
+        sys.stderr.write(f"\r\x1b[K{name}: {done:4.0%}")
         sys.stderr.flush()
 
     try:

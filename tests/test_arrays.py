@@ -7,7 +7,8 @@ import pytest
 
 from minicompress import arrays
 from minicompress.errors import CompressionError
-from minicompress.representation import Clustered, Quantized, Sparse
+from minicompress.qparams import QParams
+from minicompress.representation import Clustered, LowRank, Quantized, Sparse
 
 BAD = [
     (arrays.float_array, (np.arange(3), "w"), {}, "w must be of dtype float16, float32 or float64"),
@@ -65,6 +66,7 @@ def test_good_arguments_pass_unchanged():
     assert arrays.flag(np.True_, "signed") is True
     assert arrays.exactly_one(rank=None, energy=0.5) == "energy"
     arrays.same_dtype(x=w, bias=None)
+    arrays.same_dtype(x=None, bias=None)
 
 
 def test_byte_swapped_floats_are_floats():
@@ -98,13 +100,29 @@ def test_values_stay_frozen_through_pickle_and_print_short():
     assert repr(rep) == "Sparse(shape=(2, 3), indices=int64[2], values=float64[2])"
     with pytest.raises(AttributeError):
         rep.shape = (3, 2)
+    # A single number is shown as one, and what is left out is what the docstring says.
+    assert repr(QParams(np.array(0.5), np.array(3))) == (
+        "QParams(scale=0.5, zero_point=3, num_bits=8, signed=True, narrow_range=False, "
+        "axis=None, block_size=None)"
+    )
 
 
 def test_values_compare_by_identity_not_by_an_ambiguous_array():
-    rep = Clustered(np.array([0, 1]), np.array([1.0, 2.0]))
-    assert rep == rep
-    assert rep != Clustered(np.array([0, 1]), np.array([1.0, 2.0]))
-    assert isinstance(
-        Quantized(np.array([1]), np.array(1.0), np.array(0), 8, True, None, None, "f8").dtype,
-        np.dtype,
-    )
+    two = np.array([1.0, 2.0])
+
+    def one_of_each():
+        yield Clustered(np.array([0, 1]), two)
+        yield Sparse((3,), np.array([0, 1]), two)
+        yield LowRank((two[:, None], two[None]), "ir,ro->io")
+        yield Quantized(np.array([1, 2]), np.array(1.0), np.array(0), 8, True, None, None, "f8")
+        yield QParams(two, np.array([0, 1]), axis=0)
+
+    for rep, other in zip(one_of_each(), one_of_each(), strict=True):
+        assert rep == rep
+        assert rep != other
+        assert len({rep, other}) == 2
+
+
+def test_the_dtype_of_a_value_may_be_given_by_name():
+    rep = Quantized(np.array([1]), np.array(1.0), np.array(0), 8, True, None, None, "f8")
+    assert isinstance(rep.dtype, np.dtype)

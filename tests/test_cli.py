@@ -1,9 +1,11 @@
 """The command as a newcomer and as a script runs it: what it prints, writes, and refuses."""
 
 import gzip
+import importlib.util
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 
 import minicompress as mc
-from minicompress.cli import _progress_line, main
+from minicompress.cli import COMMANDS, _progress_line, main
+from minicompress.pipeline.budget import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,8 +112,29 @@ BAD = {
     "evaluate nothing": (["evaluate"], "the following arguments are required: FILE"),
     "evaluate no file": (["evaluate", "no.mcz"], "no.mcz cannot be read: No such file"),
     "evaluate another file": (["evaluate", "file"], "file: this is no .mcz file"),
+    "search for nothing": (["search", "--max-bytes", "x"], "max_bytes must be a number of bytes"),
+    "search for less": (["search", "--max-bytes", "-1"], "max_bytes must be a number of bytes"),
+    "search without epochs": (["search", "--epochs", "0"], "epochs must be an int of at least 1"),
+    "search with json": (["search", "--json", "x"], "unrecognized arguments: --json x"),
+    "report to nowhere": (["report"], "the following arguments are required: --out"),
     "json under a file": (["--json", "file/x.json"], "cannot write 'file/x.json': Not a directory"),
 }
+
+
+# Without matplotlib another line comes first.
+if importlib.util.find_spec("matplotlib"):
+    BAD |= {
+        "report into nowhere": (["report", "--out", "no/such/x.html"], "cannot write 'no/such/x.h"),
+        "report over a folder": (["report", "--out", "."], "cannot write '.': Is a directory"),
+        "report of no epochs": (
+            ["report", "--out", "x.html", "--epochs", "0"],
+            "epochs must be an int of at least 1, not 0",
+        ),
+        "report of mnist from nowhere": (
+            ["report", "--out", "x.html", "--data", "mnist"],
+            "--data mnist and --folder DIR go together",
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -179,12 +203,42 @@ def test_export_writes_c(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.mcz", "net.c", "net.h"]
 
 
+def test_search_keeps_the_budget_and_says_what_it_found(capsys, monkeypatch):
+    # Of the methods only some: what is tested is the way through, and each costs a second.
+    few = {name: METHODS[name] for name in ("one scale", "low rank, int8")}
+    monkeypatch.setattr("minicompress.pipeline.budget.METHODS", few)
+    assert main(["search", "--max-bytes", "10%", "--epochs", "2"]) == 0
+    plan, table, explained = capsys.readouterr().out.split("\n\n")
+    assert re.match(r"    layer 0: .+\n    layer 2: .+\n    layer 5: .+$", plan)
+    head, _, ours, *others = [re.split(" {2,}", line) for line in table.splitlines()]
+    assert head == ["method", "setting", "file bytes", "MACs", "loss", "accuracy"]
+    assert ours[:2] == ["the plan", "one for each layer"]
+    size, loss = int(ours[2].replace(",", "")), float(ours[4])
+    assert size <= 3972  # a tenth of 39,720
+    assert [line[0] for line in others] == [*few, "as it is"]
+    assert all(loss <= float(line[4]) for line in others[:-1])
+    assert f"takes {size:,} bytes of the 3,972" in " ".join(explained.split())
+    assert main(["search", "--max-bytes", "3,972", "--epochs", "2"]) == 2
+    assert "max_bytes must be a number of bytes" in capsys.readouterr().err
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--help"])
     assert done.value.code == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("--data", "--folder", "--seed", "--epochs", "--json"))
+    assert all(f"\n{name} " in out for name in COMMANDS if name)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name])
+def test_every_command_has_help_of_its_own(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: minicompress {command} ")
+    assert "--data" in out
 
 
 def test_a_terminal_sees_progress(monkeypatch):
@@ -195,7 +249,7 @@ def test_a_terminal_sees_progress(monkeypatch):
         progress("dense", 0.5)
         progress("dense", 1.0)
     written = terminal.getvalue()
-    assert "training dense:  50%" in written
+    assert "\r\x1b[Kdense:  50%" in written
     assert written.endswith("\r\x1b[K")  # the line is wiped at the end
     assert "\n" not in written
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress.compressors.chain import chain
 from minicompress.compressors.clustering import _nearest, cluster
@@ -262,6 +263,22 @@ def test_bounds_are_reached():
     w = np.array([0.0, 2.0, 10.0, 14.0])
     cert = cluster(w, n_clusters=2, preserve_sparsity=False).cert
     assert math.sqrt(10) <= cert.bound <= math.sqrt(10) * (1 + 1e-14)
+
+
+@pytest.mark.parametrize("n", [4, 16, 128])
+def test_the_bound_of_a_cluster_has_the_allowance_that_is_derived(n):
+    """gamma_(n + 8) of all three terms, 8 u for the root, and what `fro_upper` adds for one entry.
+
+    All but one far from the lowest: there the terms are 4 n times their sum, a gamma more is seen.
+    """
+    w = np.append(0.0, np.full(n - 1, 64.0))
+    rep, cert = cluster(w, n_clusters=1, preserve_sparsity=False)
+    d, sums, squares = Fraction(float(rep.codebook[0])), 64 * (n - 1), 64**2 * (n - 1)
+    terms = [squares, 2 * d * sums, n * d**2]
+    error = terms[0] - terms[1] + terms[2] + exact_gamma(n + 8) * sum(terms)
+    law = exact_upward(exact_upward(exact_root(error), 8), 2 * (1 + 8))
+    # gamma times the terms, their sum, a root, two times `upward` of 3 u, a norm of one entry of 3.
+    law_within_units(cert.bound, law, 13)
 
 
 def test_zero_is_one_of_the_values():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +10,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted(file.stem for file in (ROOT / "examples").glob("[0-9]*.py"))
 HEADS = {
-    "low_rank_curve": "rank  params   bound   error  accuracy",
-    "prune_and_retrain": "pruned  non-zero   bound   error  accuracy  retrained",
-    "quantize_bit_by_bit": "bits  bytes   bound   error  accuracy    bytes",
-    "three_bounds": "radius     norms     trace  zonotope     found",
+    "01_train": "epoch    loss  training  validation",
+    "02_low_rank_curve": "rank  params   bound   error  accuracy",
+    "03_prune_and_retrain": "pruned  non-zero   bound   error  accuracy  retrained",
+    "04_quantize_bit_by_bit": "bits  bytes   bound   error  accuracy    bytes",
+    "05_hybrids": "method                      bytes   bound   error  accuracy",
+    "07_three_bounds": "radius     norms     trace  zonotope     found",
+    "08_deep_compression": "step        bytes  times smaller  accuracy",
+    "09_search": "budget  bytes    loss  accuracy  plan, layer by layer",
+    "10_early_exit": "threshold  accuracy       MACs   share",
 }
+# How the methods of lesson 5 begin.
+KINDS = ("int4", "prun", "shar", "half")
 OTHERS = {
-    "how_tight",
-    "your_own_compressor",
+    "06_your_own_compressor",
     "against_others",
-    "fuzz_container",
     "c_sizes",
     "deep_compression",
+    "from_keras_and_torch",
+    "fuzz_container",
+    "how_tight",
+    "search_on_a_cluster",
 }
 
 
@@ -38,16 +49,35 @@ def run(name, folder, *arguments, first_on_path=ROOT):
 
 
 def table(printed, name):
-    """The rows of numbers under the head, percent signs and the note at the end taken off."""
+    """The rows under the head: for each its numbers, without percent signs and commas."""
     lines = printed.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(HEADS[name])) + 1
-    rows = lines[start : lines.index("", start)]
-    cells = [[c.rstrip("%").removeprefix("1/") for c in row.split()] for row in rows]
-    return [[float(c) for c in row if c[0].isdigit()] for row in cells]
+    rows = []
+    for line in lines[start : lines.index("", start)]:
+        # Behind two spaces a cell begins: what is no number is the name of a method.
+        cells = [c.strip().replace(",", "") for c in line.split("  ")]
+        numbers = [c.removeprefix("1/").rstrip("%") for c in cells]
+        rows.append([float(c) for c in numbers if re.fullmatch(r"-?[\d.]+", c)])
+    return rows
 
 
 def test_every_example_is_tested():
-    assert {file.stem for file in (ROOT / "examples").glob("*.py")} <= set(HEADS) | OTHERS
+    found = {file.stem for file in (ROOT / "examples").glob("*.py")}
+    assert found == set(HEADS) | OTHERS
+
+
+def test_lessons_are_numbered_and_short():
+    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(1, 11)]
+    readme = (ROOT / "README.md").read_text()
+    for name in LESSONS:
+        source = (ROOT / "examples" / f"{name}.py").read_text()
+        assert len(source.splitlines()) <= 120
+        assert f"python examples/{name}.py" in source
+        assert f"(examples/{name}.py)" in readme
+    for figure in (ROOT / "examples" / "figures").iterdir():
+        assert f"examples/figures/{figure.name}" in readme
+        assert figure.stem in LESSONS
+        assert figure.stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -63,29 +93,55 @@ def test_example(name, tmp_path):
         assert "no figure" in done.stdout
 
     # What each lesson says is to be seen must be there to be seen.
-    if name == "low_rank_curve":
-        assert all(abs(bound - error) <= 0.001 for _, _, bound, error, _ in rows)
+    if name == "01_train":
+        assert rows[0][1] > 4 * rows[-1][1]  # loss
+        assert rows[1][3] > 95
+        assert rows[-1][2] > rows[-1][3]
+        assert "the same seed, the same file: True" in done.stdout
+    if name == "02_low_rank_curve":
+        assert all(abs(bound - error) <= 0.001 for _, _, bound, error, *_ in rows)
         assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
         assert rows[-1][-1] > 97
-    if name == "prune_and_retrain":
+    if name == "03_prune_and_retrain":
         assert all(abs(bound - error) <= 0.001 for _, _, bound, error, *_ in rows)
         assert all(after > before for amount, *_, before, after in rows if amount >= 80)
-    if name == "three_bounds":
-        for _, norms, trace, zonotope, found in rows:
-            assert norms > trace > zonotope > found
-    if name == "quantize_bit_by_bit":
+    if name == "04_quantize_bit_by_bit":
         for _, *halves in rows:
             for _, bound, error, _ in (halves[:4], halves[4:]):
                 assert error < bound
         assert rows[0][4] > 97
         assert all(row[6] < row[2] for row in rows)  # a scale for each channel has smaller bounds
+    if name == "05_hybrids":
+        lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+        nested = "Sparse(Clustered(Quantized(8 bits)))"
+        assert lines["prune 30%, share 16, int8"].endswith(nested)
+        figures = dict(zip((line for line in lines if line[:4] in KINDS), rows, strict=True))
+        assert all(error <= bound for _, bound, error, _ in rows)
+        pruned, both = figures["prune 30%"], figures["prune 30%, int8"]
+        assert both[0] < pruned[0] / 3
+        assert both[2] < 1.01 * pruned[2]
+    if name == "07_three_bounds":
+        for _, norms, trace, zonotope, found in rows:
+            assert norms > trace > zonotope > found
+    if name == "08_deep_compression":
+        size = (tmp_path / "08_deep_compression.mcz").stat().st_size
+        assert rows[-1][0] == size < 39720 / 10
+        assert rows[-1][2] > 95
+    if name == "09_search":
+        assert all(size <= budget for budget, size, *_ in rows)
+        assert [row[2] for row in rows] == sorted((row[2] for row in rows), reverse=True)  # loss
+    if name == "10_early_exit":
+        macs, thresholds = [row[2] for row in rows], [row[0] for row in rows]
+        assert macs == sorted(macs, reverse=True)
+        assert thresholds == sorted(thresholds, reverse=True)
+        assert macs[-1] < 0.2 * macs[0]
 
 
 def test_an_example_does_without_matplotlib(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "matplotlib.py").write_text("raise ImportError('hidden by a test')\n")
-    done = run("quantize_bit_by_bit", tmp_path, first_on_path=hidden)
+    done = run("04_quantize_bit_by_bit", tmp_path, first_on_path=hidden)
     assert done.returncode == 0, done.stderr
     assert "no figure: matplotlib is not installed" in done.stdout
     assert not list(tmp_path.glob("*.png"))
@@ -94,8 +150,8 @@ def test_an_example_does_without_matplotlib(tmp_path):
 def test_a_figure_is_left_in_the_working_directory_unless_told(tmp_path):
     if not importlib.util.find_spec("matplotlib"):
         pytest.skip("nothing to draw with")
-    done = run("quantize_bit_by_bit", tmp_path)
-    assert (tmp_path / "quantize_bit_by_bit.png").exists(), done.stderr
+    done = run("04_quantize_bit_by_bit", tmp_path)
+    assert (tmp_path / "04_quantize_bit_by_bit.png").exists(), done.stderr
 
 
 def test_no_bound_is_below_its_error_and_none_is_only_large(tmp_path):
@@ -112,12 +168,19 @@ def test_no_bound_is_below_its_error_and_none_is_only_large(tmp_path):
 
 
 def test_a_compressor_of_ones_own_is_caught_and_mended(tmp_path):
-    done = run("your_own_compressor", tmp_path)
+    done = run("06_your_own_compressor", tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line]
     assert lines[0].startswith("first_try: law '")
     assert lines[1].startswith("second_try: law '")
     assert lines[2] == "mended: keeps every law"
+
+
+def test_the_cluster_says_what_is_not_there(tmp_path):
+    done = run("search_on_a_cluster", tmp_path)
+    assert done.returncode == 0, done.stderr
+    if not importlib.util.find_spec("dask"):
+        assert done.stdout == "dask is not installed: python -m pip install distributed\n"
 
 
 def test_the_comparison_with_others_says_what_is_not_there(tmp_path):

@@ -329,6 +329,14 @@ def test_bad_input(message):
         BAD[message]()
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.0, -1.0])
+def test_a_scale_is_positive(scale):
+    with pytest.raises(CompressionError, match="scale must be positive"):
+        quantize_linear(ONE, scale, 0)
+    with pytest.raises(CompressionError, match="scale must be positive"):
+        dequantize_linear(np.array([1]), scale, 0)
+
+
 # ---- wrong implementations, and the laws that they break
 
 

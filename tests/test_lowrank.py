@@ -16,11 +16,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
+from minicompress import norms
 from minicompress.compressors.lowrank import (
     channel_svd,
     least_rank,
     spatial_svd,
+    svd_of,
     truncated_svd,
 )
 from minicompress.errors import CompressionError
@@ -165,6 +168,17 @@ def test_the_bound_is_reached_on_a_diagonal():
         assert truncated_svd(w, rank=rank, norm="max").cert.bound <= 4 - rank + 1e-13
 
 
+def test_the_spectral_bound_is_the_frobenius_one_where_entries_saturate():
+    """Clipping brings an entry nearer, which the sum of squares may use and the 2-norm may not."""
+    shape = np.array([[1.0, 1.0, 1.0], [1.0, 0.5, 1.0], [1.0, 1.0, 0.25]])
+    top = float(np.finfo("f2").max)
+    for svd in (truncated_svd, randomized):
+        for largest, saturated in ((top, True), (top / 4, False)):
+            w = (shape * largest).astype("f2")
+            two, fro = (svd(w, rank=1, norm=norm).cert.bound for norm in ("spectral", "fro"))
+            assert two == fro if saturated else two < 0.95 * fro
+
+
 @given(small, st.integers(1, 64))
 def test_energy_takes_the_least_rank(w, sixtyfourths):
     """On squares that are whole numbers: 64ths are exact, and so is every comparison."""
@@ -191,6 +205,104 @@ def test_a_budget_is_never_exceeded_nor_left_unused(w, budget):
     rank = rep.factors[0].shape[1]
     assert num_params(rep) <= budget
     assert rank == min(w.shape) or (rank + 1) * sum(w.shape) > budget
+
+
+# -- what is allowed for rounding: as derived, in rationals, no less and no more -------------------
+
+
+def in_norm(x, norm):
+    """What a bound entry by entry comes to: the largest entry, or the Frobenius norm."""
+    return Fraction(norms.norm_of(x, "max" if norm == "max" else "fro"))
+
+
+def dtype_units(dtype):
+    info = np.finfo(dtype)
+    return Fraction(float(info.eps)) / 2, Fraction(float(info.smallest_subnormal))
+
+
+def law_allowance(svd, w, rank, norm):
+    """The bound is dropped + residual + rounding, as its derivation has them, and no other sum.
+
+    Of dtype: a root, a product and a cast for L and for R, a cast of their product, 3 u in all to
+    first order; of float64 gamma_(rank + 8); relative to |U| S |V|. One eta for each entry of L, of
+    R, which ||R|| and ||L|| multiply, and of their product. The sum is rounded up by 4 k + 64.
+    """
+    (m, n), (unit, eta) = w.shape, dtype_units(w.dtype)
+    a, exponent = norms.power_of_two_scaled(w.astype(np.float64))
+    u, s, vt, residual = svd_of(a)
+    k = len(s)
+    kept = np.abs(u[:, :rank] * s[:rank]) @ np.abs(vt[:rank])
+    if norm == "max":
+        products = s[rank:, None] * np.abs(vt[rank:])
+        largest = Fraction(float(np.abs((u[:, rank:] * s[rank:]) @ vt[rank:]).max()))
+        sums = Fraction(float((np.abs(u[:, rank:]) @ products).max()))
+        dropped = largest + exact_gamma(k - rank + 8) * sums
+    else:
+        tail = norms.norm_of(s[rank:]) if norm == "fro" else max(s[rank:].tolist(), default=0.0)
+        dropped = Fraction(norms.orthogonality_factor(u, vt)) * Fraction(tail)
+    rounding = (3 * unit * (1 + 4 * unit) + exact_gamma(rank + 8)) * in_norm(kept, norm)
+    scaled = exact_upward(dropped + Fraction(residual) + rounding, 4 * k + 64)
+    scaled *= Fraction(2) ** exponent
+    # ||L||_F**2 and ||R||_F**2 are the sum of the singular values, with half of the exponent each.
+    factor = exact_root(Fraction(float(s[:rank].sum()))) * Fraction(2) ** -(-exponent // 2)
+    lost = factor * (exact_root(rank * n) + exact_root(rank * m))
+    lost += exact_root(m * n) * (1 + rank * eta)
+    law = exact_upward(scaled + exact_upward(lost) * eta)
+    # A product, two sums, `upward` (3 u: it rounds and moves a place), a sum and `upward` once more
+    # on the one way; two roots, two sums, a product, `upward`, a sum and `upward` on the other.
+    law_within_units(svd(w, rank=rank, norm=norm).cert.bound, law, 12)
+
+
+@given(ranked(small), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["low", "", "high"]))
+def test_the_bound_has_the_allowance_that_is_derived(drawn, dtype, place):
+    """Also where a dtype's numbers are subnormal, and what they lose is most of the bound."""
+    w, rank = drawn
+    info = np.finfo(dtype)
+    shift = {"low": int(info.minexp) - 5, "": 0, "high": int(info.maxexp) - 8}[place]
+    w = np.ldexp(np.rint(w), shift).astype(dtype)
+    if w.any():
+        for norm in norms.NORMS:
+            law_allowance(truncated_svd, w, rank, norm)
+
+
+def test_the_bound_of_many_singular_values_has_the_allowance_that_is_derived():
+    """From 16 on 4 k is more than the 64 that are added to it."""
+    w = np.random.default_rng(0).standard_normal((20, 17))
+    for rank in (0, 1, 5, 16, 17):
+        for norm in norms.NORMS:
+            law_allowance(truncated_svd, w, rank, norm)
+            law_allowance(truncated_svd, w[:, :16], min(rank, 16), norm)
+    signs = np.sign(np.random.default_rng(0).standard_normal((60, 60)))
+    for rank in (0, 1, 30):  # of the sums of magnitudes these entries are a fourth
+        law_allowance(truncated_svd, signs, rank, "max")
+
+
+def law_posterior_allowance(svd, w, rank, norm):
+    """What is seen of the difference, and what forming it twice and rounding once does not show."""
+    unit, eta = dtype_units(w.dtype)
+    (left, right), bound = (result := svd(w, rank=rank, norm=norm)).rep.factors, result.cert.bound
+    a, exponent = norms.power_of_two_scaled(w.astype(np.float64))
+    half = exponent // 2
+    left, right = np.ldexp(left.astype("f8"), half - exponent), np.ldexp(right.astype("f8"), -half)
+    rest, product = a - left @ right, np.abs(left) @ np.abs(right)
+    seen = {"fro": norms.fro_upper, "spectral": norms.norm2_upper, "max": norms.norm_of}[norm]
+    largest = seen(rest, "max") if norm == "max" else seen(rest)
+    rounding = (unit + 2 * exact_gamma(rank + 4)) * (1 + 4 * unit) * in_norm(product, norm)
+    rounding += 2 * Fraction(UNIT) * in_norm(a, norm)
+    scaled = exact_upward(Fraction(largest) + rounding, 2 * (a.size + 8)) * Fraction(2) ** exponent
+    law = exact_upward(scaled + exact_root(a.size) * eta)
+    # A sum, `upward` (3 u: it rounds and moves a place), a sum and `upward` once more; where
+    # the rounding is the most, 6 products and sums before.
+    law_within_units(bound, law, 14)
+
+
+@given(ranked(small), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["low", ""]))
+def test_the_bound_a_posteriori_has_the_allowance_that_is_derived(drawn, dtype, place):
+    w, rank = drawn
+    w = np.ldexp(np.rint(w), int(np.finfo(dtype).minexp) - 5 if place else 0).astype(dtype)
+    if w.any():
+        for norm in norms.NORMS:
+            law_posterior_allowance(randomized, w, rank, norm)
 
 
 # -- kernels --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from minicompress import norms
 from minicompress.errors import CompressionError
@@ -78,6 +79,124 @@ def test_the_upper_bound_has_the_slack_that_its_docstring_derives(array):
     if 0 < norm < math.inf:
         slack = norm * (1 + 2 * (array.size + 8) * 2.0**-53)
         assert norms.fro_upper(array) == np.nextafter(slack, np.inf)
+
+
+# -- what is allowed for rounding: as derived, in rationals, no less and no more -------------------
+
+U = Fraction(1, 2**53)
+
+
+def exact_gamma(n):
+    return Fraction(n, 2**53 - n)
+
+
+def exact_root(square):
+    """The root of a rational to some 100 bits, rounded down."""
+    square = Fraction(square)
+    shift = 100 - (square.numerator.bit_length() - square.denominator.bit_length()) // 2
+    scaled = square * Fraction(4) ** shift
+    return Fraction(math.isqrt(scaled.numerator // scaled.denominator)) / Fraction(2) ** shift
+
+
+def exact_upward(value, roundings=64):
+    """What a bound is to be: a float above this that is the next one, but for one rounding."""
+    return value * (1 + roundings * U)
+
+
+def law_within(bound, law, ulps):
+    """A float is this rational, up to its own units in the last place."""
+    assert abs(Fraction(bound) - law) <= ulps * Fraction(math.ulp(bound))
+
+
+def law_within_units(bound, law, units):
+    """A float is this rational, up to so many roundings and to some units of the least float."""
+    assert abs(Fraction(bound) - law) <= units * U * law + 4 * Fraction(5e-324)
+
+
+def test_gamma_is_correctly_rounded():
+    """n u and 1 - n u are exact, so that the quotient is the only rounding."""
+    for n in [*range(200), 2**20, 2**30 + 1]:
+        assert norms.gamma(n) == float(exact_gamma(n))
+
+
+@given(st.floats(1e-280, 1e280), st.integers(0, 300))
+def test_upward_is_the_next_float_above_its_law(value, half):
+    """1 + n u is exact for even n: one rounding of half a place, and one place up."""
+    law = exact_upward(Fraction(value), 2 * half)
+    bound = norms.upward(value, 2 * half)
+    assert bound > law
+    law_within(bound, law, Fraction(3, 2))
+    assert norms.upward(value) == norms.upward(value, 64)
+
+
+@given(st.floats(0.5, 1, exclude_max=True), st.integers(-1073, 1023))
+def test_scaling_back_is_rounded_up_by_less_than_a_place(value, exponent):
+    exact = Fraction(value) * Fraction(2) ** exponent
+    result = norms.unscaled_upper(value, exponent)
+    assert exact <= Fraction(result) < exact + Fraction(math.ulp(result))
+
+
+@pytest.mark.parametrize("k", [1, 4, 25])
+def test_the_factor_of_orthogonality_is_its_law(k):
+    """c times the unit vectors: U'U - I is (c**2 - 1) I, of norm (c**2 - 1) sqrt(k), exactly.
+
+    Each of the two sums, the product, the root and the two steps of `upward` round once; the first
+    three count half under the root. That is 3/2 + 1/2 places and one up.
+    """
+    m, n = k + 3, k + 40
+    for c, d in ((1, 1), (1.5, 1), (1, 1.5)):
+        o_u = Fraction(c * c - 1) * math.isqrt(k) + exact_gamma(m + 4) * k
+        o_v = Fraction(d * d - 1) * math.isqrt(k) + exact_gamma(n + 4) * k
+        factor = norms.orthogonality_factor(c * np.eye(m, k), d * np.eye(k, n))
+        law = exact_upward(exact_root((1 + o_u) * (1 + o_v)), 8)
+        law_within(factor, law + Fraction(math.ulp(factor)), 2)
+
+
+def small_integers(*shape):
+    return arrays(np.float64, shape, elements=st.integers(-3, 3).map(float))
+
+
+@st.composite
+def integer_triples(draw):
+    m, k, n = (draw(st.integers(1, 4)) for _ in range(3))
+    a, u = draw(small_integers(m, n)), draw(small_integers(m, k))
+    return a, u, np.abs(draw(small_integers(k))), draw(small_integers(k, n))
+
+
+@given(integer_triples())
+def test_the_residual_has_the_allowance_that_the_module_derives(drawn):
+    """||R||_F + gamma_(k + 4) || |US| |V| ||_F + u ||A||_F, on integers, where R is exact.
+
+    The sum rounds once and `upward` once, by half a place each, and goes one place up; what the
+    products of gamma and of u round is of second order.
+    """
+    a, u, s, vt = drawn
+    rest = a - (u * s) @ vt
+    if not rest.any():
+        return  # then the second order is the first
+    sizes = exact_root(squares(np.abs(u * s) @ np.abs(vt)))
+    rounding = exact_gamma(len(s) + 4) * sizes + U * exact_root(squares(a))
+    law = exact_upward(Fraction(norms.fro_upper(rest)) + rounding, 2 * (a.size + 8))
+    bound = norms.svd_residual(a, u, s, vt)
+    law_within(bound, law + Fraction(math.ulp(bound)), Fraction(17, 16))
+
+
+@given(integer_triples())
+def test_the_two_norm_bound_is_composed_as_its_docstring_says(drawn):
+    """The product, the sum and `upward` round once each, by half a place, and one place up."""
+    a = drawn[0]
+    scaled, exponent = norms.power_of_two_scaled(a)
+    if min(a.shape) < 2 or not a.any():
+        assert norms.norm2_upper(a) == norms.unscaled(norms.fro_upper(scaled), exponent)
+        return
+    u, s, vt = scipy.linalg.svd(scaled, full_matrices=False)
+    factor, residual = norms.orthogonality_factor(u, vt), norms.svd_residual(scaled, u, s, vt)
+    law = exact_upward(Fraction(factor) * Fraction(float(s[0])) + Fraction(residual))
+    law *= Fraction(2) ** exponent
+    bound, frobenius = norms.norm2_upper(a), norms.fro_upper(a)
+    if bound != frobenius:
+        law_within(bound, law + Fraction(math.ulp(bound)), 2)
+    assert bound == frobenius or law < frobenius
 
 
 def all_ones_law(upper):

@@ -192,7 +192,7 @@ def test_a_range_without_zero():
     assert near.zero_point > near.qmax
 
 
-@pytest.mark.parametrize("value", [5.0, -0.3, 1e300, -1e-300])
+@pytest.mark.parametrize("value", [5.0, 1.0, 0.5, -0.3, 1e300, -1e-300])
 def test_one_value_without_zero_is_exact(value):
     q = choose_qparams(np.full(3, value), symmetric=False, preserve_zero=False)
     assert fake_quantize(np.full(3, value), q).tolist() == [value] * 3
@@ -281,6 +281,26 @@ def law_mse_cuts_an_outlier(impl, symmetric):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_mse_cuts_an_outlier(symmetric):
     law_mse_cuts_an_outlier(choose_qparams, symmetric)
+
+
+def test_mse_shrinks_the_range_only_where_that_gains_something():
+    """Half of the range has a level at -1 as well: no error either way, and the whole one stays."""
+    for dtype in DTYPES:
+        w = np.array([-1.0], dtype)
+        assert choose_qparams(w, num_bits=2, method="mse").scale == 1
+        assert squared_error(w, QParams(np.array(0.5, dtype), np.array(0), num_bits=2)) == 0
+
+
+def test_what_fills_up_a_ragged_block_counts_for_nothing_in_mse():
+    """Twenty entries hold the range; the last one is an ulp nearer to the middle of half of it.
+
+    So half the range is better, but by 2**-54 only: a constant beside the sum would hide it.
+    """
+    block = np.append(np.full(20, -1.0), 0.25 + 2.0**-54)
+    w = np.append(np.ones(32), block)
+    options = {"num_bits": 2, "method": "mse"}
+    assert choose_qparams(block, **options).scale == 0.5
+    assert choose_qparams(w, axis=0, block_size=32, **options).scale[1] == 0.5
 
 
 def test_mse_knows_that_decoding_does_not_overflow():

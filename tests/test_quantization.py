@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from test_norms import law_within_units
 
-from minicompress.compressors.quantization import quantize
+from minicompress.compressors.quantization import entry_bounds, quantize
 from minicompress.errors import CompressionError
 from minicompress.norms import error_norm, norm_of
-from minicompress.qparams import QParams, choose_qparams, fake_quantize
+from minicompress.qparams import Grid, QParams, choose_qparams, fake_quantize
 from minicompress.representation import Certificate, Compressed, Quantized, decode
 from minicompress.testing.checks import check_compressor, check_pure
 from minicompress.testing.strategies import kernels, matrices, weights
@@ -119,6 +120,39 @@ def test_bound_is_the_law(w, options, kind):
 @given(weights(max_ndim=2), supplied, st.sampled_from(["max", "fro"]))
 def test_bound_is_the_law_for_supplied_scales(w, case, kind):
     law_bound_is_the_law(quantize, w, supplied_qparams(w, case), kind)
+
+
+@given(
+    npst.arrays(np.float64, 8, elements=st.floats(-1e6, 1e6)),
+    st.sampled_from([0.3, 7.0]),
+    st.sampled_from([0.5, 1.0]),
+    st.sampled_from(DTYPES),
+)
+def test_an_entry_within_the_range_has_the_allowance_that_is_derived(x, scale, reach, dtype):
+    """reach steps, 4 u |x|, u of dtype and 8 u of |x'|, and eta: no less and no more.
+
+    Thousands of steps from zero, where a unit more of these is many of the bound's own.
+    """
+    grid = Grid(*map(np.array, (scale, -1e9, 1e9, 0.0)))
+    decoded = grid.levels(grid.nearest(x), dtype)
+    info = np.finfo(dtype)
+    unit, eta = Fraction(float(info.eps)) / 2, Fraction(float(info.smallest_subnormal))
+    for bound, a, b in zip(entry_bounds(x, decoded, grid, reach), exact(x), exact(decoded)):
+        slack = 4 * U64 * abs(a) + (unit + 8 * U64) * abs(b) + eta
+        law = (Fraction(scale) * Fraction(reach) + slack) * (1 + 4 * U64)
+        law_within_units(bound, law if a else Fraction(0), 7)  # two products, five sums
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_levels_need_no_slack_as_long_as_their_integers_are_exact(dtype):
+    """Up to 1 / u they are, in steps of a power of two; from the next one on they are rounded."""
+    most = 2 / float(np.finfo(dtype).eps)
+    x = np.array([1.25, -0.5, 1000.5])
+    for end, exact_there in ((most, True), (np.nextafter(most, np.inf), False)):
+        for low, high in ((-end, 2000.0), (-2000.0, end)):
+            grid = Grid(*map(np.array, (1.0, low, high, 0.0)))
+            bounds = entry_bounds(x, grid.levels(grid.nearest(x), dtype), grid)
+            assert (bounds == 0.5).all() if exact_there else (bounds > 0.5).all()
 
 
 def law_error_below_bound(impl, w, q, kind="max"):

@@ -230,6 +230,7 @@ BAD = [
     (lambda: Sparse((2,), np.array([1, 1]), np.ones(2)), "strictly increasing"),
     (lambda: Sparse((2,), np.array([2]), one), r"indices must lie in \[0, 2\)"),
     (lambda: Sparse((2,), np.array([-1]), one), r"indices must lie in \[0, 2\)"),
+    (lambda: Sparse((4,), np.array([0, 1, 9]), np.ones(3)), "not reach from 0 to 9"),
     (lambda: Sparse((2,), np.array([0, 1]), one), "one entry per index"),
     (
         lambda: Sparse((-1,), np.array([], int), np.ones(0)),

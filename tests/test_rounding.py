@@ -224,6 +224,44 @@ def test_equal_is_not_nearer():
     law_equal_is_not_nearer(_comes_nearer)
 
 
+def test_what_vanishes_in_the_squares_decides_nothing():
+    """Twenty outputs of 2**-539 have a norm above 2**-537, but each of their squares is 0."""
+    inputs = np.zeros((21, 2))
+    inputs[:20, 0], inputs[20, 1] = 2.0**-538, 2.0**-536
+    first, second = np.eye(2)[:, :1], np.eye(2)[:, 1:]
+    assert nearer_in_floats(inputs, first, second).all()  # and it is not
+    assert not _comes_nearer(inputs, first, second).any()
+    assert not _comes_nearer(inputs, second, first).any()
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 4), (4, 64)])
+def test_what_is_nearer_by_less_than_all_rounding_decides_nothing(n, k):
+    """Two times gamma_(n + k + 8) for each of the two: from a difference of 4 (n + k + 8) u on.
+
+    On ones, where the sum of magnitudes is the sum; the norms and the sums here round by some u.
+    """
+    inputs, second = np.ones((n, k)), np.ones((k, 1))
+    units = 4 * (n + k + 8)
+    spread = 2 if n * k == 1 else 16
+    for difference, nearer in ((units - spread, False), (units + spread, True)):
+        first = second * (1 - difference * 2.0**-53)
+        assert _comes_nearer(inputs, first, second).all() == nearer
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (1, 3), (2, 3), (5, 3)])
+def test_what_the_squares_can_lose_is_allowed_for_and_no_more(n, k):
+    """2**-500 (n + k) for each of the two: one output is 0, the other that twice, or a bit more.
+
+    The columns' largest entry is 1 and so scaled to 1/2; the other roundings are of 2**-53 of it.
+    """
+    first, second = np.zeros((k, 1)), np.zeros((k, 1))
+    first[1], second[1], second[0] = 1.0, 1.0, 1.0
+    inputs = np.zeros((n, k))
+    for part, nearer in ((0.99, False), (1.01, True)):
+        inputs[0, 0] = 2 * part * 2.0 * (n + k) * 2.0**-500
+        assert _comes_nearer(inputs, first, second).all() == nearer
+
+
 def nearer_in_floats(inputs, first, second):
     return np.linalg.norm(inputs @ first, axis=0) < np.linalg.norm(inputs @ second, axis=0)
 

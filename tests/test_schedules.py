@@ -78,6 +78,13 @@ def test_half_way():
     assert cubic_schedule(4, final_sparsity=0.5, end_step=8, power=2) == 0.375
 
 
+def test_before_it_begins_there_is_nothing_to_compute():
+    """A root or a power of what has not begun could be anything, and overflow."""
+    options = {"initial_sparsity": 0.25, "final_sparsity": 0.8, "begin_step": 10, "end_step": 12}
+    for power in (0, 1, 3, 5000):
+        assert cubic_schedule(0, **options, power=power) == 0.25
+
+
 def test_begin_and_end_at_one_step_is_one_shot():
     values = [cubic_schedule(s, final_sparsity=0.9, begin_step=2, end_step=2) for s in range(4)]
     assert values == [0.0, 0.0, 0.9, 0.9]
@@ -91,8 +98,10 @@ def test_begin_and_end_at_one_step_is_one_shot():
         ({"step": -1}, "step"),
         ({"step": 1.5}, "step"),
         ({"final_sparsity": 1.1}, "final_sparsity"),
+        ({"final_sparsity": -0.1}, "final_sparsity"),
         ({"final_sparsity": float("nan")}, "final_sparsity"),
         ({"initial_sparsity": -0.1}, "initial_sparsity"),
+        ({"initial_sparsity": 1.1}, "initial_sparsity"),
         ({"begin_step": -1}, "begin_step"),
         ({"begin_step": 5, "end_step": 4}, "end_step"),
         ({"power": -1}, "power"),
@@ -105,10 +114,13 @@ def test_bad_arguments_are_named(options, name):
 
 
 def test_bad_arguments_of_the_constant_one_are_named():
-    with pytest.raises(CompressionError, match="target_sparsity"):
-        constant_schedule(0, target_sparsity=2.0)
-    with pytest.raises(CompressionError, match="step"):
+    for target in (-0.1, 1.1):
+        with pytest.raises(CompressionError, match="target_sparsity"):
+            constant_schedule(0, target_sparsity=target)
+    with pytest.raises(CompressionError, match="step must be"):
         constant_schedule(-1, target_sparsity=0.5)
+    with pytest.raises(CompressionError, match="begin_step"):
+        constant_schedule(0, target_sparsity=0.5, begin_step=-1)
 
 
 def unclamped(step, *, initial_sparsity=0.0, final_sparsity, begin_step=0, end_step):

@@ -16,7 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
+from minicompress import norms
+from minicompress.compressors.lowrank import svd_of
 from minicompress.compressors.tucker import tucker2
 from minicompress.errors import CompressionError
 from minicompress.norms import UNIT
@@ -222,6 +225,83 @@ def test_the_sequential_bound_of_an_ordinary_kernel_is_its_error(dtype):
             law_hosvd_bound(partial(tucker2, method="hosvd"), w, *ranks)
 
 
+# -- what is allowed for rounding: as derived, in rationals, no less and no more -------------------
+
+
+def sized(array):
+    return Fraction(norms.norm_of(array))
+
+
+def law_allowance(tucker, w, ri, ro, sequential, norm):
+    """The bound is the tails and what their derivation adds to them, and no other sum.
+
+    With o = f**2 - 1 for how far from orthogonal each basis is, and p and c what the two products
+    with the bases round (gamma of their lengths and 2): beside the inputs' cut lies
+    ``o_in ||A|| + f_in (p + cut_out + f_out c)``, where cut_out is the outputs' tail, its residual
+    and ``o_out ||A||``, or for the one that cuts the whole kernel ``f_in`` times that and 2 p; and
+    never more than is left. The roundings of storing and forming come to 4 u of dtype and the gamma
+    of the sums, relative to the product of magnitudes. Last, a factor after the other moves by one
+    eta an entry between the norms of the two others, and the product by one, all of it twice.
+    """
+    info, unit_64 = np.finfo(w.dtype), Fraction(UNIT)
+    unit, eta = Fraction(float(info.eps)) / 2, Fraction(float(info.smallest_subnormal))
+    a, exponent = norms.power_of_two_scaled(w.astype(np.float64))
+    first = svd_of(rows_of_inputs(a))
+    u_in = first.u[:, :ri]
+    partly = np.moveaxis(np.tensordot(a, u_in, (2, 0)), 3, 2)
+    second = svd_of(rows_of_outputs(partly if sequential else a))
+    u_out = second.u[:, :ro]
+    u_out = np.pad(u_out, ((0, 0), (0, ro - u_out.shape[1])))
+    core = partly @ u_out
+    product = np.tensordot(np.abs(u_in), np.abs(core) @ np.abs(u_out.T), (1, 2))
+
+    whole, left, (inputs, outputs) = sized(a), sized(partly), a.shape[2:]
+    f_in = Fraction(norms.orthogonality_factor(first.u, first.vt))
+    f_out = Fraction(norms.orthogonality_factor(second.u, second.vt) if second.s.size else 1.0)
+    off_in, off_out = f_in**2 - 1 + 4 * unit_64, f_out**2 - 1 + 4 * unit_64
+    cut_in = f_in * sized(first.s[ri:]) + Fraction(first.residual)
+    dropped = second.s[ro:]
+    tail = Fraction(max(dropped.tolist(), default=0.0)) if norm == "spectral" else sized(dropped)
+    cut_out = f_out * tail + Fraction(second.residual) + off_out * whole
+    p = exact_gamma(inputs + 2) * whole * sized(u_in)
+    c = exact_gamma(outputs + 2) * left * sized(u_out)
+    if not sequential:
+        cut_out = f_in * cut_out + 2 * p
+    cut_out = min(cut_out, (1 + off_out) * left)
+    beside = off_in * whole + f_in * (p + cut_out + f_out * c)
+    rounding = 4 * unit * (1 + 8 * unit) + exact_gamma(ri * ro + ri + ro + 8)
+    error = exact_root(cut_in**2 + beside**2) + rounding * sized(product)
+    error = exact_upward(error, 2 * (a.size + 8)) * Fraction(2) ** exponent
+
+    largest = int(np.frexp(np.abs(core).max(initial=0))[1])
+    third = (exponent + largest) // 3
+    n_in, n_out = f_in * Fraction(2) ** third, f_out * Fraction(2) ** third
+    n_core = 2 * whole * Fraction(2) ** (exponent - 2 * third)
+    m_in, m_core, m_out = (eta * exact_root(x.size) for x in (u_in, core, u_out))
+    lost = m_in * (n_core + m_core) * (n_out + m_out) + n_in * m_core * (n_out + m_out)
+    lost += n_in * n_core * m_out + exact_root(a.size) * eta
+    law = exact_upward(error + exact_upward(2 * lost))
+    method = "sthosvd" if sequential else "hosvd"
+    bound = tucker(w, rank_in=ri, rank_out=ro, method=method, norm=norm).cert.bound
+    # On the longest way 20 operations and two times `upward`, of 3 u. With f = 1 + d floats lose
+    # d**2 of f**2 - 1, which is d / 2 of it: 8 u more for d up to 16 u.
+    law_within_units(bound, law, 34)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(ranked(), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["low", "", "high"]))
+def test_the_bound_has_the_allowance_that_is_derived(method, drawn, dtype, place):
+    """At full ranks nothing else is left of it; with subnormal numbers their loss is most of it."""
+    w, ri, ro = drawn
+    info = np.finfo(dtype)
+    shift = {"low": int(info.minexp) - 5, "": 0, "high": int(info.maxexp) - 8}[place]
+    w = np.ldexp(np.rint(w), shift).astype(dtype)
+    if w.any():
+        for ranks in ((ri, ro), largest_ranks(w)):
+            for norm in ("fro", "spectral"):
+                law_allowance(tucker2, w, *ranks, method == "sthosvd", norm)
+
+
 # -- choosing the ranks ---------------------------------------------------------------------------
 
 
@@ -285,6 +365,17 @@ def test_the_sequential_method_is_the_default():
         default.cert.bound
         < tucker2(overlapping(), rank_in=1, rank_out=1, method="hosvd").cert.bound
     )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 2), (1, 2, 5, 2), (2, 1, 7, 3), (2, 3, 13, 2)])
+def test_no_rank_is_above_that_of_its_unfolding(shape):
+    """Nor below it: all ranks up to it are taken."""
+    for w in (np.ones(shape), np.ones(shape).transpose(0, 1, 3, 2)):
+        for name, most, other in zip(("rank_in", "rank_out"), largest_ranks(w), w.shape[3:1:-1]):
+            rest = {"rank_out" if name == "rank_in" else "rank_in": min(other, 2)}
+            assert num_params(tucker2(w, **{name: most}, **rest).rep) > 0
+            with pytest.raises(CompressionError, match=f"{name} must be an int from 0 to {most}"):
+                tucker2(w, **{name: most + 1}, **rest)
 
 
 def test_no_rank_and_no_entries():

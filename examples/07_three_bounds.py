@@ -9,7 +9,7 @@ For every input within a radius of a test image:
 
 The truth lies above what a search finds. The tighter the proof, the nearer it is to that.
 
-    python examples/three_bounds.py [figure.png]
+    python examples/07_three_bounds.py [figure.png]
 """
 
 import sys
@@ -22,19 +22,11 @@ RADII = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16)
 IMAGES = 20
 
 
-def main(figure="three_bounds.png"):
+def main(figure="07_three_bounds.png"):
     x, y = mc.load_digits("train")
     rng = np.random.default_rng(0)
-    schedule = mc.cosine_decay(3e-3, 15 * 38)
-    f, _ = mc.fit(
-        mc.digits_cnn(rng),
-        x,
-        y,
-        optimizer=mc.adam(schedule, weight_decay=0.3),
-        epochs=15,
-        batch_size=32,
-        rng=rng,
-    )
+    optimizer = mc.adam(mc.cosine_decay(3e-3, 15 * 38), weight_decay=0.3)
+    f, _ = mc.fit(mc.digits_cnn(rng), x, y, optimizer=optimizer, epochs=15, batch_size=32, rng=rng)
     plan = dict.fromkeys((0, 2, 5), lambda w: mc.quantize(w, num_bits=8, axis=-1))
     g = mc.decoded(mc.compress(f, plan).model)
     images = mc.load_digits("validation")[0][:IMAGES]
@@ -108,6 +100,8 @@ def draw(curves, path):
         ("norms", "trace", "zonotope", "found by a search"), zip(*curves, strict=True), strict=True
     ):
         axes.loglog(RADII, values, "o-", label=name)
+    axes.set_xticks(RADII, [f"1/{round(1 / eps)}" for eps in RADII])
+    axes.minorticks_off()
     axes.set(xlabel="radius of the ball", ylabel="difference of the outputs")
     axes.set_title("Three proofs of one difference, int8")
     axes.legend()

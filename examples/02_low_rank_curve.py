@@ -4,7 +4,7 @@ A 3x3 kernel with 16 inputs and 32 outputs is a matrix of 144 rows and 32 column
 largest singular values gives the nearest matrix of that rank, and the error is known beforehand: it
 is what the dropped ones add up to.
 
-    python examples/low_rank_curve.py [figure.png]
+    python examples/02_low_rank_curve.py [figure.png]
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import minicompress as mc
 KERNEL = 2  # the layer whose weight is factored
 
 
-def main(figure="low_rank_curve.png"):
+def main(figure="02_low_rank_curve.png"):
     x, y = mc.load_digits("train")
     rng = np.random.default_rng(0)
     model, _ = mc.fit(

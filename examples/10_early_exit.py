@@ -3,8 +3,8 @@
 The network is trained first, then the head alone. A threshold says how sure the head has to be; the
 lower it is, the more images leave, and the fewer multiplications an image takes in the mean.
 
-    python examples/early_exit.py [figure.png]
-    python examples/early_exit.py --data mnist --folder FOLDER    # LeNet-5, some minutes
+    python examples/10_early_exit.py [figure.png]
+    python examples/10_early_exit.py --data mnist --folder FOLDER    # LeNet-5, some minutes
 """
 
 import argparse
@@ -27,7 +27,7 @@ DATA = {
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("figure", nargs="?", default="early_exit.png")
+    parser.add_argument("figure", nargs="?", default="10_early_exit.png")
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--folder", help="where MNIST's four files lie")
     options = parser.parse_args()

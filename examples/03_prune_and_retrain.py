@@ -3,7 +3,7 @@
 The smallest weights are set to zero. Then training goes on, but at a model seen through a view that
 multiplies the weights by the mask, so what was dropped stays dropped and the rest makes up for it.
 
-    python examples/prune_and_retrain.py [figure.png]
+    python examples/03_prune_and_retrain.py [figure.png]
 """
 
 import sys
@@ -15,7 +15,7 @@ import minicompress as mc
 PRUNED = (2, 5)  # the large kernel and the dense weight; the first kernel is too small to matter
 
 
-def main(figure="prune_and_retrain.png"):
+def main(figure="03_prune_and_retrain.png"):
     x, y = mc.load_digits("train")
     rng = np.random.default_rng(0)
     settings = {"optimizer": mc.adam(3e-3), "batch_size": 32, "rng": rng}

@@ -4,7 +4,7 @@ Anything that takes an array and returns `Compressed(rep, cert)` is a compressor
 keeps only the sign of every weight and one scale (a binary network's weights), written the way
 one writes it first. `check_compressor` finds what is wrong with it, one law after the other.
 
-    python examples/your_own_compressor.py
+    python examples/06_your_own_compressor.py
 """
 
 import numpy as np

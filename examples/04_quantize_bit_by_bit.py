@@ -4,7 +4,7 @@ Every weight is rounded to one of 2**bits evenly spaced levels. Half a step is t
 weight can move, so a bit less doubles the bound. One scale for a whole weight has to reach its
 largest entry; a scale for each output channel only that channel's.
 
-    python examples/quantize_bit_by_bit.py [figure.png]
+    python examples/04_quantize_bit_by_bit.py [figure.png]
 """
 
 import sys
@@ -14,7 +14,7 @@ import numpy as np
 import minicompress as mc
 
 
-def main(figure="quantize_bit_by_bit.png"):
+def main(figure="04_quantize_bit_by_bit.png"):
     x, y = mc.load_digits("train")
     rng = np.random.default_rng(0)
     model, _ = mc.fit(
