@@ -21,6 +21,7 @@ from typing import NoReturn, TextIO
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.export.c import export_c_file
+from minicompress.export.onnx import save_onnx
 from minicompress.pipeline.budget import format_search, searched
 from minicompress.pipeline.certification import certify, format_certificates
 from minicompress.pipeline.comparison import (
@@ -37,6 +38,7 @@ from minicompress.pipeline.figures import need_matplotlib
 from minicompress.pipeline.page import html_page
 from minicompress.pipeline.report import gather
 from minicompress.pipeline.table import format_table, legend, read_table, wrap
+from minicompress.storage.container import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -209,28 +211,32 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a .mcz file")
-    parser.add_argument("--target", choices=("c",), required=True, help="what to write")
-    parser.add_argument("--out", metavar="FILE", required=True, help="the file to write, NAME.c")
-    parser.add_argument("--name", default="predict", help="of the function (default: predict)")
-    parser.add_argument("--bits", type=int, default=8, help="of a weight (default: 8)")
+    parser.add_argument("--target", choices=("c", "onnx"), required=True, help="what to write")
+    parser.add_argument("--out", metavar="FILE", required=True, help="the file to write")
+    parser.add_argument("--name", default="predict", help="C: of the function (default: predict)")
+    parser.add_argument("--bits", type=int, default=8, help="C: of a weight (default: 8)")
     _image_options(parser)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    calibration, _ = _loading(arguments)("train")
+    images, _ = _loading(arguments)("train")
     try:
-        made = export_c_file(
-            arguments.file,
-            calibration[:CALIBRATION],
-            arguments.out,
-            name=arguments.name,
-            num_bits=arguments.bits,
-        )
+        if arguments.target == "onnx":
+            size = save_onnx(load(arguments.file), arguments.out, images.shape[1:])
+            print(f"{arguments.out}: {size:,} bytes")
+        else:
+            made = export_c_file(
+                arguments.file,
+                images[:CALIBRATION],
+                arguments.out,
+                name=arguments.name,
+                num_bits=arguments.bits,
+            )
+            print(made)
     except OSError as error:
         raise CompressionError(
             f"cannot write {arguments.out!r}: {error.strerror or error}"
         ) from None
-    print(made)
 
 
 COMMANDS = {
@@ -261,7 +267,7 @@ COMMANDS = {
         _evaluate_options,
     ),
     "export": (
-        "a model as C for a small device, in integers alone; how much flash and RAM that takes",
+        "a model as C for a small device, in integers alone, with its flash and RAM; or as ONNX",
         _export,
         _export_options,
     ),

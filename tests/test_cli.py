@@ -222,6 +222,18 @@ def test_search_keeps_the_budget_and_says_what_it_found(capsys, monkeypatch):
     assert "max_bytes must be a number of bytes" in capsys.readouterr().err
 
 
+def test_export_writes_onnx_or_says_what_it_needs(tmp_path, capsys):
+    mc.save(mc.digits_cnn(np.random.default_rng(0)), tmp_path / "model.mcz")
+    out = tmp_path / "net.onnx"
+    status = main(["export", str(tmp_path / "model.mcz"), "--target", "onnx", "--out", str(out)])
+    printed = capsys.readouterr()
+    if importlib.util.find_spec("onnx"):
+        assert (status, printed.out) == (0, f"{out}: {out.stat().st_size:,} bytes\n")
+    else:
+        assert status == 2
+        assert "minicompress[onnx]" in printed.err
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--help"])
