@@ -68,7 +68,7 @@ RUNS = {
     "lenet_300_100": Run("lenet_300_100_accurate", 2.2e-5, 4.2e-5, 0, 12, 20),
     "lenet5_accurate": Run(lenet5, 3e-7, 9e-6, 12, 24, 10),
     "lenet5": Run("lenet5_accurate", 9e-6, 2.7e-5, 0, 10, 15),
-    "seed_cnn": Run(seed_cnn, 3e-7, 8e-6, 8, 16, 8, restarts=3),
+    "seed_cnn": Run(seed_cnn, 3e-7, 8e-6, 8, 16, 8),
     "lenet_300_100_accurate_still": Run(mc.lenet_300_100, 2e-7, 2.2e-5, 15, 40, 20, still=True),
     "lenet5_accurate_still": Run(lenet5, 3e-7, 9e-6, 12, 24, 10, still=True),
 }
