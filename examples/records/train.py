@@ -4,7 +4,7 @@
 
 The network learns from a LeNet-5 of the same seed, and pays a price for bits that rises (see
 `minicompress.pipeline.rate_recipe`). The settings below were chosen on the 10,000 validation
-images, by seed 0; the test images are scored once, by summary.py beside this.
+images; the test images are scored once, by summary.py beside this.
 """
 
 from __future__ import annotations
