@@ -36,11 +36,10 @@ from minicompress.compressors.tucker import tucker2
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.export.c import CExport, export_c
+from minicompress.export.interchange import load_weights, weights_out
 from minicompress.export.onnx import save_onnx, to_onnx
 from minicompress.integers import dequantize_linear, matmul_integer, quantize_linear
 from minicompress.nn.activations import (
-    batch_norm,
-    batch_norm_vjp,
     flatten,
     flatten_vjp,
     leaky_relu,
@@ -69,7 +68,7 @@ from minicompress.nn.model import (
     vjp,
     with_parameters,
 )
-from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.normalization import BatchNorm, batch_norm, batch_norm_vjp
 from minicompress.nn.optimizers import Optimizer, adam, constant, cosine_decay, sgd, step_decay
 from minicompress.nn.pooling import (
     avg_pool2d,
@@ -110,7 +109,6 @@ from minicompress.pipeline.exit_choice import (
 )
 from minicompress.pipeline.exit_file import load_exits, save_exits
 from minicompress.pipeline.exit_training import fit_exits
-from minicompress.pipeline.interchange import load_weights, weights_out
 from minicompress.pipeline.kernels import shrink_kernel, split_kernel
 from minicompress.pipeline.plan import CompressedModel, compress
 from minicompress.pipeline.rate import (

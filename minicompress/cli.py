@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from minicompress.datasets import load_digits, load_mnist
+from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.export.c import export_c_file
 from minicompress.export.onnx import save_onnx
@@ -26,7 +26,6 @@ from minicompress.pipeline.budget import format_search, searched
 from minicompress.pipeline.certification import certify, format_certificates
 from minicompress.pipeline.comparison import (
     EPOCHS,
-    Images,
     Progress,
     Setup,
     compare,

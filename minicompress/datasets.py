@@ -16,12 +16,15 @@ import os
 import zlib
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
 from minicompress.arrays import Array, choice
 from minicompress.errors import CompressionError, FileFormatError
+
+# The images of a split, and their classes.
+Images: TypeAlias = tuple[Array, Array]
 
 SPLITS = ("train", "validation", "test")
 
@@ -31,7 +34,7 @@ _MOST_IMAGES = 1_000_000
 _CHUNK = 1 << 20
 
 
-def load_digits(split: str) -> tuple[Array, Array]:
+def load_digits(split: str) -> Images:
     """Load the 8x8 handwritten digits that come with the package: 1,797 images.
 
     Parameters
@@ -68,7 +71,7 @@ def load_digits(split: str) -> tuple[Array, Array]:
     return pixels.reshape(-1, 8, 8, 1).astype(np.float32) / 16, labels.astype(np.int64)
 
 
-def load_mnist(folder: str | os.PathLike[str], split: str) -> tuple[Array, Array]:
+def load_mnist(folder: str | os.PathLike[str], split: str) -> Images:
     """Load MNIST, or a set of the same form, from its four IDX files in a folder.
 
     Parameters

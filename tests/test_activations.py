@@ -10,8 +10,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import (
-    batch_norm,
-    batch_norm_vjp,
     flatten,
     flatten_vjp,
     leaky_relu,
@@ -25,6 +23,7 @@ from minicompress.nn.activations import (
     tanh,
     tanh_vjp,
 )
+from minicompress.nn.normalization import batch_norm, batch_norm_vjp
 
 DTYPES = (np.float16, np.float32, np.float64)
 ELEMENTWISE = {

@@ -14,7 +14,7 @@ import pytest
 import minicompress as mc
 from minicompress.cli import main
 from minicompress.pipeline import report as module
-from minicompress.pipeline.certification import METHODS, certify, format_certificates
+from minicompress.pipeline.certification import METHODS, certificate_legend, certify
 from minicompress.pipeline.comparison import TRAINED, Row, compare, setup
 from minicompress.pipeline.figures import need_matplotlib
 from minicompress.pipeline.page import CSS, html_page
@@ -267,8 +267,7 @@ def test_the_numbers_are_those_of_the_rows(found, page):
     for row, line in zip(found.certificates, cells, strict=True):
         assert line[0] == row.method
         assert line[3:7] == [f"{100 * share:.1f}" for share in (row.domain, *row.balls)]
-    explained = format_certificates(found.accuracy, found.certificates, BALLS).split("\n\n")[1]
-    assert explained in Reader(page).root.text
+    assert certificate_legend(found.accuracy, BALLS) in Reader(page).root.text
 
     cells = shown["Proven and measured"][1:]
     bounds = [r.certificate.bound for r in found.layers]

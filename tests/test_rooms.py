@@ -18,10 +18,11 @@ ORDER = {
     "requantize integer_weightless integer_layers integer_model integer",
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
     "analysis": "accounting bounds zonotope evaluation equivalence attack sensitivity",
-    "pipeline": "weights names layouts interchange plan structure kernels knapsack choices search "
+    "pipeline": "weights plan structure kernels knapsack choices search "
     "recipe rate rate_recipe early_exit exit_training exit_choice exit_file comparison table "
     "certification evaluation budget report figures page",
-    "export": "c_weights c_plan c_layers c_text c onnx_graph onnx_layers onnx",
+    "export": "c_weights c_plan c_layers c_text c onnx_graph onnx_layers onnx "
+    "layouts array_names interchange",
     "testing": "strategies models laws checks",
     " ": "cli __main__",
 }

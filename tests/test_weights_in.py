@@ -13,13 +13,13 @@ from hypothesis.extra import numpy as npst
 
 from minicompress.arrays import freeze
 from minicompress.errors import CompressionError
+from minicompress.export.array_names import by_number, matched
+from minicompress.export.interchange import load_weights, weights_out
 from minicompress.nn.architectures import digits_cnn
 from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.model import Sequential, decoded, parameters, with_parameters
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.weightless import Flatten, ReLU
-from minicompress.pipeline.interchange import load_weights, weights_out
-from minicompress.pipeline.names import by_number, matched
 from minicompress.representation import decode
 from minicompress.testing.models import models
 

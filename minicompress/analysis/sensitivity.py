@@ -11,6 +11,7 @@ import numpy as np
 
 from minicompress.analysis.accounting import account
 from minicompress.arrays import Array, float_array, integer
+from minicompress.compressors.chain import Compressor
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Layer
 from minicompress.nn.losses import softmax_cross_entropy
@@ -19,7 +20,6 @@ from minicompress.nn.training import Loss, evaluate
 from minicompress.representation import Certificate, Compressed, checked, decode
 from minicompress.storage.container import dumps
 
-Compressor: TypeAlias = Callable[[Array], Compressed]
 Compressors: TypeAlias = Mapping[str, Compressor] | Iterable[Compressor]
 
 

@@ -1,1 +1,1 @@
-"""Out of Python: networks as C for small devices, and as ONNX for other runtimes."""
+"""Out of Python, and in: C for small devices, ONNX, and the weights of other frameworks."""

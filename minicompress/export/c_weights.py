@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array
+from minicompress.representation import bits_for
 from minicompress.storage.bits import pack_bits
 
 NUMBERS_A_LINE = 16
@@ -145,7 +146,7 @@ def _values(codes: Array) -> Numbers:
     if bits < 8:
         plain = Numbers(_packed(codes.astype(np.int64) + half, bits), bits, half)
     codebook, index = np.unique(codes, return_inverse=True)
-    width = max((codebook.size - 1).bit_length(), 1)
+    width = max(bits_for(codebook.size), 1)
     if width == 8:
         return plain
     return min(

@@ -1,4 +1,4 @@
-"""Activations, reshaping and batch normalization, forward and backward.
+"""Activations and reshaping, forward and backward.
 
 Every backward function takes the forward function's input, not its output: nothing is kept between
 the two, and a layer is free to drop what it computed.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, normal_axis, real, same_dtype
-from minicompress.errors import CompressionError
-from minicompress.nn.windows import column_sums, gradient
+from minicompress.arrays import Array, float_array, normal_axis, real
+from minicompress.nn.windows import gradient
 
 
 def relu(x: Array) -> Array:
@@ -159,7 +158,7 @@ def sigmoid(x: Array) -> Array:
     array([0. , 0.5, 1. ])
     """
     x = float_array(x, "x")
-    return _sigmoid(x.astype(_computed(x), copy=False)).astype(x.dtype, copy=False)
+    return _sigmoid(x.astype(computed_dtype(x), copy=False)).astype(x.dtype, copy=False)
 
 
 def sigmoid_vjp(dy: Array, x: Array) -> Array:
@@ -187,7 +186,7 @@ def sigmoid_vjp(dy: Array, x: Array) -> Array:
     """
     x = float_array(x, "x")
     dy = gradient(dy, x.shape, x)
-    z = x.astype(_computed(x), copy=False)
+    z = x.astype(computed_dtype(x), copy=False)
     dx: Array = dy * (_sigmoid(z) * _sigmoid(np.negative(z)))
     return dx.astype(x.dtype, copy=False)
 
@@ -214,7 +213,7 @@ def tanh(x: Array) -> Array:
     array([0., 1.])
     """
     x = float_array(x, "x")
-    y: Array = np.tanh(x.astype(_computed(x), copy=False)).astype(x.dtype, copy=False)
+    y: Array = np.tanh(x.astype(computed_dtype(x), copy=False)).astype(x.dtype, copy=False)
     return y
 
 
@@ -243,7 +242,7 @@ def tanh_vjp(dy: Array, x: Array) -> Array:
     """
     x = float_array(x, "x")
     dy = gradient(dy, x.shape, x)
-    y = np.tanh(x.astype(_computed(x), copy=False))
+    y = np.tanh(x.astype(computed_dtype(x), copy=False))
     dx: Array = (dy * ((1 - y) * (1 + y))).astype(x.dtype, copy=False)
     return dx
 
@@ -276,7 +275,7 @@ def softmax(x: Array, axis: int = -1) -> Array:
     """
     x = float_array(x, "x")
     axis = normal_axis(axis, "axis", x.ndim)
-    return _softmax(x.astype(_computed(x), copy=False), axis).astype(x.dtype, copy=False)
+    return _softmax(x.astype(computed_dtype(x), copy=False), axis).astype(x.dtype, copy=False)
 
 
 def softmax_vjp(dy: Array, x: Array, axis: int = -1) -> Array:
@@ -305,7 +304,7 @@ def softmax_vjp(dy: Array, x: Array, axis: int = -1) -> Array:
     x = float_array(x, "x")
     axis = normal_axis(axis, "axis", x.ndim)
     dy = gradient(dy, x.shape, x)
-    y = _softmax(x.astype(_computed(x), copy=False), axis)
+    y = _softmax(x.astype(computed_dtype(x), copy=False), axis)
     dx: Array = y * (dy - (dy * y).sum(axis, keepdims=True))
     return dx.astype(x.dtype, copy=False)
 
@@ -366,99 +365,6 @@ def flatten_vjp(dy: Array, x: Array) -> Array:
     return gradient(dy, (len(x), int(np.prod(x.shape[1:]))), x).reshape(x.shape)
 
 
-def batch_norm(
-    x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float = 1e-5
-) -> Array:
-    """Batch normalization with given statistics, along the last axis.
-
-    ``scale * (x - mean) / sqrt(variance + epsilon) + offset``
-
-    Parameters
-    ----------
-    x : (..., C) ndarray of float16, float32 or float64
-    scale, offset, mean, variance : (C,) ndarray of the dtype of `x`
-        `variance` not negative.
-    epsilon : float
-        Positive.
-
-    Returns
-    -------
-    y : ndarray like `x`
-
-    Raises
-    ------
-    CompressionError
-        Shapes or dtypes do not fit, a variance is negative, or `epsilon` is not positive.
-
-    Examples
-    --------
-    >>> one = np.ones(1)
-    >>> batch_norm(np.array([[3.0]]), 2 * one, one, one, 4 * one, epsilon=1e-12)
-    array([[3.]])
-    """
-    x, scale, offset, mean, inverse = _norm_operands(x, scale, offset, mean, variance, epsilon)
-    y: Array = (x.astype(mean.dtype, copy=False) - mean) * (scale * inverse) + offset
-    return y.astype(x.dtype, copy=False)
-
-
-def batch_norm_vjp(
-    dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float = 1e-5
-) -> tuple[Array, Array, Array]:
-    """The vector-Jacobian product of `batch_norm`; the statistics are constants.
-
-    Parameters
-    ----------
-    dy : ndarray like `x`
-    x, scale, mean, variance, epsilon
-        As given to `batch_norm`.
-
-    Returns
-    -------
-    dx : ndarray like `x`
-    dscale, doffset : (C,) ndarray
-
-    Raises
-    ------
-    CompressionError
-        As `batch_norm`, or `dy` is not of the shape and dtype of `x`.
-
-    Examples
-    --------
-    >>> one = np.ones(1)
-    >>> batch_norm_vjp(np.array([[5.0]]), np.array([[3.0]]), 2 * one, one, 3 * one, epsilon=1.0)
-    (array([[5.]]), array([5.]), array([5.]))
-    """
-    x, scale, _, mean, inverse = _norm_operands(x, scale, scale, mean, variance, epsilon)
-    dy = gradient(dy, x.shape, x).astype(mean.dtype, copy=False)
-    normal = (x.astype(mean.dtype, copy=False) - mean) * inverse
-    return (
-        (dy * (scale * inverse)).astype(x.dtype, copy=False),
-        column_sums(dy * normal).astype(x.dtype, copy=False),
-        column_sums(dy).astype(x.dtype, copy=False),
-    )
-
-
-def _norm_operands(
-    x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float
-) -> tuple[Array, Array, Array, Array, Array]:
-    """The checked operands, the small ones in the dtype of the computation, and 1 / deviation."""
-    x = float_array(x, "x")
-    normal_axis(-1, "axis", x.ndim)
-    small = {"scale": scale, "offset": offset, "mean": mean, "variance": variance}
-    small = {name: float_array(value, name) for name, value in small.items()}
-    same_dtype(x=x, **small)
-    for name, value in small.items():
-        if value.shape != x.shape[-1:]:
-            raise CompressionError(f"{name} must have shape {x.shape[-1:]}, not {value.shape}")
-    if (small["variance"] < 0).any():
-        raise CompressionError("variance must not be negative")
-    if real(epsilon, "epsilon", 0.0) == 0.0:
-        raise CompressionError("epsilon must be positive, not 0")
-    scale, offset, mean, variance = (v.astype(_computed(x), copy=False) for v in small.values())
-    inverse: Array = 1 / np.sqrt(np.add(variance, epsilon, dtype=variance.dtype))
-    return x, scale, offset, mean, inverse
-
-
 def _sigmoid(x: Array) -> Array:
     e = np.exp(-np.abs(x))
     y: Array = np.where(x >= 0, x.dtype.type(1), e) / (1 + e)
@@ -473,6 +379,6 @@ def _softmax(x: Array, axis: int) -> Array:
     return y
 
 
-def _computed(x: Array) -> np.dtype[np.float32] | np.dtype[np.float64]:
+def computed_dtype(x: Array) -> np.dtype[np.float32] | np.dtype[np.float64]:
     """float16 is computed in float32."""
     return np.dtype(np.float64) if x.dtype == np.float64 else np.dtype(np.float32)

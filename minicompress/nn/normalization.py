@@ -1,4 +1,4 @@
-"""Batch normalization as a layer."""
+"""Batch normalization: forward, backward, and as a layer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,107 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, frozen
+from minicompress.arrays import Array, float_array, frozen, normal_axis, real, same_dtype
 from minicompress.errors import CompressionError
-from minicompress.nn.activations import batch_norm, batch_norm_vjp
+from minicompress.nn.activations import computed_dtype
 from minicompress.nn.weightless import Layer, Pullback, Shape
+from minicompress.nn.windows import column_sums, gradient
 from minicompress.representation import Rep
+
+
+def batch_norm(
+    x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float = 1e-5
+) -> Array:
+    """Batch normalization with given statistics, along the last axis.
+
+    ``scale * (x - mean) / sqrt(variance + epsilon) + offset``
+
+    Parameters
+    ----------
+    x : (..., C) ndarray of float16, float32 or float64
+    scale, offset, mean, variance : (C,) ndarray of the dtype of `x`
+        `variance` not negative.
+    epsilon : float
+        Positive.
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        Shapes or dtypes do not fit, a variance is negative, or `epsilon` is not positive.
+
+    Examples
+    --------
+    >>> one = np.ones(1)
+    >>> batch_norm(np.array([[3.0]]), 2 * one, one, one, 4 * one, epsilon=1e-12)
+    array([[3.]])
+    """
+    x, scale, offset, mean, inverse = _norm_operands(x, scale, offset, mean, variance, epsilon)
+    y: Array = (x.astype(mean.dtype, copy=False) - mean) * (scale * inverse) + offset
+    return y.astype(x.dtype, copy=False)
+
+
+def batch_norm_vjp(
+    dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """The vector-Jacobian product of `batch_norm`; the statistics are constants.
+
+    Parameters
+    ----------
+    dy : ndarray like `x`
+    x, scale, mean, variance, epsilon
+        As given to `batch_norm`.
+
+    Returns
+    -------
+    dx : ndarray like `x`
+    dscale, doffset : (C,) ndarray
+
+    Raises
+    ------
+    CompressionError
+        As `batch_norm`, or `dy` is not of the shape and dtype of `x`.
+
+    Examples
+    --------
+    >>> one = np.ones(1)
+    >>> batch_norm_vjp(np.array([[5.0]]), np.array([[3.0]]), 2 * one, one, 3 * one, epsilon=1.0)
+    (array([[5.]]), array([5.]), array([5.]))
+    """
+    x, scale, _, mean, inverse = _norm_operands(x, scale, scale, mean, variance, epsilon)
+    dy = gradient(dy, x.shape, x).astype(mean.dtype, copy=False)
+    normal = (x.astype(mean.dtype, copy=False) - mean) * inverse
+    return (
+        (dy * (scale * inverse)).astype(x.dtype, copy=False),
+        column_sums(dy * normal).astype(x.dtype, copy=False),
+        column_sums(dy).astype(x.dtype, copy=False),
+    )
+
+
+def _norm_operands(
+    x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float
+) -> tuple[Array, Array, Array, Array, Array]:
+    """The checked operands, the small ones in the dtype of the computation, and 1 / deviation."""
+    x = float_array(x, "x")
+    normal_axis(-1, "axis", x.ndim)
+    small = {"scale": scale, "offset": offset, "mean": mean, "variance": variance}
+    small = {name: float_array(value, name) for name, value in small.items()}
+    same_dtype(x=x, **small)
+    for name, value in small.items():
+        if value.shape != x.shape[-1:]:
+            raise CompressionError(f"{name} must have shape {x.shape[-1:]}, not {value.shape}")
+    if (small["variance"] < 0).any():
+        raise CompressionError("variance must not be negative")
+    if real(epsilon, "epsilon", 0.0) == 0.0:
+        raise CompressionError("epsilon must be positive, not 0")
+    scale, offset, mean, variance = (
+        v.astype(computed_dtype(x), copy=False) for v in small.values()
+    )
+    inverse: Array = 1 / np.sqrt(np.add(variance, epsilon, dtype=variance.dtype))
+    return x, scale, offset, mean, inverse
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from minicompress.analysis.accounting import account
 from minicompress.analysis.sensitivity import Sensitivity
-from minicompress.arrays import Array, integer
+from minicompress.arrays import integer
 from minicompress.compressors.clustering import cluster
-from minicompress.compressors.lowrank import channel_svd, truncated_svd
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError
@@ -24,21 +23,13 @@ from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.model import Sequential
 from minicompress.nn.training import accuracy
 from minicompress.pipeline.choices import in_order, score, size
-from minicompress.pipeline.comparison import Progress, Setup, chained, trained
+from minicompress.pipeline.comparison import Progress, Setup, chained, low_rank, trained
 from minicompress.pipeline.plan import compress
 from minicompress.pipeline.search import SearchResult, search
 from minicompress.pipeline.table import aligned, wrap
 from minicompress.pipeline.weights import Compressor, weights
-from minicompress.representation import Compressed
 
 LEFT_ALONE = "-"
-
-
-def low_rank(weight: Array, *, share: Fraction) -> Compressed:
-    """A dense weight or a kernel at a share of the rank that its shape allows, but at least 1."""
-    full = min(weight.size // weight.shape[-1], weight.shape[-1])
-    rank = max(1, int(full * share))
-    return (truncated_svd if weight.ndim == 2 else channel_svd)(weight, rank=rank)
 
 
 def _then(first: Compressor, second: Compressor) -> Compressor:
@@ -237,22 +228,25 @@ def format_search(found: Searched) -> str:
 
 def format_sensitivity(rows: Sequence[Sensitivity]) -> str:
     """The rows of `sensitivity` in columns that line up."""
+    return aligned(sensitivity_cells(rows))
+
+
+def sensitivity_cells(rows: Sequence[Sensitivity]) -> list[tuple[str, ...]]:
+    """The rows of `sensitivity` under their heads."""
     head = ("layer", "method", "loss", "accuracy", "file bytes", "MACs", "bound", "error")
-    return aligned(
-        [
-            head,
-            *(
-                (
-                    f"{row.layer} {row.kind}",
-                    row.method,
-                    f"{row.loss_change:+.4f}",
-                    f"{100 * row.accuracy_change:+.2f}",
-                    f"{-row.file_saved:+,}",
-                    f"{-row.macs_saved:+,}",
-                    f"{row.certificate.bound:.4g}",
-                    f"{row.certificate.measured:.4g}",
-                )
-                for row in rows
-            ),
-        ]
-    )
+    return [
+        head,
+        *(
+            (
+                f"{row.layer} {row.kind}",
+                row.method,
+                f"{row.loss_change:+.4f}",
+                f"{100 * row.accuracy_change:+.2f}",
+                f"{-row.file_saved:+,}",
+                f"{-row.macs_saved:+,}",
+                f"{row.certificate.bound:.4g}",
+                f"{row.certificate.measured:.4g}",
+            )
+            for row in rows
+        ),
+    ]

@@ -16,13 +16,14 @@ from minicompress.analysis.equivalence import ball_certificates
 from minicompress.arrays import integer
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
-from minicompress.nn.model import apply
+from minicompress.nn.model import Sequential, apply
 from minicompress.pipeline.comparison import Progress, Setup, certified_domain, trained
 from minicompress.pipeline.plan import compress
 from minicompress.pipeline.table import aligned, wrap
 from minicompress.pipeline.weights import Compressor, weights
 
 RADII = (1 / 64, 1 / 32, 1 / 16)
+RADIUS_NAMES = tuple(f"1/{round(1 / eps)}" for eps in RADII)
 SEARCHED = 1 / 32
 METHODS: Mapping[str, Compressor] = {
     "int8": partial(quantize, num_bits=8, axis=-1),
@@ -75,6 +76,13 @@ def certify(
     rows : tuple of CertificateRow
     """
     f = trained(data, seed=seed, epochs=epochs, progress=progress)
+    return certified_against(f, data, seed=seed, inputs=inputs)
+
+
+def certified_against(
+    f: Sequential, data: Setup, *, seed: int = 0, inputs: int = 100
+) -> tuple[float, tuple[CertificateRow, ...]]:
+    """`certify` for a network that is trained already."""
     x, y = data.test
     logits = apply(f, x)
     some = x[: integer(inputs, "inputs", 1)]
@@ -109,19 +117,26 @@ def certify(
 
 def format_certificates(accuracy: float, rows: tuple[CertificateRow, ...], inputs: int) -> str:
     """The rows in columns that line up, and what they are."""
-    radii = [f"1/{round(1 / eps)}" for eps in RADII]
-    head = ("method", "accuracy", "agree", "domain", *radii, "bound", "found", "ratio")
-    table = aligned([head, *(_cells(row) for row in rows)])
-    explained = (
+    return f"{aligned(certificate_cells(rows))}\n\n{wrap(certificate_legend(accuracy, inputs))}"
+
+
+def certificate_cells(rows: tuple[CertificateRow, ...]) -> list[tuple[str, ...]]:
+    """The rows under their heads."""
+    head = ("method", "accuracy", "agree", "domain", *RADIUS_NAMES, "bound", "found", "ratio")
+    return [head, *(_cells(row) for row in rows)]
+
+
+def certificate_legend(accuracy: float, inputs: int) -> str:
+    """What the columns are."""
+    return (
         f"The original classifies {accuracy:.2%} of the test images rightly. agree: % of them that "
         "the compressed network gives the same class. domain: % of them that provably keep "
         "their class, known from the original's outputs and the box of the training images alone. "
-        f"{', '.join(radii)}: % of the first {inputs} with provably one class of both networks on "
-        "the whole ball of that radius, every pixel in [0, 1]. bound: how far the outputs can be "
-        f"apart in the ball of 1/{round(1 / SEARCHED)}, proven; found: the most that sign "
-        "gradients and corners find there; both medians, and the median of their ratio."
+        f"{', '.join(RADIUS_NAMES)}: % of the first {inputs} with provably one class of both "
+        "networks on the whole ball of that radius, every pixel in [0, 1]. bound: how far the "
+        f"outputs can be apart in the ball of 1/{round(1 / SEARCHED)}, proven; found: the most "
+        "that sign gradients and corners find there; both medians, and the median of their ratio."
     )
-    return f"{table}\n\n{wrap(explained)}"
 
 
 def _cells(row: CertificateRow) -> tuple[str, ...]:

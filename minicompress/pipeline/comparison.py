@@ -8,6 +8,7 @@ Every setting is fixed here, before any test image is seen, and each model is sc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ from minicompress.compressors.chain import chain
 from minicompress.compressors.lowrank import channel_svd, truncated_svd
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
+from minicompress.datasets import Images
 from minicompress.nn.architectures import digits_cnn, seed_cnn
 from minicompress.nn.model import Sequential, apply
 from minicompress.nn.optimizers import adam, cosine_decay
@@ -35,7 +37,6 @@ from minicompress.pipeline.weights import (
 )
 from minicompress.representation import Certificate, Compressed, LowRank, decode
 
-Images: TypeAlias = tuple[Array, Array]
 Progress: TypeAlias = Callable[[str, float], None]
 
 TRAINED = "the trained weights"
@@ -161,10 +162,14 @@ def retraining_epochs(epochs: int) -> int:
     return max(1, epochs // 3)
 
 
-def half_rank(weight: Array) -> Compressed:
-    """A dense weight or a kernel at half of the rank that its shape allows."""
-    rank = min(weight.size // weight.shape[-1], weight.shape[-1]) // 2
+def low_rank(weight: Array, *, share: Fraction) -> Compressed:
+    """A dense weight or a kernel at a share of the rank that its shape allows, but at least 1."""
+    full = min(weight.size // weight.shape[-1], weight.shape[-1])
+    rank = max(1, int(full * share))
     return (truncated_svd if weight.ndim == 2 else channel_svd)(weight, rank=rank)
+
+
+half_rank = partial(low_rank, share=Fraction(1, 2))
 
 
 def chained(weight: Array, *, steps: tuple[Compressor, ...]) -> Compressed:

@@ -347,6 +347,23 @@ def checked(exits: EarlyExit) -> EarlyExit:
     return exits
 
 
+def flat_layers(exits: EarlyExit) -> tuple[Layer, ...]:
+    """The layers of all parts in a row: each segment's, then those of the head behind it."""
+    return tuple(layer for part in parts(exits) for layer in part.layers)
+
+
+def regrouped(layers: Sequence[Layer], sizes: Sequence[int]) -> tuple[Sequential, ...]:
+    """Layers in a row as models of so many layers each."""
+    ends = np.cumsum(sizes).tolist()
+    return tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
+
+
+def parts(exits: EarlyExit) -> list[Sequential]:
+    """Segments and heads in turn; behind the last segment stands none."""
+    pairs = zip(exits.segments, (*exits.heads, Sequential(())))
+    return [part for pair in pairs for part in pair][:-1]
+
+
 def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
     """That of the network, if every head has as many."""
     wanted = output_shape(exits.network, input_shape)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-import numpy as np
-
 from minicompress.analysis.accounting import Account, account
 from minicompress.arrays import Array
-from minicompress.nn.model import apply
+from minicompress.nn.training import accuracy
 from minicompress.storage.container import load
 
 
@@ -53,7 +51,7 @@ def evaluate_file(path: str | os.PathLike[str], x: Array, y: Array) -> Evaluatio
     """
     model = load(path)
     size = os.path.getsize(path)
-    wrong = int(np.count_nonzero(apply(model, x).argmax(1) != y))
+    wrong = round(len(y) * (1 - accuracy(model, x, y)))
     return Evaluation(size, account(model, x.shape[1:]), wrong, len(y))
 
 

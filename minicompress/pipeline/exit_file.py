@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 
 from minicompress.arrays import integer
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.model import Sequential
-from minicompress.pipeline.early_exit import CRITERIA, EarlyExit, checked
-from minicompress.pipeline.exit_training import flat_layers, parts, regrouped
+from minicompress.pipeline.early_exit import (
+    CRITERIA,
+    EarlyExit,
+    checked,
+    flat_layers,
+    parts,
+    regrouped,
+)
 from minicompress.storage.bits import ByteReader, put_varint
-from minicompress.storage.container import CHECKSUM_BYTES, MAX_BYTES, dumps, loads
-from minicompress.storage.files import file_name, read_file, write_file
+from minicompress.storage.container import MAX_BYTES, dumps, loads
+from minicompress.storage.files import file_name, read_file, sealed, unsealed, write_file
 
 MAGIC, VERSION = b"mcx", 1
 
@@ -58,17 +63,16 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
     [3, 3]
     """
     sizes = [len(part.layers) for part in parts(checked(exits))]
-    body = b"".join(
+    content = b"".join(
         (
-            MAGIC,
-            bytes([VERSION, CRITERIA.index(exits.criterion)]),
+            bytes([CRITERIA.index(exits.criterion)]),
             put_varint(len(exits.heads)),
             *(struct.pack(">d", threshold) for threshold in exits.thresholds),
             *map(put_varint, sizes),
             dumps(Sequential(flat_layers(exits)), coding=coding),
         )
     )
-    return write_file(path, body + _checksum(body))
+    return write_file(path, sealed(MAGIC, VERSION, content))
 
 
 def load_exits(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> EarlyExit:
@@ -105,16 +109,7 @@ def load_exits(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> E
 
 
 def _parsed(blob: bytes, limit: int) -> EarlyExit:
-    if blob[: len(MAGIC)] != MAGIC:
-        raise FileFormatError("this is no .mcx file: it does not begin with 'mcx'")
-    if len(blob) > len(MAGIC) and blob[len(MAGIC)] != VERSION:
-        raise FileFormatError(
-            f"the file has version {blob[len(MAGIC)]}, and only version {VERSION} can be read here"
-        )
-    body, checksum = blob[:-CHECKSUM_BYTES], blob[-CHECKSUM_BYTES:]
-    if len(body) <= len(MAGIC) or checksum != _checksum(body):
-        raise FileFormatError("the checksum is not that of the bytes: the file is damaged")
-    frame = ByteReader(body[len(MAGIC) + 1 :])
+    frame = ByteReader(unsealed(blob, MAGIC, VERSION))
     criterion = frame.take(1)[0]
     if criterion >= len(CRITERIA):
         raise FileFormatError(f"there is no criterion {criterion}")
@@ -129,7 +124,3 @@ def _parsed(blob: bytes, limit: int) -> EarlyExit:
         return EarlyExit(models[::2], models[1::2], thresholds, CRITERIA[criterion])
     except CompressionError as error:
         raise FileFormatError(f"the file holds what cannot be: {error}") from None
-
-
-def _checksum(body: bytes) -> bytes:
-    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")

@@ -22,7 +22,15 @@ from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.model import Gradients, Sequential, apply, vjp
 from minicompress.nn.optimizers import Optimizer
 from minicompress.nn.training import History, View, fit
-from minicompress.pipeline.early_exit import EarlyExit, checked, exit_logits, number_of_classes
+from minicompress.pipeline.early_exit import (
+    EarlyExit,
+    checked,
+    exit_logits,
+    flat_layers,
+    number_of_classes,
+    parts,
+    regrouped,
+)
 from minicompress.representation import Rep
 
 
@@ -125,23 +133,6 @@ def fit_exits(
         heads.append(Sequential((*fixed, *trained.layers)))
         histories.append(history)
     return replace(exits, heads=tuple(heads)), tuple(histories)
-
-
-def flat_layers(exits: EarlyExit) -> tuple[Layer, ...]:
-    """The layers of all parts in a row: each segment's, then those of the head behind it."""
-    return tuple(layer for part in parts(exits) for layer in part.layers)
-
-
-def regrouped(layers: Sequence[Layer], sizes: Sequence[int]) -> tuple[Sequential, ...]:
-    """Layers in a row as models of so many layers each."""
-    ends = np.cumsum(sizes).tolist()
-    return tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
-
-
-def parts(exits: EarlyExit) -> list[Sequential]:
-    """Segments and heads in turn; behind the last segment stands none."""
-    pairs = zip(exits.segments, (*exits.heads, Sequential(())))
-    return [part for pair in pairs for part in pair][:-1]
 
 
 def _joint_view(exits: EarlyExit, latent: Sequential) -> View:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minicompress.analysis.sensitivity import Sensitivity
 from minicompress.errors import CompressionError
-from minicompress.pipeline.certification import RADII, CertificateRow
+from minicompress.pipeline.certification import RADIUS_NAMES, CertificateRow
 from minicompress.pipeline.comparison import Row
 from minicompress.pipeline.exit_choice import ExitPoint
 
@@ -138,7 +138,7 @@ def layers_figure(rows: Sequence[Sensitivity]) -> str:
 
 def certified_figure(rows: Sequence[CertificateRow]) -> str:
     """For each method a bar for the domain and for each radius."""
-    names = ["all of the domain", *(f"ball of 1/{round(1 / eps)}" for eps in RADII)]
+    names = ["all of the domain", *(f"ball of {radius}" for radius in RADIUS_NAMES)]
     methods = [row.method for row in rows]
     figure, axes = _axes("", "certified, %")
     width = 0.8 / len(names)

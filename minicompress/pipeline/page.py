@@ -5,12 +5,11 @@ Every number that a figure shows stands in a table beside it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 
-from minicompress.pipeline.budget import format_sensitivity
-from minicompress.pipeline.certification import format_certificates
+from minicompress.pipeline.budget import sensitivity_cells
+from minicompress.pipeline.certification import certificate_cells, certificate_legend
 from minicompress.pipeline.comparison import retraining_epochs
 from minicompress.pipeline.figures import (
     bounds_figure,
@@ -22,7 +21,7 @@ from minicompress.pipeline.figures import (
     need_matplotlib,
 )
 from minicompress.pipeline.report import ExitResult, Report
-from minicompress.pipeline.table import format_table, legend, read_table
+from minicompress.pipeline.table import comparison_cells, legend, read_table
 
 CSS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --line: #d0d4d9;
@@ -109,7 +108,7 @@ def _table_section(report: Report) -> str:
     return _section(
         "One network, compressed every way",
         _paragraph(reading),
-        _table(_cells(format_table(report.rows)), "All methods"),
+        _table(comparison_cells(report.rows), "All methods"),
         _paragraph(legend(retraining_epochs(report.epochs))),
     )
 
@@ -142,7 +141,7 @@ def _layers_section(report: Report) -> str:
             "One layer compressed, all others as they were. The axis is linear up to 0.01, and "
             "logarithmic beyond.",
         ),
-        _table(_cells(format_sensitivity(report.layers)), "What each layer tolerates"),
+        _table(sensitivity_cells(report.layers), "What each layer tolerates"),
         _paragraph(
             "loss, accuracy (in points), file bytes and MACs are changes of the whole network; "
             "bound and error are those of the layer's weights, proven and measured."
@@ -151,8 +150,6 @@ def _layers_section(report: Report) -> str:
 
 
 def _certificates_section(report: Report) -> str:
-    told = format_certificates(report.accuracy, report.certificates, report.balls)
-    table, explained = told.split("\n\n")
     return _section(
         "What is certified",
         _figure(
@@ -160,8 +157,8 @@ def _certificates_section(report: Report) -> str:
             "No retraining here: it is proven of the network and its compressed forms that they "
             "agree.",
         ),
-        _table(_cells(table), "What is certified"),
-        _paragraph(explained),
+        _table(certificate_cells(report.certificates), "What is certified"),
+        _paragraph(certificate_legend(report.accuracy, report.balls)),
     )
 
 
@@ -245,12 +242,6 @@ def _paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def _cells(table: str) -> list[list[str]]:
-    """The cells of a table of text, as the commands print it: the same numbers, to the digit."""
-    head, _, *lines = table.splitlines()
-    return [re.split(" {2,}", line.strip()) for line in (head, *lines)]
-
-
 def _figure(svg: str, caption: str) -> str:
     return f"<figure>\n{svg}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
@@ -260,7 +251,9 @@ def _table(cells: Sequence[Sequence[str]], name: str) -> str:
 
     def row(line: Sequence[str], first: str, other: str) -> str:
         tags = [first, *[other] * (len(line) - 1)]
-        inner = (f"<{t}>{escape(c)}</{t.split()[0]}>" for t, c in zip(tags, line, strict=True))
+        inner = (
+            f"<{t}>{escape(c.strip())}</{t.split()[0]}>" for t, c in zip(tags, line, strict=True)
+        )
         return f"<tr>{''.join(inner)}</tr>"
 
     column, lead = 'th scope="col"', 'th scope="row"'

@@ -32,6 +32,7 @@ import numpy as np
 
 from minicompress.arrays import Array, freeze, real
 from minicompress.errors import CompressionError
+from minicompress.integers import code_dtype
 from minicompress.nn.layers import Dense, LeakyReLU, ReLU, Sigmoid, Tanh
 from minicompress.nn.model import (
     Gradients,
@@ -377,7 +378,7 @@ def _quantized(array: Array, unit: _Unit) -> Quantized:
     mantissa, exponent = math.frexp(unit.now)
     scale = math.ldexp(round(mantissa * 256), exponent - 8)
     return Quantized(
-        codes.astype(np.int8 if num_bits <= 8 else np.int16),
+        codes.astype(code_dtype(num_bits, signed=True)),
         np.array(scale, array.dtype),
         np.array(0),
         num_bits,

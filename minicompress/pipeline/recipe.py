@@ -14,12 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from minicompress.arrays import Array, integer, real
 from minicompress.compressors.chain import chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
+from minicompress.datasets import Images
 from minicompress.errors import CompressionError
 from minicompress.nn.model import Sequential, decoded
 from minicompress.nn.optimizers import adam, cosine_decay
@@ -35,8 +34,8 @@ from minicompress.pipeline.plan import compress
 from minicompress.pipeline.weights import Compressor, form_view, in_form_of
 from minicompress.representation import Compressed
 from minicompress.storage.container import dumps, load, save
+from minicompress.storage.files import write_file
 
-Images: TypeAlias = tuple[Array, Array]
 HISTORY = "history.json"
 
 
@@ -296,13 +295,6 @@ class _Folder:
         return rows
 
     def keep(self, history: Sequence[StepRow]) -> None:
-        """Write the history beside, then in place of what was there."""
+        """Write the history."""
         text = {"recipe": self._made_for, "history": [row._asdict() for row in history]}
-        beside = self._path / f"{HISTORY}.{secrets.token_hex(4)}.part"
-        try:
-            beside.write_text(json.dumps(text, indent=2) + "\n", "utf-8")
-            os.replace(beside, self._path / HISTORY)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink()
-            raise
+        write_file(self._path / HISTORY, (json.dumps(text, indent=2) + "\n").encode())

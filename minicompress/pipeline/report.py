@@ -24,7 +24,7 @@ from minicompress.compressors.quantization import quantize
 from minicompress.nn.model import Sequential, output_shape
 from minicompress.nn.optimizers import adam, cosine_decay
 from minicompress.nn.training import accuracy
-from minicompress.pipeline.certification import CertificateRow, certify
+from minicompress.pipeline.certification import CertificateRow, certified_against
 from minicompress.pipeline.comparison import (
     Progress,
     Row,
@@ -149,7 +149,7 @@ def gather(
     x, y = (part[:IMAGES] for part in data.validation)
     layers = sensitivity(network, LAYER_METHODS, x, y, progress=progress)
     balls = BALLS if data.max_symbols is None else FEW_BALLS
-    right, certificates = certify(data, seed=seed, epochs=epochs, inputs=balls, progress=progress)
+    right, certificates = certified_against(network, data, seed=seed, inputs=balls)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     return Report(
         data=name,

@@ -27,7 +27,12 @@ MARKS = {BEFORE_RETRAINING: "*", RETRAINED: "**"}
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows under their heads, in columns that line up; plain ASCII."""
-    return aligned([HEAD, *(_cells(row) for row in rows)])
+    return aligned(comparison_cells(rows))
+
+
+def comparison_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The rows under their heads."""
+    return [HEAD, *(_cells(row) for row in rows)]
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import TypeAlias
 
 import numpy as np
 
 from minicompress.arrays import Array
+from minicompress.compressors.chain import Compressor as Compressor
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import factor_layers
 from minicompress.nn.model import Gradients, Sequential, parameters, with_parameters
@@ -21,15 +21,12 @@ from minicompress.norms import fro_upper, norm_of
 from minicompress.representation import (
     Certificate,
     Clustered,
-    Compressed,
     LowRank,
     Rep,
     Sparse,
     decode,
     shape_of,
 )
-
-Compressor: TypeAlias = Callable[[Array], Compressed]
 
 
 def weights(model: Sequential) -> dict[int, Rep]:

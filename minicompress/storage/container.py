@@ -8,7 +8,6 @@ the layers, and the frame: magic, version, the two sections, checksum.
 from __future__ import annotations
 
 import os
-import zlib
 
 import numpy as np
 
@@ -35,11 +34,10 @@ from minicompress.nn.windows import Padding, Pair, pair, resolve_padding
 from minicompress.representation import Rep, dtype_of, shape_of
 from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
 from minicompress.storage.coding import Template, code_rep
-from minicompress.storage.files import file_name, read_file, write_file
+from minicompress.storage.files import file_name, read_file, sealed, unsealed, write_file
 from minicompress.storage.sections import CODINGS, DTYPES, Reader, Section, Writer, allowed_work
 
 MAGIC, VERSION = b"mcz", 1
-CHECKSUM_BYTES = 4
 MAX_BYTES = 256 << 20
 
 # A layer's number in the file is its place here: new ones go to the end. The values are what a
@@ -211,16 +209,7 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     minicompress.errors.FileFormatError: the checksum is not that of the bytes: the file is damaged
     """
     raw, limit = blob_bytes(blob), integer(max_bytes, "max_bytes", 0)
-    if raw[: len(MAGIC)] != MAGIC:
-        raise FileFormatError("this is no .mcz file: it does not begin with 'mcz'")
-    if len(raw) > len(MAGIC) and raw[len(MAGIC)] != VERSION:
-        raise FileFormatError(
-            f"the file has version {raw[len(MAGIC)]}, and only version {VERSION} can be read here"
-        )
-    body, checksum = raw[:-CHECKSUM_BYTES], raw[-CHECKSUM_BYTES:]
-    if len(body) <= len(MAGIC) or checksum != _checksum(body):
-        raise FileFormatError("the checksum is not that of the bytes: the file is damaged")
-    frame = ByteReader(body[len(MAGIC) + 1 :])
+    frame = ByteReader(unsealed(raw, MAGIC, VERSION))
     bulk = frame.take(frame.varint())
     reader = Reader(frame.take(frame.left), bulk, limit)
     try:
@@ -241,12 +230,7 @@ def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
     bulk, coded = bytes(writer.bulk), writer.coder.finish()
     if writer.coder.work > allowed_work(len(coded)):
         return None
-    body = MAGIC + bytes([VERSION]) + put_varint(len(bulk)) + bulk + coded
-    return body + _checksum(body)
-
-
-def _checksum(body: bytes) -> bytes:
-    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
+    return sealed(MAGIC, VERSION, put_varint(len(bulk)) + bulk + coded)
 
 
 def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Layer, ...]:

@@ -1,12 +1,15 @@
-"""Whole files: written beside and renamed, and read up to a size."""
+"""Whole files: written beside and renamed, read up to a size, and sealed with a checksum."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import zlib
 from contextlib import suppress
 
 from minicompress.errors import CompressionError, FileFormatError
+
+CHECKSUM_BYTES = 4
 
 
 def write_file(path: str | os.PathLike[str], blob: bytes) -> int:
@@ -58,6 +61,43 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             return file.read(size)
     except OSError as error:
         raise FileFormatError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def sealed(magic: bytes, version: int, content: bytes) -> bytes:
+    """A file's bytes: what it is, the version of its format, the content, and their checksum.
+
+    Examples
+    --------
+    >>> unsealed(sealed(b"mcz", 1, b"abc"), b"mcz", 1)
+    b'abc'
+    """
+    body = magic + bytes([version]) + content
+    return body + _checksum(body)
+
+
+def unsealed(blob: bytes, magic: bytes, version: int) -> bytes:
+    """The content of what `sealed` made.
+
+    Raises
+    ------
+    FileFormatError
+        It is of another kind or version, or damaged.
+    """
+    kind, start = magic.decode(), len(magic) + 1
+    if blob[: len(magic)] != magic:
+        raise FileFormatError(f"this is no .{kind} file: it does not begin with {kind!r}")
+    if blob[len(magic) : start] not in (b"", bytes([version])):
+        raise FileFormatError(
+            f"the file has version {blob[len(magic)]}, and only version {version} can be read here"
+        )
+    body, checksum = blob[:-CHECKSUM_BYTES], blob[-CHECKSUM_BYTES:]
+    if len(body) < start or checksum != _checksum(body):
+        raise FileFormatError("the checksum is not that of the bytes: the file is damaged")
+    return body[start:]
+
+
+def _checksum(body: bytes) -> bytes:
+    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def file_name(path: str | os.PathLike[str]) -> str:

@@ -15,10 +15,10 @@ from numpy.typing import DTypeLike
 
 from minicompress.arrays import FLOATS, Array, DType, freeze
 from minicompress.errors import CompressionError
+from minicompress.export.array_names import matched
+from minicompress.export.layouts import Slot, slots_of
 from minicompress.nn.model import Sequential, with_parameters
 from minicompress.nn.weightless import Shape
-from minicompress.pipeline.layouts import Slot, slots_of
-from minicompress.pipeline.names import matched
 from minicompress.representation import decode
 
 # What each of our fields is called, and the stem of a layer's name in Keras.
