@@ -4,8 +4,7 @@ Han, Mao and Dally (2016) prune a network in rounds, let the weights that are le
 values, tune those, and write gaps and indices in Huffman's code. The recipe is one of the
 library's; here it is run, its file is counted, and each layer is shown.
 
-    python examples/deep_compression.py [--network digits | lenet_300_100 | lenet5]
-                                        [--folder MNIST] [--out FILE.mcz]
+    python examples/deep_compression.py --network lenet_300_100 --folder MNIST [--out FILE.mcz]
 """
 
 import argparse
@@ -31,13 +30,10 @@ class Settings(NamedTuple):
     bits: dict
     epochs: tuple
     rounds: int
-    paper: tuple = ()
+    paper: tuple
 
 
 SETTINGS = {
-    "digits": Settings(
-        mc.digits_cnn, {0: 0.7, 2: 0.25, 5: 0.2}, {0: 5, 2: 5, 5: 5}, (24, 8, 4), 3
-    ),
     "lenet_300_100": Settings(
         mc.lenet_300_100, {1: 0.07, 3: 0.09, 5: 0.26}, {1: 5, 3: 5, 5: 5}, (20, 3, 1), 4,
         (("8", "6", "4.4", "5", "3.7", "2.32"), ("9", "6", "4.4", "5", "4.3", "3.04"),
@@ -55,30 +51,25 @@ HEAD = ("layer", "kept %", "bits", "Huffman", "gap bits", "Huffman", "rate %")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=SETTINGS, default="digits")
-    parser.add_argument("--folder", help="where MNIST's four files lie")
+    parser.add_argument("--network", choices=SETTINGS, required=True)
+    parser.add_argument("--folder", required=True, help="where MNIST's four files lie")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="deep_compression.mcz")
     options = parser.parse_args()
-    settings, mnist = SETTINGS[options.network], options.network != "digits"
-
-    def load(split):
-        return mc.load_mnist(options.folder, split) if mnist else mc.load_digits(split)
-
-    (x, y), validation = load("train"), load("validation")
-    shifts = BY_A_PIXEL if mnist else ((0, 0),)
+    settings = SETTINGS[options.network]
+    (x, y), validation, test = (
+        mc.load_mnist(options.folder, split) for split in ("train", "validation", "test")
+    )
     dense, each, tuning = settings.epochs
     rng = np.random.default_rng([options.seed, 0])
-    rate = mc.cosine_decay(1e-3 if mnist else 5e-3, dense * -(-len(x) // 128))
-    model, _ = taught(
-        settings.network(rng), lesson(x, y, shifts=shifts), optimizer=mc.adam(rate), epochs=dense,
-        rng=rng,
-    )  # fmt: skip
-    original = sum(4 * mc.num_params(w) for layer in mc.parameters(model) for w in layer.values())
+    rate = mc.cosine_decay(1e-3, dense * -(-len(x) // 128))
+    moved = lesson(x, y, shifts=BY_A_PIXEL)
+    model, _ = taught(settings.network(rng), moved, optimizer=mc.adam(rate), epochs=dense, rng=rng)
+    original = mc.account(model, x.shape[1:]).dense_bytes
     print(f"dense: {original:,} bytes, {error(model, validation)} error on validation")
 
     # Every image in five places: as it is, and moved by a pixel each way.
-    places = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)) if mnist else shifts
+    places = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
     images = np.concatenate([shifted(x, *s) for s in places]), np.tile(y, len(places))
     steps = deep_compression(
         images, settings.kept, settings.bits, rounds=settings.rounds, epochs=each,
@@ -97,11 +88,10 @@ def main():
     mc.save(run.model, options.out, coding="huffman")
     size = os.path.getsize(options.out)
     print("\n" + aligned([HEAD, *rows(run.model, size / original)]))
-    if settings.paper:
-        names = [*(str(i) for i in weights(run.model)), "all"]
-        print("\nthe paper's\n" + aligned([HEAD, *zip(names, *zip(*settings.paper))]))
-    test = error(mc.load(options.out), load("test"))
-    print(f"\n{options.out}: {size:,} bytes, {original / size:.1f} times less, {test} test error")
+    names = [*(str(i) for i in weights(run.model)), "all"]
+    print("\nthe paper's\n" + aligned([HEAD, *zip(names, *zip(*settings.paper))]))
+    wrong = error(mc.load(options.out), test)
+    print(f"\n{options.out}: {size:,} bytes, {original / size:.1f} times less, {wrong} test error")
 
 
 def rows(model, total):

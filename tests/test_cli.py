@@ -6,13 +6,13 @@ import io
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from noise_mnist import write_noise_mnist
 
 import minicompress as mc
 from minicompress.cli import COMMANDS, _progress_line, main
@@ -267,15 +267,7 @@ def test_a_terminal_sees_progress(monkeypatch):
 
 
 def test_mnist_takes_the_seed_network(tmp_path, capsys):
-    # A few images of noise: what is tested is the way through, not the accuracy.
-    rng = np.random.default_rng(0)
-    for prefix, n in (("train", 12), ("t10k", 5)):
-        pixels = rng.integers(0, 256, (n, 28, 28)).astype(np.uint8)
-        labels = rng.integers(0, 10, n).astype(np.uint8)
-        head = struct.pack(">4I", 0x803, n, 28, 28)
-        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
-        head = struct.pack(">2I", 0x801, n)
-        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    write_noise_mnist(tmp_path)
     file = tmp_path / "figures.json"
     arguments = ["--data", "mnist", "--folder", str(tmp_path), "--epochs", "1"]
     assert main([*arguments, "--json", str(file)]) == 0

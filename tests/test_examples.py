@@ -1,6 +1,7 @@
 """Every example runs, prints its table, and draws where there is something to draw with."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from noise_mnist import write_noise_mnist
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(file.stem for file in (ROOT / "examples").glob("[0-9]*.py"))
@@ -190,12 +192,41 @@ def test_the_comparison_with_others_says_what_is_not_there(tmp_path):
 
 
 def test_deep_compression_ends_in_a_file(tmp_path):
-    done = run("deep_compression", tmp_path)
+    write_noise_mnist(tmp_path)
+    done = run("deep_compression", tmp_path, "--network", "lenet_300_100", "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
     size = (tmp_path / "deep_compression.mcz").stat().st_size
+    ratio = 1_066_440 / size  # 266,610 parameters
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"deep_compression.mcz: {size:,} bytes, {39720 / size:.1f} times less")
-    assert size < 39720 / 10
+    assert last.startswith(f"deep_compression.mcz: {size:,} bytes, {ratio:.1f} times less")
+    assert ratio > 30
+    ours, papers = (part.splitlines() for part in done.stdout.split("\n\n")[1:3])
+    kept = [line.split()[1] for line in ours if line[:1].isdigit()]
+    assert kept == ["7.0", "9.0", "26.0"]
+    assert [line.split()[1] for line in papers if line[:1].isdigit()] == ["8", "9", "26"]
+
+
+def test_a_record_is_trained_taken_up_again_and_summed_up(tmp_path):
+    write_noise_mnist(tmp_path)
+    out = tmp_path / "runs"
+    where = ("--folder", tmp_path, "--out", out)
+    for name in ("lenet5_accurate", "lenet5"):
+        done = run("records/train", tmp_path, name, *where)
+        assert done.returncode == 0, done.stderr
+    assert " store " in done.stdout.splitlines()[-1]
+    before = (out / "lenet5-0.mcz").read_bytes()
+    steps = sorted((out / "lenet5-0").glob("*.mcz"))
+    steps[-1].unlink()  # as if it had been broken off before its last step
+    history = json.loads((out / "lenet5-0" / "history.json").read_text())
+    history["history"].pop()
+    (out / "lenet5-0" / "history.json").write_text(json.dumps(history))
+    (out / "lenet5-0.mcz").unlink()
+    assert run("records/train", tmp_path, "lenet5", *where).returncode == 0
+    assert (out / "lenet5-0.mcz").read_bytes() == before
+    done = run("records/summary", tmp_path, *where)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("lenet5 "))
+    assert line.split()[2:5] == [*[f"{len(before):,}"] * 2, f"{1_724_320 / len(before):.0f}x"]
 
 
 def test_c_sizes_are_a_table(tmp_path):

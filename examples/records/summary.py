@@ -10,6 +10,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import numpy as np
 from train import RUNS
 
 import minicompress as mc
@@ -17,7 +18,7 @@ from minicompress.pipeline.evaluation import evaluate_file
 from minicompress.pipeline.table import aligned
 
 HERE = Path(__file__).parent
-DENSE_BYTES = {"lenet_300_100": 1_066_440, "lenet5": 1_724_320, "seed_cnn": 1_549_864}
+DENSE = (mc.lenet_300_100, mc.lenet5, mc.seed_cnn)
 HEAD = (
     "run",
     "seeds",
@@ -55,7 +56,8 @@ def line(name, files, validation, test, keep):
     middle = chosen.index(statistics.median_low(chosen))
     scored = [error(file, test) for file in files]
     sizes = [file.stat().st_size for file in files]
-    dense = next(size for network, size in DENSE_BYTES.items() if name.startswith(network))
+    network = next(network for network in DENSE if name.startswith(network.__name__))
+    dense = mc.account(network(np.random.default_rng(0)), validation[0].shape[1:]).dense_bytes
     if keep:
         shutil.copyfile(files[middle], HERE / f"{name}.mcz")
     return (
