@@ -225,6 +225,16 @@ def test_exact_beats_the_linear_start():
     assert len(decode(cluster(w, n_clusters=3).rep.codebook)) == 2  # nothing near the middle start
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_exact_where_squared_distances_are_too_small_to_count(k):
+    """1e-200 squared is 0: then several partitions are as good, also such with fewer intervals."""
+    x = np.array([0.0, 1e-200, 2e-200, 1.0])
+    law_at_most_so_many_values(partial(cluster, method="exact", preserve_sparsity=False), x, k)
+    _, cert = cluster(x, n_clusters=k, method="exact", preserve_sparsity=False)
+    assert cert.measured <= cert.bound
+    assert (cert.measured > 0.5) == (k == 1)  # 1.0 is alone as soon as it can be
+
+
 def test_exact_on_many_values_is_a_partition_that_nothing_improves():
     """100 quantiles of a normal distribution: moving one border by one entry never helps."""
     w = np.random.default_rng(0).standard_normal(3000)

@@ -313,6 +313,7 @@ BAD = {
     "codes must be of an integer": lambda: dequantize_linear(ONE, 1.0, 0),
     "codes minus its zero point": lambda: dequantize_linear(np.array([2**63 - 1]), 1.0, -1),
     "a and b must be of shapes": lambda: matmul_integer(EYE, EYE[0]),
+    "\\(m, k\\) and \\(k, n\\), not \\(2,\\) and": lambda: matmul_integer(EYE[0], EYE),
     "shapes \\(m, k\\)": lambda: matmul_integer(EYE, np.eye(3, dtype=int)),
     "a must be of an integer": lambda: matmul_integer(np.eye(2), EYE),
     "a_zero_point must be one": lambda: matmul_integer(EYE, EYE, np.zeros(3, int)),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from minicompress.errors import CompressionError
 from minicompress.qparams import QParams, choose_qparams, fake_quantize
@@ -268,6 +269,25 @@ def law_mse(impl, w, **options):
 @given(weights(kinds=(*FINITE, "huge")), options)
 def test_mse_is_never_worse_than_minmax(w, options):
     law_mse(choose_qparams, w, **options)
+
+
+def law_mse_knows_no_unit(impl, w, exponent, options):
+    """Multiplied by a power of two every number of the choice is, exactly; also where its square
+    is beyond float64."""
+    plain, moved = (impl(x, method="mse", **options) for x in (w, np.ldexp(w, exponent)))
+    assert np.ldexp(plain.scale, exponent) == moved.scale
+    assert plain.zero_point == moved.zero_point
+
+
+@given(
+    arrays(np.float64, st.integers(1, 8), elements=st.integers(-1000, 1000).map(float)).filter(
+        np.any
+    ),
+    st.sampled_from([-800, -600, -1, 1, 600, 800]),
+    options,
+)
+def test_mse_knows_no_unit(w, exponent, options):
+    law_mse_knows_no_unit(choose_qparams, w, exponent, options)
 
 
 def law_mse_cuts_an_outlier(impl, symmetric):
