@@ -189,8 +189,8 @@ OPTIONS = {
 }
 NOT_CALLED = {
     "export_c": "writes files; see test_export_c",
-    "load_exits": "reads a file; see test_early_exit",
-    "save_exits": "writes a file; see test_early_exit",
+    "load_exits": "reads a file; see test_exit_file",
+    "save_exits": "writes a file; see test_exit_file",
     "save_onnx": "needs onnx; see test_onnx",
     "to_onnx": "needs onnx; see test_onnx",
     "load_mnist": "reads files that are not in the package; see test_datasets",
