@@ -1,4 +1,4 @@
-"""The C file against the integer model: every code, under the sanitizers, and every byte."""
+"""C from an integer model: the same codes, bit for bit, under warnings and sanitizers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from c_models import affine, convolutions, pools
+from hypothesis import given
 from hypothesis import strategies as st
 from integer_oracles import BORDERED, CODE, PICTURE, int8s
-from test_integer_layers import PAIR, affine_fields
 
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
@@ -25,7 +25,6 @@ from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.export.c import export_c, export_c_file
-from minicompress.export.c_plan import lead, plan
 from minicompress.export.c_weights import smallest
 from minicompress.nn.architectures import digits_cnn, lenet5
 from minicompress.nn.integer import to_integer
@@ -48,8 +47,11 @@ from minicompress.representation import Clustered, Sparse, decode
 from minicompress.storage.container import save
 
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
 needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler (cc, gcc, clang) here")
+
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
+
 Q = QParams(np.array(1.0), np.array(0), num_bits=8)
 
 # Reads, for each network, how many inputs there are, and the inputs; each into memory of its own
@@ -156,50 +158,7 @@ def prefixes(model):
     ]
 
 
-# ---- drawn networks
-
-
-@st.composite
-def affine(draw, kind, shape, **options):
-    """A layer whose codes are of all kinds: dense, few values, mostly zeros, few bits."""
-    fields = draw(affine_fields(shape))
-    weight = fields["weight"]
-    form = draw(st.sampled_from(["dense", "few", "sparse", "narrow"]))
-    if form == "few":
-        weight = draw(int8s(3))[np.abs(weight.astype(int)) % 3]
-    elif form == "sparse":
-        weight = np.where(weight % 8 == 0, weight, 0)
-    elif form == "narrow":
-        weight = weight // 2 ** draw(st.integers(1, 6))
-    fields["weight"] = weight.astype(np.int8)
-    return kind(**fields, **options)
-
-
-@st.composite
-def convolutions(draw, h, w, channels):
-    groups = draw(st.sampled_from([g for g in (1, 2) if channels % g == 0]))
-    kh, kw = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    shape = (kh, kw, channels // groups, draw(st.integers(1, 3)) * groups)
-    pads = draw(st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 2))] * 2))
-    options = {"stride": draw(PAIR), "dilation": draw(PAIR), "padding": pads, "groups": groups}
-    assume((kh - 1) * options["dilation"][0] < h + sum(pads[0]))
-    assume((kw - 1) * options["dilation"][1] < w + sum(pads[1]))
-    return draw(affine(IntegerConv2D, shape, **options))
-
-
-@st.composite
-def pools(draw, h, w):
-    window = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    pads = tuple(
-        (draw(st.integers(0, size - 1)), draw(st.integers(0, size - 1))) for size in window
-    )
-    assume(window[0] <= h + sum(pads[0]) and window[1] <= w + sum(pads[1]))
-    if draw(st.booleans()):
-        return IntegerMaxPool2D(window, draw(PAIR), pads)
-    included = draw(st.booleans())
-    return IntegerAvgPool2D(
-        window, draw(PAIR), pads, zero_point=draw(CODE), count_include_pad=included
-    )
+# drawn networks -----------------------------------------------------------------------------------
 
 
 @st.composite
@@ -264,158 +223,7 @@ def test_drawn_networks(tmp_path, sanitizers):
         assert start or "n0_move(" in (tmp_path / "n0.c").read_text()
 
 
-# ---- the form of weights
-
-
-def packed_bytes(values):
-    """Of a list of codes, packed or with a codebook; a byte more where numbers cross bytes."""
-
-    def size(bits):
-        return -(-len(values) * bits // 8) + (8 % bits > 0)
-
-    bits = next(b for b in range(1, 9) if min(values) >= -(2 ** (b - 1)) and
-                max(values) < 2 ** (b - 1))  # fmt: skip
-    count = len(set(values))
-    width = max(math.ceil(math.log2(count)), 1)
-    return min(size(bits), size(width) + count if width < 8 else math.inf)
-
-
-def sparse_bytes(codes, bits):
-    """Code by code: a gap that is full, or a value, makes an entry."""
-    values, run = [], 0
-    for code in codes:
-        if code or run == 2**bits - 1:
-            values.append(code)
-            run = 0
-        else:
-            run += 1
-    return packed_bytes(values) + -(-(len(values) + 1) * bits // 8) + (8 % bits > 0)
-
-
-def law_smallest(impl, codes):
-    numbers = codes.tolist()
-    sizes = [packed_bytes(numbers)]
-    if any(numbers):
-        sizes += [sparse_bytes(numbers, bits) for bits in range(1, 9)]
-    form = impl(codes)
-    assert form.nbytes == min(sizes)
-    arrays = [*form.values.arrays("w"), *(form.gaps.arrays("g") if form.gaps else ())]
-    assert sum(array.values.nbytes for array in arrays) == form.nbytes
-
-
-@given(st.data())
-def test_the_smallest_form_is_taken(data):
-    codes = data.draw(int8s(data.draw(st.integers(1, 60))))
-    kept = data.draw(st.sampled_from([codes, codes * (codes > 90), codes // 32, codes % 3 * 50]))
-    law_smallest(smallest, kept.astype(np.int8))
-
-
-def test_a_planted_form_is_caught():
-    codes = np.array([0] * 90 + [100], np.int8)
-    law_smallest(smallest, codes)
-    with pytest.raises(AssertionError):
-        law_smallest(lambda codes: smallest(codes | 1), codes)
-
-
-# ---- the plan of the memory
-
-
-def law_plan(impl, sizes, leads):
-    """Every array lies within, no layer starts too late for its input, and no smaller size does."""
-    size, steps = impl(sizes, leads)
-    needs = [sizes[0]]
-    assert 0 <= steps[0].target <= size - sizes[0]
-    for i in range(1, len(sizes)):
-        before, step = steps[i - 1].target, steps[i]
-        needs.append(max(sizes[i - 1] + leads[i], sizes[i]))
-        if step.moved_from is None:
-            assert step.source == before
-        else:
-            assert step.moved_from == before < step.source  # moving starts at the last code
-        assert 0 <= step.source <= size - sizes[i - 1]
-        assert 0 <= step.target <= size - sizes[i]
-        behind = step.target >= step.source + sizes[i - 1]
-        assert behind or step.target + leads[i] <= step.source
-    assert size == max(needs)
-
-
-@given(st.data())
-def test_plans(data):
-    sizes = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6))
-    leads = [data.draw(st.integers(0, size - 1)) for size in sizes]
-    law_plan(plan, sizes, leads)
-
-
-def simulated(reads, start_in, start_out):
-    """Does any output overwrite what a later one reads?"""
-    for t in range(len(reads)):
-        for later in reads[t + 1 :]:
-            if start_out + t - start_in in later:
-                return True
-    return False
-
-
-def law_lead(impl, layer, shape):
-    """With the lead nothing is overwritten too early; with one byte less something is."""
-    reads, window = [], math.prod(shape)
-    probe = np.arange(window).reshape(shape)
-    out = layer.output_shape(shape)
-    for index in np.ndindex(out):
-        if isinstance(layer, IntegerDense):
-            reads.append(set(range(window)))
-        elif isinstance(layer, IntegerReLU):
-            reads.append({int(probe[index])})
-        else:
-            reads.append(seen(layer, probe, index))
-    needed = impl(layer, shape)
-    assert not simulated(reads, needed, 0)
-    if needed:
-        assert simulated(reads, needed - 1, 0)
-
-
-def seen(layer, probe, index):
-    """The places that one output of a convolution or a pooling reads, by the definition."""
-    (y, x, o), (h, w) = index, probe.shape[:2]
-    dilation, kernel, inputs = (1, 1), (), slice(o, o + 1)
-    if isinstance(layer, IntegerConv2D):
-        dilation, kernel = layer.dilation, layer.weight.shape[:2]
-        first = o // (layer.weight.shape[3] // layer.groups) * layer.weight.shape[2]
-        inputs = slice(first, first + layer.weight.shape[2])
-    else:
-        kernel = layer.window
-    rows = [y * layer.stride[0] + p * dilation[0] - layer.padding[0][0] for p in range(kernel[0])]
-    columns = [
-        x * layer.stride[1] + q * dilation[1] - layer.padding[1][0] for q in range(kernel[1])
-    ]
-    places = [probe[r, c, inputs] for r in rows for c in columns if 0 <= r < h and 0 <= c < w]
-    return set(np.concatenate(places).tolist()) if places else set()
-
-
-@given(st.data())
-def test_leads(data):
-    h, w, channels = (data.draw(st.integers(1, top)) for top in (4, 4, 2))
-    layer = data.draw(st.one_of(convolutions(h, w, channels), pools(h, w), st.just(IntegerReLU(0))))
-    # Where a window lies beside the image altogether the lead may be larger than it must be.
-    if isinstance(layer, IntegerConv2D):
-        out = layer.output_shape((h, w, channels))
-        probe = np.zeros((h, w, channels), int)
-        assume(all(seen(layer, probe, index) for index in np.ndindex(out)))
-    law_lead(lead, layer, (h, w, channels))
-
-
-def test_the_lead_of_a_dense_layer():
-    for outputs in (1, 2, 5):
-        fields = {name: getattr(BORDERED, name)[:1].repeat(outputs) for name in
-                  ("bias", "multiplier", "shift")}  # fmt: skip
-        layer = IntegerDense(
-            np.ones((3, outputs), np.int8), **fields, input_zero_point=0, output_zero_point=0,
-            low=-128, high=127, num_bits=8,
-            scales=BORDERED.scales._replace(weight=np.ones(outputs)),
-        )  # fmt: skip
-        law_lead(lead, layer, (3,))
-
-
-# ---- the digits
+# the digits ---------------------------------------------------------------------------------------
 
 
 def pruned(weight):
@@ -544,24 +352,33 @@ def test_mnist(tmp_path, sanitizers):
         law_codes(model, codes, *made)
 
 
-# ---- planted wrong exports
+# planted wrong exports ----------------------------------------------------------------------------
 
 
 TIES = np.full((1, 4), 127, np.int8)
+
 RAMP = np.arange(-128, 128, dtype=np.int8).reshape(-1, 1)
+
 ONE = IntegerDense(
     np.ones((1, 1), np.int8), np.zeros(1, np.int32), np.array([2**30], np.int32),
     np.array([31], np.int32), 0, 0, -128, 127, 8, BORDERED.scales._replace(weight=np.ones(1)),
 )  # fmt: skip
+
 PADDED = """for (int32_t c = 0; c < 2; c++) {
     sum += (0 - 17) * NAME_0_weight[((o * 3 + p) * 3 + q) * 2 + c];
 }
 continue;"""
+
 IMAGE = small(BORDERED, PICTURE.shape[1:]), PICTURE
+
 NARROW = small(dataclasses.replace(BORDERED, weight=BORDERED.weight // 16), (5, 5, 2)), PICTURE
+
 POOL = small(IntegerAvgPool2D((2, 2), (2, 2)), (5, 5, 2)), PICTURE
+
 MAXIMUM = small(IntegerMaxPool2D((1, 2), (1, 2)), (5, 5, 2)), PICTURE
+
 HALVES = small(ONE, (1,)), RAMP
+
 INCLUDED = IntegerAvgPool2D((2, 2), (2, 2), ((1, 0), (1, 0)), zero_point=9, count_include_pad=True)
 
 PLANTED = {
@@ -631,30 +448,7 @@ def test_a_planted_plan_is_caught(digits_models, tmp_path, sanitizers, old, new)
         law(("-std=c99", "-w", *sanitizers), [edited(old, new)])
 
 
-def two_buffers(sizes, leads):
-    size, steps = plan(sizes, leads)
-    return max(sizes) + size, steps
-
-
-def no_leads(sizes, leads):
-    return plan(sizes, [0] * len(leads))
-
-
-@pytest.mark.parametrize("wrong", [two_buffers, no_leads])
-def test_a_planted_plan_breaks_its_law(wrong):
-    law_plan(plan, [576, 512, 10], [0, 175, 9])
-    with pytest.raises(AssertionError):
-        law_plan(wrong, [576, 512, 10], [0, 175, 9])
-
-
-@pytest.mark.parametrize("off", [-1, 1])
-def test_a_planted_lead_breaks_its_law(off):
-    law_lead(lead, BORDERED, (5, 5, 2))
-    with pytest.raises(AssertionError):
-        law_lead(lambda *arguments: lead(*arguments) + off, BORDERED, (5, 5, 2))
-
-
-# ---- from a file
+# from a file --------------------------------------------------------------------------------------
 
 
 def test_from_a_file(tmp_path):
@@ -696,7 +490,7 @@ def test_batch_normalization_is_folded(tmp_path):
         export_c_file(tmp_path / "none.mcz", np.eye(2), tmp_path / "net.c")
 
 
-# ---- what is refused, and what is left behind
+# what is refused, and what is left behind ---------------------------------------------------------
 
 
 class Odd(IntegerLayer):

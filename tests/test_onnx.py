@@ -1,6 +1,5 @@
-"""ONNX in onnxruntime: quantized weights bit for bit, outputs within the rounding of floats."""
+"""ONNX: networks and layers, in onnxruntime as here."""
 
-import dataclasses
 import doctest
 import importlib
 import sys
@@ -9,8 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from onnx_laws import (
+    HALF,
+    MATRIX,
+    RNG,
+    ROWS,
+    F,
+    law_outputs,
+    law_weights,
+    needs_onnx,
+    onnx,
+    reference,
+    run,
+    shared,
+    storage,
+)
 
-from minicompress.analysis.evaluation import float_error
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.lowrank import channel_svd, spatial_svd, truncated_svd
 from minicompress.compressors.pruning import prune_magnitude
@@ -19,9 +32,8 @@ from minicompress.compressors.tucker import tucker2
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.export.onnx import save_onnx, to_onnx
-from minicompress.export.onnx_graph import densely_coded
 from minicompress.nn.architectures import digits_cnn, lenet5, lenet_300_100, seed_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer, factor_layers, plain_layers
+from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.model import Sequential, layer_shapes
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.weightless import (
@@ -36,135 +48,20 @@ from minicompress.nn.weightless import (
     Softmax,
     Tanh,
 )
-from minicompress.norms import unit_roundoff
 from minicompress.pipeline.weights import weights, with_weights
 from minicompress.representation import (
-    Clustered,
     LowRank,
-    Quantized,
-    Sparse,
     decode,
     dtype_of,
-    shape_of,
 )
-from minicompress.testing.models import models, reps
-
-try:
-    import onnx
-    import onnxruntime
-except ImportError:
-    onnx = onnxruntime = None
-
-needs_onnx = pytest.mark.skipif(onnx is None, reason="onnx or onnxruntime is not installed")
-F, HALF = np.dtype(np.float32), np.dtype(np.float16)
-# What the runtime's own exp and tanh may be off by, relative to 1: it has approximations of some
-# units in the last place, and the library's are within one. 16 units of float32.
-FUNCTION = 16 * unit_roundoff(F)
-
-
-def run(proto, x, *wanted):
-    """The output, or the values of these names."""
-    proto = onnx.ModelProto.FromString(proto.SerializeToString())
-    known = {v.name: v for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
-    proto.graph.output.extend(known[name] for name in wanted)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run([*wanted] or None, {proto.graph.input[0].name: x})
-
-
-def exact(layer, x):
-    """A layer of plain arrays in float64."""
-    wide = {n: v.astype(np.float64) for n, v in layer.parameters().items()}
-    return dataclasses.replace(layer, **wide).forward(x)
-
-
-def spread(layer, x, error, dtype):
-    """A bound of the error behind a layer, of one who computes in floats in any order."""
-    u = unit_roundoff(dtype)
-    match layer:
-        case Sigmoid():  # its slope is at most 1/4, its values at most 1
-            return error / 4 + FUNCTION + u
-        case Tanh():
-            return error + FUNCTION + u
-        case Softmax():
-            # Logits off by e: a factor of exp(2 e). Then x - max, exp, the sum, the quotient.
-            n = x.shape[-1]
-            far = 2 * error.max(-1, keepdims=True) + 4 * u * np.abs(x).max(-1, keepdims=True)
-            return np.broadcast_to(np.expm1(far + FUNCTION) + (n + 4) * u, x.shape)
-        case BatchNorm():
-            # scale * (x - mean) / sqrt(variance + epsilon) + offset, or x * a + b: 8 roundings.
-            s, o, m, v = (value.astype(np.float64) for value in layer.parameters().values())
-            ratio = np.abs(s) / np.sqrt(v + layer.epsilon)
-            size = (np.abs(x) + error + np.abs(m)) * ratio + np.abs(o)
-            return error * ratio + 8 * u / (1 - 8 * u) * size
-    size = np.abs(x)
-    return float_error(layer, size, error, dtype)
-
-
-def reference(model, x, dtype=F):
-    """The exact output for the floats of the weights, and how far from it rounding can lead."""
-    y, error = x.astype(np.float64), np.zeros(x.shape)
-    for layer in model.layers:
-        for part in plain_layers(layer):
-            y, error = exact(part, y), spread(part, y, error, dtype)
-    return y, error
-
-
-def law_outputs(export, model, x):
-    """onnxruntime's outputs are the model's within the rounding of float32."""
-    (got,) = run(export(model, x.shape[1:]), x)
-    expected, bound = reference(model, x)
-    assert got.shape == expected.shape
-    assert got.dtype == x.dtype
-    far = np.abs(got - expected)
-    assert (far <= bound).all(), f"{far.max()} beyond {bound.max()}"
-    return got
-
-
-def decoded_weights(model):
-    """The weights by the names of their values in the graph, in ONNX's order of axes."""
-    for i, layer in enumerate(model.layers):
-        parts = factor_layers(layer)
-        for j, part in enumerate(parts):
-            name = f"layer{i}" if len(parts) == 1 else f"layer{i}.{j}"
-            for field, rep in part.parameters().items():
-                if not isinstance(part, BatchNorm):
-                    array = decode(rep)
-                    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
-                    yield f"{name}.{field}", rep, array.transpose(axes)
-
-
-def law_weights(export, model, x):
-    """What the nodes make of codes, scales and zero points is `decode(rep)`, bit for bit."""
-    proto = export(model, x.shape[1:])
-    made = {name for node in proto.graph.node for name in node.output}
-    found = {name: value for name, _, value in decoded_weights(model) if name in made}
-    for name, got in zip(found, run(proto, x, *found) if found else [], strict=True):
-        assert got.dtype == found[name].dtype
-        np.testing.assert_array_equal(got, found[name], err_msg=name)
-    return proto
+from minicompress.testing.models import models
 
 
 def kinds(proto):
     return [node.op_type for node in proto.graph.node]
 
 
-def storage(proto):
-    """The integer types that codes are stored in."""
-    names = {node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
-    types = {
-        onnx.TensorProto.DataType.Name(c.data_type)
-        for c in proto.graph.initializer
-        if c.name in names
-    }
-    return sorted(types)
-
-
-# The networks ------------------------------------------------------------------------------------
+# The networks -------------------------------------------------------------------------------------
 
 
 def each(compressor):
@@ -179,11 +76,6 @@ def nested(array):
     """Low rank, and its factors at 8 bits."""
     rep = factored(array)
     return LowRank(tuple(quantize(f, num_bits=8, axis=-1).rep for f in rep.factors), rep.subscripts)
-
-
-def shared(array):
-    pruned = prune_magnitude(array, amount=0.8).rep
-    return Sparse(pruned.shape, pruned.indices, cluster(decode(pruned.values), n_clusters=8).rep)
 
 
 FORMS = {
@@ -205,6 +97,7 @@ FORMS = {
     "factorized": (factored, []),
     "factorized, int8": (nested, ["INT8"]),
 }
+
 NETWORKS = {
     "digits CNN": (digits_cnn, (8, 8, 1), FORMS),
     "LeNet-5": (lenet5, (28, 28, 1), FORMS),
@@ -216,6 +109,7 @@ NETWORKS = {
     ),
     "LeNet-300-100": (lenet_300_100, (28, 28, 1), ("int4", "uint8 affine")),
 }
+
 CASES = [(network, form) for network, (*_, forms) in NETWORKS.items() for form in forms]
 
 
@@ -250,12 +144,11 @@ def test_every_size_of_batch_and_the_class_of_every_digit():
     np.testing.assert_array_equal(got.argmax(1), model(x).argmax(1))
 
 
-# Layers -----------------------------------------------------------------------------------------
+# Layers -------------------------------------------------------------------------------------------
 
-RNG = np.random.default_rng(0)
+
 IMAGE = RNG.standard_normal((2, 7, 6, 4), np.float32)
-ROWS = RNG.standard_normal((3, 6), np.float32)
-MATRIX = RNG.standard_normal((6, 5), np.float32)
+
 NORM = BatchNorm(*(RNG.random((4, 4), np.float32) + F.type(0.5)), epsilon=0.25)
 
 
@@ -349,15 +242,6 @@ RNG_IMAGE = np.random.default_rng(1).integers(-2, 3, (2, 5, 4, 2)).astype(F)
 
 
 @needs_onnx
-@settings(max_examples=40)
-@given(st.sampled_from([F, HALF]).flatmap(lambda d: reps((5, 3), d)), st.sampled_from([17, 21]))
-def test_drawn_weights(rep, opset):
-    assume(not isinstance(rep, LowRank))
-    x = np.zeros((1, 5), dtype_of(rep))
-    law_weights(lambda *a: to_onnx(*a, opset=opset), Sequential((Dense(rep),)), x)
-
-
-@needs_onnx
 def test_float16_stays_float16():
     weight = (MATRIX * 4).astype(HALF)
     model = Sequential((Dense(quantize(weight, num_bits=8, axis=1).rep, weight[0]), ReLU()))
@@ -370,81 +254,7 @@ def test_float16_stays_float16():
     assert (np.abs(got - expected) <= bound).all()
 
 
-# Codes ------------------------------------------------------------------------------------------
-
-
-def quantized(codes, zero_point, bits, signed, *, scale=0.1, dtype=F):
-    return Quantized(
-        np.array([codes]),
-        np.array(scale, dtype),
-        np.array(zero_point),
-        bits,
-        signed,
-        None,
-        None,
-        dtype,
-    )
-
-
-STORED = {
-    "2 bits": (quantized([-2, 1], 1, 2, True), 21, ["INT4"]),
-    "4 bits unsigned": (quantized([0, 15, 7], 15, 4, False), 21, ["UINT4"]),
-    "4 bits before opset 21": (quantized([0, 15], 3, 4, False), 20, ["INT8"]),
-    "a zero point beyond 4 bits": (quantized([0, 15], -1, 4, False), 21, ["INT8"]),
-    "a zero point beyond 8 bits": (quantized([-128, 127], -3000, 8, True), 21, ["INT16"]),
-    "a zero point beyond 16 bits": (quantized([0, 1], 70_000, 8, True), 21, []),
-    "16 bits before opset 21": (quantized([-32768, 32767], 0, 16, True), 20, []),
-    "16 bits in float16": (quantized([-2047, 2047], 1, 16, True, dtype=HALF), 21, []),
-    "float16 before opset 19": (quantized([-8, 7], 1, 4, True, dtype=HALF), 18, []),
-    "a product that is too large": (quantized([-128, 127], 0, 8, True, scale=3e36), 21, []),
-    "one block": (
-        Quantized(np.array([[1, -2]]), np.full((1, 1), 0.1, F), np.array([[1]]), 4, True, 1, 5, F),
-        21,
-        ["INT4"],
-    ),
-    "the smallest scales": (quantized([-128, 127], 3, 8, True, scale=1e-45), 21, ["INT8"]),
-}
-
-
-@needs_onnx
-@pytest.mark.parametrize("name", STORED)
-def test_codes_are_in_the_narrowest_type_that_gives_the_same_floats(name):
-    rep, opset, types = STORED[name]
-    model = Sequential((Dense(rep),))
-    x = np.zeros((1, 1), dtype_of(rep))
-    proto = law_weights(lambda *a: to_onnx(*a, opset=opset), model, x)
-    assert storage(proto) == types
-    if not types:
-        (stored,) = (onnx.numpy_helper.to_array(c) for c in proto.graph.initializer)
-        np.testing.assert_array_equal(stored, decode(rep).T)
-
-
-@needs_onnx
-def test_blocks_of_a_bias():
-    codes, scale = np.arange(5), np.array([0.1, 0.3, 0.7], F)
-    bias = Quantized(codes, scale, np.array([1, 0, 2]), 8, True, 0, 2, F)
-    model = Sequential((Dense(MATRIX, bias),))
-    law_weights(to_onnx, model, ROWS)
-    law_outputs(to_onnx, model, ROWS)
-
-
-@given(reps((3, 4), F))
-def test_dense_codes_decode_to_the_same(rep):
-    if isinstance(rep, Sparse):
-        coded = densely_coded(rep)
-        assert shape_of(coded) == rep.shape
-        assert decode(coded).tobytes() == decode(rep).tobytes()
-
-
-def test_values_with_codes_keep_them():
-    places, ones = np.array([1, 2]), np.ones((), F)
-    codes = Quantized(np.array([5, 7]), ones, np.array(3), 4, False, None, None, F)
-    assert isinstance(densely_coded(Sparse((2, 2), places, codes)), Quantized)
-    shared = Clustered(np.array([0, 0]), np.ones(1, F))
-    assert isinstance(densely_coded(Sparse((2, 2), places, shared)), Clustered)
-
-
-# Files and refusals -----------------------------------------------------------------------------
+# Files and refusals -------------------------------------------------------------------------------
 
 
 @needs_onnx
@@ -524,7 +334,7 @@ def test_the_examples_in_the_docstrings():
         assert runner.run(examples) == (0, len(examples.examples))
 
 
-# Wrong implementations --------------------------------------------------------------------------
+# Wrong implementations ----------------------------------------------------------------------------
 
 
 def altered(change):
@@ -611,9 +421,13 @@ def rev(values):
 
 
 SQUARE = Conv2D(kernel(3, 3, 4, 5), padding=((0, 2), (1, 3)))
+
 FLAT = (Conv2D(kernel(1, 1, 4, 4)), Flatten(), Dense(kernel(7 * 6 * 4, 3)))
+
 WIDE = np.random.default_rng(2)
+
 INT8 = Dense(quantize(WIDE.standard_normal((64, 32), np.float32), num_bits=8).rep)
+
 PLANTED = {
     "flatten with the channels first": (law_of(law_outputs, *FLAT, x=IMAGE), altered(unturned)),
     "padding sides swapped": (of_layer("Conv2D, sides"), attribute("Conv", "pads", rev)),

@@ -194,7 +194,7 @@ NOT_CALLED = {
     "save_onnx": "needs onnx; see test_onnx",
     "to_onnx": "needs onnx; see test_onnx",
     "load_mnist": "reads files that are not in the package; see test_datasets",
-    "load": "reads a file: `loads` is its pure core; see test_container",
+    "load": "reads a file: `loads` is its pure core; see test_damaged_files",
     "save": "writes a file: `dumps` is its pure core; see test_container",
 }
 

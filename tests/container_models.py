@@ -1,0 +1,163 @@
+"""Models of every layer and representation, by formula, and files made by hand."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+import minicompress as mc
+from minicompress.nn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from minicompress.storage import container
+from minicompress.storage.container import dumps, loads
+from minicompress.testing.checks import check_codec, same
+
+ROOT = Path(__file__).parents[1]
+
+GOLDEN = Path(__file__).parent / "golden"
+
+F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def one_dense(weight, bias=None):
+    return mc.Sequential((Dense(weight, bias),))
+
+
+def with_checksum(body):
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def frame(bulk, coded):
+    """A file of these two sections, with the checksum right."""
+    return with_checksum(b"mcz\x01" + container.put_varint(len(bulk)) + bulk + coded)
+
+
+def numbers(shape, dtype=F4):
+    return ((np.arange(np.prod(shape)) * 37 % 64 - 31) / 16).astype(dtype).reshape(shape)
+
+
+def codes(shape, dtype=np.int8):
+    return (np.arange(np.prod(shape)) ** 2 * 7 % 15 - 7).astype(dtype).reshape(shape)
+
+
+def quantized(codes, num_bits=4, dtype=F4, axis=None, block_size=None, zero_point=0):
+    shape = codes.shape
+    if axis is not None:
+        n = shape[axis] if block_size is None else -(-shape[axis] // block_size)
+        shape = (n,) if block_size is None else (*shape[:axis], n, *shape[axis + 1 :])
+    grid = () if axis is None else shape
+    scale = np.full(grid, 0.3, dtype)
+    zero = np.full(grid, zero_point)
+    return mc.Quantized(codes, scale, zero, num_bits, True, axis, block_size, dtype)
+
+
+def every_layer():
+    channels = [numbers((3,)), numbers((3,)), numbers((3,)), abs(numbers((3,)))]
+    return mc.Sequential(
+        (
+            Conv2D(numbers((3, 3, 2, 4)), numbers((4,)), stride=(1, 2), padding="same"),
+            ReLU(),
+            Conv2D(numbers((2, 1, 2, 4)), padding=((0, 1), (2, 0)), dilation=(2, 1), groups=2),
+            LeakyReLU(0.3),
+            MaxPool2D(2, 1, "same"),
+            AvgPool2D((2, 1), count_include_pad=True),
+            Dropout(0.25),
+            Conv2D(numbers((1, 1, 4, 3))),
+            BatchNorm(*channels, epsilon=0.001),
+            Tanh(),
+            GlobalAvgPool2D(),
+            Flatten(),
+            Dense(numbers((3, 5)), numbers((5,))),
+            Sigmoid(),
+            LeakyReLU(),
+            Dense(numbers((5, 2))),
+            Softmax(),
+        )
+    )
+
+
+def every_representation():
+    half = np.dtype(np.float16)
+    places = np.array([0, 5, 6, 40])
+    nested = mc.Sparse((7, 6), places, mc.Clustered(np.array([0, 2, 1, 2]), numbers((3,))))
+    factors = (
+        quantized(codes((6, 2)), axis=1),
+        mc.Sparse((2, 8), np.array([1, 9]), numbers((2,))),
+    )
+    kernel = mc.LowRank(
+        (numbers((2, 2), half), numbers((3, 3, 2, 2), half), numbers((2, 4), half)),
+        "ia,hwab,bo->hwio",
+    )
+    return mc.Sequential(
+        (
+            Conv2D(kernel, mc.Clustered(np.array([0, 1, 1, 0]), numbers((2,), half))),
+            Conv2D(mc.channel_svd(numbers((2, 2, 3, 4), F8), rank=2).rep),
+            Conv2D(mc.spatial_svd(numbers((2, 2, 3, 4)), rank=2).rep),
+            Dense(nested, quantized(codes((6,)), zero_point=-1)),
+            Dense(mc.LowRank(factors, "ir,ro->io")),
+            Dense(mc.LowRank((numbers((2, 8)), numbers((3, 2))), "ri,or->io")),
+            Dense(quantized(codes((3, 300)), axis=1, block_size=7, dtype=F8)),
+            Dense(quantized(mc.Sparse((300, 9), np.arange(3, 2700, 50), codes((54,)) | 8), 5)),
+            Dense(quantized(codes((9, 4), np.int64), num_bits=16)),
+            Dense(np.zeros((0, 3), F4)),
+        )
+    )
+
+
+def pruned_network():
+    """Dead rows and columns, neighbours, two streams that Huffman or packing would be long for."""
+    i, j = np.meshgrid(np.arange(784), np.arange(40), indexing="ij")
+    first = np.where(((i // 28 + j) % 9 < 2) & ((i * j) % 11 < 2) & (j % 3 > 0), 1 + i % 2, 0)
+    second = np.where((np.arange(400) * 7919 % 97) < 9, -1, 0).reshape(40, 10)
+    return mc.Sequential(
+        (
+            Flatten(),
+            Dense(quantized(first.astype(np.int8)), quantized(codes((40,), np.int8))),
+            ReLU(),
+            Dense(quantized(second.astype(np.int8)), quantized(np.zeros(10, np.int8))),
+        )
+    )
+
+
+GOLDEN_MODELS = {
+    "every_layer": (every_layer, "smallest"),
+    "every_representation": (every_representation, "smallest"),
+    "pruned_network": (pruned_network, "smallest"),
+    "pruned_network_huffman": (pruned_network, "huffman"),
+    "pruned_network_packed": (pruned_network, "packed"),
+}
+
+
+def law_round_trip(encode, decode, model):
+    check_codec(encode, decode, model)
+    for layer in decode(encode(model)).layers:
+        for rep in layer.parameters().values():
+            assert not mc.decode(rep).flags.writeable
+
+
+SMALL = dumps(mc.Sequential((Dense(quantized(codes((4, 3))), numbers((3,))), ReLU())))
+
+
+def law_readable(encode, model):
+    """No file is written that cannot be read again, however cheap its codes are."""
+    assert same(loads(encode(model)), model)
+
+
+def costly_to_decode():
+    """A million decisions for a few bytes: other codings must be taken."""
+    array = np.add.outer(np.arange(64), np.arange(2**13)).astype(np.int8) % 2
+    array[0, 0] = 2
+    return one_dense(quantized(array))

@@ -1,0 +1,314 @@
+"""The .mcz file: what is damaged, lies or would take too much is refused."""
+
+import importlib.util
+import time
+import tracemalloc
+from functools import partial
+
+import numpy as np
+import pytest
+from container_models import (
+    GOLDEN,
+    GOLDEN_MODELS,
+    ROOT,
+    SMALL,
+    codes,
+    costly_to_decode,
+    frame,
+    law_readable,
+    law_round_trip,
+    one_dense,
+    quantized,
+    with_checksum,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minicompress as mc
+from minicompress.nn.layers import (
+    BatchNorm,
+    Dense,
+    ReLU,
+)
+from minicompress.storage import container, sections
+from minicompress.storage.container import dumps, loads
+from minicompress.storage.sections import Writer
+from minicompress.testing.checks import same
+
+# damage -------------------------------------------------------------------------------------------
+
+
+def law_refused(decode, blob, why=None):
+    try:
+        decode(blob)
+    except mc.FileFormatError as error:
+        message = str(error)
+    else:
+        raise AssertionError(f"{blob.hex()} was believed")
+    assert why is None or why in message, message
+
+
+def test_every_change_of_a_byte_is_refused():
+    assert len(SMALL) < 60
+    for place in range(len(SMALL)):
+        for flip in range(1, 256):
+            altered = bytearray(SMALL)
+            altered[place] ^= flip
+            law_refused(loads, bytes(altered))
+
+
+def law_no_truncation(decode, blob):
+    for length in range(len(blob)):
+        law_refused(decode, blob[:length])
+
+
+def law_nothing_appended(decode, blob):
+    for more in (b"\0", b"\n", bytes(100), blob):
+        law_refused(decode, blob + more)
+        law_refused(decode, with_checksum(blob[:-4] + more))  # the checksum made right again
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_truncated_and_appended_to(name):
+    blob = (GOLDEN / f"{name}.mcz").read_bytes()
+    law_nothing_appended(loads, blob)
+    law_no_truncation(loads, blob[::1])
+
+
+def test_with_the_checksum_right_a_truncated_file_is_refused_or_says_something_else():
+    for length in range(len(SMALL) - 4):
+        blob = with_checksum(SMALL[:length])
+        try:
+            model = loads(blob)
+        except mc.FileFormatError:
+            continue
+        assert same(loads(dumps(model)), model)
+
+
+def test_other_versions_are_named():
+    for version in (0, 2, 255):
+        for blob in (SMALL[:3] + bytes([version]) + SMALL[4:], b"mcz" + bytes([version])):
+            law_refused(loads, blob, f"version {version}")
+            law_refused(loads, with_checksum(blob), f"version {version}")
+
+
+def test_other_files_are_named():
+    for blob in (b"", b"m", b"mc", b"PK\x03\x04", b"\x89PNG", b"MCZ\x01" + SMALL[4:]):
+        law_refused(loads, blob, "no .mcz file")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_no_weight_makes_loading_warn(value):
+    """Warnings are errors here."""
+    arrays = [np.full(2, value, np.float32)] * 4
+    model = mc.Sequential((Dense(arrays[0].reshape(1, 2)),))
+    with np.errstate(all="ignore"):
+        model = mc.Sequential((*model.layers, BatchNorm(*arrays)))
+    law_round_trip(dumps, loads, model)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=40), st.binary(max_size=60))
+def test_any_bytes_are_refused_or_are_a_model(bulk, coded):
+    try:
+        model = loads(frame(bulk, coded), max_bytes=10**6)
+    except mc.FileFormatError:
+        return
+    assert same(loads(dumps(model)), model)
+
+
+def fuzzer():
+    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "examples" / "fuzz_container.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fuzz_command(capsys):
+    assert fuzzer().main(["--files", "300", "--seed", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "0 altered files were believed" in printed
+    assert "another model" in printed
+
+
+# bombs --------------------------------------------------------------------------------------------
+
+
+class Liar(Writer):
+    """Writes another number than it is given, under one name; integers as it is told."""
+
+    def __init__(self, name, lie, coding=None):
+        super().__init__()
+        self.name, self.lie, self.coding = name, lie, coding
+
+    def number(self, name, value):
+        super().number(name, self.lie if name == self.name else value)
+        return value
+
+    def integers(self, shape, dtype, array):
+        if self.coding is None:
+            return super().integers(shape, dtype, array)
+        self._put_integers(self.coding, array.ravel().astype(np.int64), shape)
+        return array
+
+
+def lying(name, lie, model, coding=None):
+    writer = Liar(name, lie, coding)
+    container._code_model(writer, model.layers)
+    return frame(bytes(writer.bulk), writer.coder.finish())
+
+
+def empty_sparse(*shape):
+    return mc.Sparse(shape, np.zeros(0, int), np.zeros(0))
+
+
+def alternating(count):
+    """Codes that cost no bits to speak of, once they are learned."""
+    writer = Writer(("sequence",))
+    writer.number("layers", 1)
+    writer.number("layer", 0)
+    writer.number("size", 1)  # inputs
+    writer.number("kind", 1)
+    writer.number("dtype", 1)
+    writer.number("size", count)
+    writer.number("bits", 2)
+    writer.flag("signed", True)
+    writer.number("axis", 0)
+    writer.flag("usual codes", True)
+    writer.number("kind", 0)
+    writer._put_integers("sequence", np.arange(count) % 2, (1, count))
+    return frame(b"", writer.coder.finish())
+
+
+BOMBS = {
+    "an empty sparse matrix": lambda: dumps(one_dense(empty_sparse(2**16, 2**16))),
+    "a product of thin factors": lambda: dumps(
+        one_dense(mc.LowRank((empty_sparse(2**16, 1), empty_sparse(1, 2**16)), "ir,ro->io"))
+    ),
+    "rows of a plain array": lambda: lying("size", 2**40, one_dense(np.ones((1, 1)))),
+    "no rows, but very many columns": lambda: lying("size", 2**62, one_dense(empty_sparse(0, 1))),
+    "zeros, which take no bytes": lambda: lying("size", 2**20, one_dense(np.zeros((1, 1)))),
+    "codes of no bits": lambda: lying(
+        "size", 2**20, one_dense(quantized(np.zeros((1, 1), np.int8))), "packed"
+    ),
+    "codes of one symbol, Huffman": lambda: lying(
+        "size", 2**14, one_dense(quantized(np.zeros((1, 1), np.int8))), "huffman"
+    ),
+    "codes of one symbol, range coder": lambda: lying(
+        "size", 2**16, one_dense(quantized(np.zeros((1, 1), np.int8))), "sequence"
+    ),
+    "a codebook": lambda: lying(
+        "codebook", 2**40, one_dense(mc.Clustered(np.zeros((1, 1), int), np.ones(1)))
+    ),
+    "a count of indices": lambda: lying(
+        "count", 2**40, one_dense(mc.Sparse((2000, 2000), np.arange(2), np.ones(2)))
+    ),
+    "a count of layers": lambda: lying("layers", 2**60, mc.Sequential((ReLU(),))),
+    "a length of Huffman's": lambda: lying(
+        "length", 2**40, one_dense(quantized(np.ones((2, 2), np.int8))), "huffman"
+    ),
+    "the length of the bulk": lambda: with_checksum(b"mcz\x01" + container.put_varint(2**62)),
+    "600,000 decisions": lambda: alternating(300_000),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_before_memory_is_taken(name):
+    blob = BOMBS[name]()
+    assert len(blob) < 200
+    start = time.perf_counter()
+    law_refused(loads, blob)
+    seconds = time.perf_counter() - start
+    tracemalloc.start()
+    law_refused(loads, blob)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20  # what half a million decisions may fill
+    assert seconds < 5  # one, on a machine that does nothing else
+
+
+def test_max_bytes_is_what_the_weights_take():
+    model = one_dense(empty_sparse(100, 100))
+    assert same(loads(dumps(model), max_bytes=10**5), model)
+    law_refused(partial(loads, max_bytes=8 * 100 * 100 - 1), dumps(model), "max_bytes")
+    large = one_dense(empty_sparse(2**13, 2**13))
+    assert same(loads(dumps(large), max_bytes=2**30), large)
+    law_refused(loads, dumps(large), "max_bytes")
+
+
+def test_a_file_that_takes_too_long_is_not_written():
+    law_readable(dumps, costly_to_decode())
+
+
+def test_the_number_of_parts_is_limited():
+    most = sections.MOST_PARTS
+    law_round_trip(dumps, loads, mc.Sequential((ReLU(),) * most))
+    with pytest.raises(mc.CompressionError, match=f"more than {most}"):
+        dumps(mc.Sequential((ReLU(),) * (most + 1)))
+
+
+def test_nesting_is_limited():
+    def nested(depth):
+        rep = np.ones(1)
+        for _ in range(depth):
+            rep = mc.Sparse((1,), np.array([0]), rep)
+        return one_dense(np.ones((1, 1)), rep)
+
+    law_round_trip(dumps, loads, nested(16))
+    with pytest.raises(mc.CompressionError, match="deeper than 16"):
+        dumps(nested(17))
+
+
+WRONG_NUMBERS = {
+    ("layer", 13): "layer must be less than 13",
+    ("kind", 5): "kind must be less than 5",
+    ("dtype", 11): "dtype must be less than 11",
+    ("coding", 4): "coding must be less than 4",
+    ("coding", 1): "",
+    ("bits", 1): "num_bits",
+    ("bits", 2**50): "num_bits",
+    ("axis", 4): "axis",
+    ("bytes", 9): "bytes must be less than",
+    ("size", 7): "",
+    ("width", 65): "width must be less than 65",
+    ("least", 2**40): "do not fit int8",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_NUMBERS)
+def test_numbers_that_cannot_be_are_refused(name):
+    law_refused(
+        loads, lying(*name, one_dense(quantized(codes((4, 3)))), "packed"), WRONG_NUMBERS[name]
+    )
+
+
+# planted: wrong implementations that the laws catch -----------------------------------------------
+
+
+def careless(blob):
+    """A reader that does not look at the checksum."""
+    return loads(with_checksum(blob[:-4]))
+
+
+def lenient(blob):
+    """A reader that stops where the model ends."""
+    for end in range(len(blob), 3, -1):
+        try:
+            return loads(with_checksum(blob[: end - 4]))
+        except mc.FileFormatError:
+            pass
+    raise mc.FileFormatError("no model")
+
+
+PLANTED = {
+    "the checksum is not looked at": (
+        lambda read: law_refused(read, SMALL[:-1] + bytes([SMALL[-1] ^ 1])), careless),
+    "what is appended is not seen": (lambda read: law_nothing_appended(read, SMALL), lenient),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_wrong_files_are_caught(name):
+    law, wrong = PLANTED[name]
+    with pytest.raises(AssertionError):
+        law(wrong)
