@@ -104,8 +104,8 @@ def every_representation():
     return mc.Sequential(
         (
             Conv2D(kernel, mc.Clustered(np.array([0, 1, 1, 0]), numbers((2,), half))),
-            Conv2D(mc.channel_svd(numbers((2, 2, 3, 4), F8), rank=2).rep),
-            Conv2D(mc.spatial_svd(numbers((2, 2, 3, 4)), rank=2).rep),
+            Conv2D(mc.LowRank((numbers((2, 2, 3, 2), F8), numbers((2, 4), F8)), "hwir,ro->hwio")),
+            Conv2D(mc.LowRank((numbers((2, 3, 2)), numbers((2, 2, 4))), "hir,rwo->hwio")),
             Dense(nested, quantized(codes((6,)), zero_point=-1)),
             Dense(mc.LowRank(factors, "ir,ro->io")),
             Dense(mc.LowRank((numbers((2, 8)), numbers((3, 2))), "ri,or->io")),
@@ -134,7 +134,7 @@ def pruned_network():
 
 GOLDEN_MODELS = {
     "every_layer": (every_layer, "smallest"),
-    "every_representation": (every_representation, "smallest"),
+    "representations": (every_representation, "smallest"),
     "pruned_network": (pruned_network, "smallest"),
     "pruned_network_huffman": (pruned_network, "huffman"),
     "pruned_network_packed": (pruned_network, "packed"),
