@@ -16,12 +16,14 @@ directions: it cannot disagree with itself.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from minicompress.errors import FileFormatError
 
 Context: TypeAlias = list[int]
+Name = TypeVar("Name")
 
 # The interval has 32 bits and is widened by a byte whenever fewer than 24 of them are left.
 WHOLE, NARROW = 1 << 32, 1 << 24
@@ -91,6 +93,12 @@ class RangeEncoder:
         while self._range < NARROW:
             self._widen()
         return bit
+
+    def copy(self) -> RangeEncoder:
+        """An encoder that goes on from here by itself."""
+        other = copy.copy(self)
+        other._out = self._out.copy()
+        return other
 
     def code_uniform(self, value: int, width: int) -> int:
         """Code an integer of `width` bits, all equally likely."""
@@ -200,6 +208,17 @@ class Numbers:
     def __init__(self) -> None:
         self.longer: defaultdict[int, Context] = defaultdict(new_context)
         self.digits: defaultdict[int, Context] = defaultdict(new_context)
+
+    def copy(self) -> Numbers:
+        """The same, to learn by itself from here on."""
+        other = Numbers()
+        other.longer, other.digits = copied(self.longer), copied(self.digits)
+        return other
+
+
+def copied(contexts: defaultdict[Name, Context]) -> defaultdict[Name, Context]:
+    """Contexts that learn by themselves from here on."""
+    return defaultdict(new_context, {name: [*context] for name, context in contexts.items()})
 
 
 def code_number(coder: Coder, numbers: Numbers, value: int) -> int:

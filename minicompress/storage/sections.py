@@ -38,6 +38,7 @@ from minicompress.storage.range_coder import (
     RangeDecoder,
     RangeEncoder,
     code_number,
+    copied,
     new_context,
 )
 
@@ -111,9 +112,9 @@ class Writer(Section):
     def fork(self) -> Writer:
         """A writer that goes on from here, to see how long something would get."""
         other = copy.copy(self)
-        other.coder = copy.deepcopy(self.coder)
-        other._numbers, other._flags = copy.deepcopy((self._numbers, self._flags))
-        other.bulk = bytearray()
+        other.coder, other.bulk = self.coder.copy(), bytearray()
+        learned = {name: numbers.copy() for name, numbers in self._numbers.items()}
+        other._numbers, other._flags = defaultdict(Numbers, learned), copied(self._flags)
         return other
 
     def smallest(self, options: list[Callable[[Writer], object]]) -> None:
