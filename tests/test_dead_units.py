@@ -36,6 +36,8 @@ from minicompress.testing.checks import check_pure, same
 # In steps: gone for good, rounded to zero but not gone, and there.
 LIVES = st.sampled_from([0.0, 0.0, 0.0, 0.25, -0.25, 0.4375, 1.0, -1.0, 2.0])
 BIASES = st.sampled_from([0.0, 0.0, 1.0, -2.0, 5.0]).map(lambda k: k * BIAS_STEP)
+# What LeakyReLU(0.5) makes of these is whole steps still.
+EVEN = st.sampled_from([0.0, 0.0, 2.0, -2.0, 6.0]).map(lambda k: k * BIAS_STEP)
 
 IMAGES = (2, 6, 6, 1)
 NETWORKS = {
@@ -68,7 +70,7 @@ NETWORKS = {
 
 
 @st.composite
-def dying(draw, name):
+def dying(draw, name, biases=EVEN):
     """A latent model with many dead weights, whose every sum is exact."""
     layers = []
     for part in NETWORKS[name][1]:
@@ -77,7 +79,7 @@ def dying(draw, name):
             continue
         shape, options = part if isinstance(part[0], tuple) else (part, {})
         weight = draw(arrays(float, shape, elements=LIVES, fill=st.just(0.0)))
-        bias = draw(st.none() | arrays(float, shape[-1], elements=BIASES))
+        bias = draw(st.none() | arrays(float, shape[-1], elements=biases))
         kind = Dense if len(shape) == 2 else Conv2D
         layers.append(kind(weight, bias, **options))
     count = len(weights(Sequential(layers)))
@@ -104,6 +106,13 @@ def law_outputs_stay(without, latent, x):
     after = rate_view(free)(left, 0).model
     np.testing.assert_array_equal(apply(after, x), apply(before, x))
     assert same(left.layers[-1], latent.layers[-1])
+
+
+def law_outputs_move_by_half_a_step(without, latent, x):
+    """In a dense network of whole weights, only constants behind LeakyReLU(0.5) can be rounded."""
+    before = apply(rate_view(free)(latent, 0).model, x)
+    after = apply(rate_view(free)(without(state_of(latent)).latent, 0).model, x)
+    assert np.abs(after - before).max() <= BIAS_STEP / 2  # of the last biases alone
 
 
 def law_moments_follow(without, latent, optimizer):
@@ -151,6 +160,30 @@ def inputs_of(name):
 def test_outputs_stay(case):
     name, latent = case
     law_outputs_stay(without_dead_units, latent, inputs_of(name))
+
+
+@given(dying("dense", BIASES))
+def test_constants_that_are_not_whole_steps_are_rounded(latent):
+    law_outputs_move_by_half_a_step(without_dead_units, latent, inputs_of("dense"))
+
+
+def test_half_a_step_is_reached():
+    """The unit that the first bias alone keeps going hands on half a step, which goes to even."""
+    first, second = np.zeros((3, 4)), np.zeros((4, 3))
+    second[2, 1] = -1.0
+    bias = np.array([0.0, 0.0, BIAS_STEP, 0.0])
+    last = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    layers = (
+        Dense(first, bias),
+        ReLU(),
+        Dense(second, np.zeros(3)),
+        LeakyReLU(0.5),
+        Dense(last, np.zeros(2)),
+    )
+    latent, x = latent_of(layers, [1.0] * 3, [0.0] * 3), inputs_of("dense")
+    left = without_dead_units(state_of(latent)).latent
+    made = [apply(rate_view(free)(model, 0).model, x) for model in (latent, left)]
+    np.testing.assert_array_equal(made[1] - made[0], [[BIAS_STEP / 2, 0.0]] * 2)
 
 
 @given(dying("dense"), st.sampled_from(["adam", "momentum", "sgd"]))
@@ -330,6 +363,9 @@ PICTURE = np.arange(9.0).reshape(1, 3, 3, 1)
 
 PLANTED = {
     "constants lost": (lambda wrong: law_outputs_stay(wrong, DYING, POINTS), _constants_lost),
+    "constants lost, taken for rounding": (
+        lambda wrong: law_outputs_move_by_half_a_step(wrong, DYING, POINTS), _constants_lost,
+    ),
     "constants before their activation": (
         lambda wrong: law_outputs_stay(wrong, DYING, POINTS),
         exchanged("_constants", _constants_before_the_activation),

@@ -200,6 +200,8 @@ def test_drawn_networks(tmp_path, sanitizers):
         weight = BORDERED.weight.astype(int) // 2 ** (8 - bits)
         layer = dataclasses.replace(BORDERED, weight=weight.astype(np.int8))
         cases.append((small(layer, PICTURE.shape[1:]), PICTURE))
+    for zero_point in (-128, 127):  # where a comparison of codes has only one way to come out
+        cases.append((small(IntegerReLU(zero_point), PICTURE.shape[1:]), PICTURE))
 
     @given(networks())
     def collect(case):

@@ -198,9 +198,9 @@ def _products(
 
 def _relu(layer: IntegerReLU, input_shape: Shape) -> str:
     zero = layer.zero_point
-    return _loop(
-        "i", math.prod(input_shape), f"out[i] = (int8_t)(in[i] > {zero} ? in[i] : {zero});"
-    )
+    # Nothing is above 127, and compilers warn of comparisons that cannot come out otherwise.
+    larger = f"in[i] > {zero} ? in[i] : {zero}" if zero < 127 else "in[i] < 127 ? 127 : in[i]"
+    return _loop("i", math.prod(input_shape), f"out[i] = (int8_t)({larger});")
 
 
 def _pooling(layer: IntegerMaxPool2D | IntegerAvgPool2D, input_shape: Shape) -> str:
