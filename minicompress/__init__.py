@@ -121,6 +121,7 @@ from minicompress.pipeline.recipe import (
     Step,
     StepRow,
     deep_compression,
+    fingerprint,
     run_recipe,
 )
 from minicompress.pipeline.search import MeasuredPlan, SearchResult, search
@@ -241,6 +242,7 @@ __all__ = [
     "factorize",
     "fake_quantize",
     "find_difference",
+    "fingerprint",
     "fit",
     "fit_exits",
     "fixed_point",

@@ -53,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = words.pop(0) if words and words[0] in COMMANDS else ""
         arguments = _parser(command).parse_args(words)
         arguments.run(arguments)
-    except CompressionError as error:
-        print(f"minicompress: error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except (CompressionError, MemoryError) as error:
+        print(f"minicompress: error: {str(error) or 'not enough memory'}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of standard output: what is written elsewhere has its own message
+        if not isinstance(error, BrokenPipeError):
+            print(f"minicompress: error: cannot write: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
         return 2
     except KeyboardInterrupt:
         return 130  # as a shell reports it
@@ -113,7 +119,7 @@ def _loading(arguments: argparse.Namespace) -> Callable[[str], Images]:
     """The function that loads a split of the images that were asked for."""
     if (arguments.folder is not None) != (arguments.data == "mnist"):
         raise CompressionError("--data mnist and --folder DIR go together")
-    return partial(load_mnist, arguments.folder) if arguments.folder else load_digits
+    return partial(load_mnist, arguments.folder) if arguments.data == "mnist" else load_digits
 
 
 def _data(arguments: argparse.Namespace) -> Setup:

@@ -34,6 +34,9 @@ from minicompress.arrays import (
 from minicompress.errors import CompressionError
 from minicompress.integers import code_range, dequantize_linear, qparam_shape
 
+# Of an array in NumPy 1.26.
+MOST_AXES = 32
+
 
 class Certificate(NamedTuple):
     """How far a decoded array can be from its original.
@@ -118,13 +121,15 @@ class Sparse(Value):
                 f"for indices of shape {indices.shape}"
             )
         if indices.size:
-            if (np.diff(indices) <= 0).any():
-                raise CompressionError("indices must be strictly increasing")
-            if indices[0] < 0 or indices[-1] >= math.prod(shape):
+            # The range first: differences of what lies beyond it could overflow.
+            least, largest = int(indices.min()), int(indices.max())
+            if least < 0 or largest >= math.prod(shape):
                 raise CompressionError(
                     f"indices must lie in [0, {math.prod(shape)}) for shape {shape}, "
-                    f"not reach from {indices[0]} to {indices[-1]}"
+                    f"not reach from {least} to {largest}"
                 )
+            if (np.diff(indices) <= 0).any():
+                raise CompressionError("indices must be strictly increasing")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "indices", frozen(indices))
         object.__setattr__(self, "values", values)
@@ -384,7 +389,8 @@ def _part(value: Rep, name: str, *, integers: bool = False) -> Rep:
     part: Rep = value
     if not isinstance(value, LowRank | Sparse | Quantized | Clustered):
         array = np.asarray(value)
-        part = frozen(array if array.dtype.kind in "iu" else float_array(array, name))
+        whole = array.dtype.kind in "iu"
+        part = frozen(integer_array(array, name) if whole else float_array(array, name))
     kind = dtype_of(part)
     if not (kind in FLOATS or (integers and kind.kind in "iu")):
         raise CompressionError(f"{name} must be of a float dtype, not {kind}")
@@ -397,11 +403,25 @@ def _index_bits(rep: Sparse) -> int:
     return min(whole_bytes(n), whole_bytes(rep.indices.size * bits_for(n)))
 
 
-def _check_subscripts(subscripts: str, shapes: list[tuple[int, ...]]) -> None:
+def check_letters(subscripts: str) -> None:
+    """Refuse subscripts of which a letter is not in the output and a factor, or in two factors."""
     if not isinstance(subscripts, str) or subscripts.count("->") != 1:
         raise CompressionError(f"subscripts must be like 'ir,ro->io', not {subscripts!r}")
     left, output = subscripts.split("->")
-    terms = left.split(",")
+    everywhere = left.replace(",", "") + output
+    letters = everywhere.isascii() and everywhere.isalpha()
+    if not letters or any(everywhere.count(letter) != 2 for letter in everywhere):
+        raise CompressionError(
+            f"every letter of {subscripts!r} must be one from a to z or A to Z, and stand in the "
+            "output and one factor, or in two factors"
+        )
+    if max(len(term) for term in (*left.split(","), output)) > MOST_AXES:
+        raise CompressionError(f"an array has at most {MOST_AXES} axes, unlike in {subscripts!r}")
+
+
+def _check_subscripts(subscripts: str, shapes: list[tuple[int, ...]]) -> None:
+    check_letters(subscripts)
+    terms = subscripts.split("->")[0].split(",")
     if len(terms) != len(shapes) or len(terms) < 2:
         raise CompressionError(
             f"subscripts {subscripts!r} must name two or more factors, one term each; "
@@ -417,12 +437,6 @@ def _check_subscripts(subscripts: str, shapes: list[tuple[int, ...]]) -> None:
                     f"axis {letter!r} of {subscripts!r} is {sizes[letter]} in one factor and {n} "
                     f"in another: shapes {shapes}"
                 )
-    everywhere = left.replace(",", "") + output
-    if not everywhere.isalpha() or any(everywhere.count(letter) != 2 for letter in everywhere):
-        raise CompressionError(
-            f"every letter of {subscripts!r} must stand in the output and one factor, "
-            "or in two factors"
-        )
 
 
 def _output_shape(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -106,6 +106,7 @@ BAD = {
     "no epochs": (["--epochs", "0"], "epochs must be an int of at least 1, not 0"),
     "mnist from nowhere": (["--data", "mnist"], "--data mnist and --folder DIR go together"),
     "folder for digits": (["--folder", "."], "--data mnist and --folder DIR go together"),
+    "mnist from a folder of no name": (["--data", "mnist", "--folder", ""], "folder '.' holds"),
     "no such folder": (["--data", "mnist", "--folder", "no/such"], "'no/such' does not exist"),
     "json into nowhere": (["--json", "no/such/file"], "cannot write 'no/such/file': No such file"),
     "json over a folder": (["--json", "."], "cannot write '.': Is a directory"),
@@ -185,6 +186,23 @@ def test_evaluate_wants_images_that_fit(tmp_path, capsys):
     mc.save(mc.lenet_300_100(np.random.default_rng(0)), tmp_path / "model.mcz")
     assert main(["evaluate", str(tmp_path / "model.mcz")]) == 2
     assert "layer 1 (Dense)" in capsys.readouterr().err
+
+
+def test_evaluate_says_what_is_too_large(tmp_path, capsys):
+    layers = (mc.Conv2D(np.ones((1, 1, 1, 1), np.float32), padding=2**24), mc.GlobalAvgPool2D())
+    mc.save(mc.Sequential(layers), tmp_path / "model.mcz")
+    assert main(["evaluate", str(tmp_path / "model.mcz")]) == 2
+    assert "Unable to allocate" in capsys.readouterr().err
+
+
+def test_nobody_reads_the_table(tmp_path):
+    mc.save(mc.digits_cnn(np.random.default_rng(0)), tmp_path / "model.mcz")
+    command = [sys.executable, "-m", "minicompress", "evaluate", str(tmp_path / "model.mcz")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=300)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, b"")
 
 
 def test_export_writes_c(tmp_path, capsys):

@@ -235,6 +235,19 @@ def test_a_file_is_whole_or_is_not_there(tmp_path, monkeypatch):
     assert same(load(path), every_representation())
 
 
+def test_a_link_stays_and_what_is_no_file_is_written_to_as_it_is(tmp_path):
+    (tmp_path / "link.mcz").symlink_to(tmp_path / "target.mcz")
+    for model in (every_layer(), every_representation()):
+        save(model, tmp_path / "link.mcz")
+        assert (tmp_path / "link.mcz").is_symlink()
+        assert same(load(tmp_path / "target.mcz"), model)
+    reading, writing = os.pipe()
+    size = save(every_layer(), f"/dev/fd/{writing}")
+    assert os.read(reading, size + 1) == dumps(every_layer())
+    os.close(reading)
+    os.close(writing)
+
+
 def test_nothing_is_executed():
     for path in (ROOT / "minicompress" / "storage").glob("*.py"):
         for word in ("pickle", "eval(", "exec(", "marshal", "allow_pickle", "__import__"):

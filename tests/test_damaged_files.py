@@ -8,6 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 from container_models import (
+    F4,
+    F8,
     GOLDEN,
     GOLDEN_MODELS,
     ROOT,
@@ -27,6 +29,7 @@ from hypothesis import strategies as st
 import minicompress as mc
 from minicompress.nn.layers import (
     BatchNorm,
+    Conv2D,
     Dense,
     ReLU,
 )
@@ -180,7 +183,22 @@ def alternating(count):
     return frame(b"", writer.coder.finish())
 
 
+def bitmap_of_ones(count):
+    """A column of which every entry is there, in a bitmap that takes no bits."""
+    writer = Writer()
+    writer.number("layers", 1)
+    writer.number("layer", 0)
+    writer.number("size", count)  # inputs
+    writer.number("kind", 2)
+    writer.number("dtype", 0)
+    writer.number("size", 1)
+    writer.number("form", 1)
+    writer._put_integers("packed", np.ones(1, np.int64), (1,))
+    return frame(b"", writer.coder.finish())
+
+
 BOMBS = {
+    "a bitmap of ones": lambda: bitmap_of_ones(2**28 // 10),
     "an empty sparse matrix": lambda: dumps(one_dense(empty_sparse(2**16, 2**16))),
     "a product of thin factors": lambda: dumps(
         one_dense(mc.LowRank((empty_sparse(2**16, 1), empty_sparse(1, 2**16)), "ir,ro->io"))
@@ -257,6 +275,52 @@ def test_nesting_is_limited():
     law_round_trip(dumps, loads, nested(16))
     with pytest.raises(mc.CompressionError, match="deeper than 16"):
         dumps(nested(17))
+
+
+def subscripted(subscripts, shape):
+    """A network whose weight has factors by these subscripts, the first of so many axes."""
+    writer = Writer()
+    for name, value in (("layers", 1), ("layer", 0), ("size", 1), ("kind", 4), ("dtype", 1)):
+        writer.number(name, value)
+    writer.number("subscripts", 0)
+    writer.number("text", len(subscripts))
+    for letter in subscripts:
+        writer.number("letter", ord(letter))
+    writer.number("kind", 0)
+    for size in shape:
+        writer.number("size", size)
+    writer.number("bytes", 4)
+    return frame(b"", writer.coder.finish())
+
+
+def test_factors_of_too_many_axes_are_refused():
+    law_refused(loads, subscripted("a" * 100 + ",x->io", 100 * (1,)), "every letter")
+    many = "abcdefghjklmnpqrstuvwxyzABCDEFGHIJKLM"
+    law_refused(loads, subscripted(f"i{many},{many}o->io", 38 * (1,)), "at most 32 axes")
+
+
+def test_indices_that_wrap_around_are_refused():
+    """Gaps that go around twice and end in the range, with every step but two upward."""
+    writer = Writer()
+    for name, value in (("layers", 1), ("layer", 0), ("size", 2), ("kind", 2), ("dtype", 1)):
+        writer.number(name, value)
+    writer.number("size", 3)
+    writer.number("form", 0)
+    writer.number("count", 5)
+    gaps = np.array([0, 2**63 - 2, 0, 2**63 - 2, 5])
+    writer.integers((5,), np.dtype(np.int64), gaps)
+    writer.number("kind", 0)
+    writer.floats((5,), F4, np.ones(5, F4))
+    writer.flag("bias", False)
+    law_refused(loads, frame(bytes(writer.bulk), writer.coder.finish()), "must lie in")
+
+
+def test_numbers_too_large_to_be_stored_are_not_written():
+    rep = mc.Quantized(codes((2, 2)), np.ones((1, 2)), np.zeros((1, 2), int), 4, True, 0, 2**70, F8)
+    with pytest.raises(mc.CompressionError, match="can be stored"):
+        dumps(one_dense(rep))
+    with pytest.raises(mc.CompressionError, match="stride must be"):
+        Conv2D(np.ones((1, 1, 1, 1)), stride=2**31)
 
 
 WRONG_NUMBERS = {

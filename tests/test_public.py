@@ -84,6 +84,7 @@ CALLS = {
     "factorize": (low_rank,),
     "fake_quantize": (matrix, q),
     "find_difference": (model, other, rows),
+    "fingerprint": (rows, labels),
     "fit": (model, rows, labels),
     "fixed_point": (np.array([0.75, 1.0]),),
     "flatten": (image,),

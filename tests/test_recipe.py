@@ -162,6 +162,7 @@ OTHERS = {
     "more steps": (START, (*recipe(), Step("again", noise)), 0),
     "another order": (START, (*recipe()[1::-1], *recipe()[2:]), 0),
     "another name": (START, (Step("noise", noise), *recipe()[1:]), 0),
+    "other settings": (START, (*recipe()[:3], recipe()[3]._replace(settings="num_bits=5")), 0),
 }
 
 
@@ -173,6 +174,20 @@ def test_a_folder_of_another_recipe_is_refused(name, tmp_path):
     with pytest.raises(CompressionError, match="of another recipe, seed or model"):
         run_recipe(start, steps, seed=seed, folder=tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_folder_of_another_coding_is_refused(tmp_path):
+    run_recipe(START, recipe(), seed=0, folder=tmp_path)
+    with pytest.raises(CompressionError, match="of other settings"):
+        run_recipe(START, recipe(), seed=0, folder=tmp_path, coding="packed")
+
+
+def test_another_model_in_the_place_of_the_last_is_refused(tmp_path):
+    run_recipe(START, recipe(), seed=0, folder=tmp_path)
+    models = sorted(tmp_path.glob("*.mcz"))
+    shutil.copy(models[0], models[-1])
+    with pytest.raises(CompressionError, match="not the model that was left there"):
+        run_recipe(START, recipe(), seed=0, folder=tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
@@ -206,6 +221,8 @@ DAMAGED = {
     "a list": lambda text: b"[]",
     "nothing": lambda text: b"null",
     "no history": lambda text: b'{"recipe": {}}',
+    "nested without end": lambda text: 100_000 * b"[",
+    "no digest": lambda text: text.replace(b'"model"', b'"mode"'),
     "no recipe": lambda text: b'{"history": []}',
     "a history that is none": lambda text: text.replace(b'"history": [', b'"history": 5, "": ['),
     "rows that are none": lambda text: text.replace(b'"history": [', b'"history": [5,'),

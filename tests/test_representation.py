@@ -224,6 +224,7 @@ def test_codes_are_kept_in_the_narrowest_integers(k, narrowest):
 
 
 one = np.ones(1)
+AXES = "abcdefghijklmnopqrstuvwyzABCDEFGH"
 BAD = [
     (lambda: decode("weights"), "rep must be an array or a representation, not str"),
     (lambda: num_params(None), "rep must be an array or a representation, not NoneType"),
@@ -231,6 +232,8 @@ BAD = [
     (lambda: Sparse((2,), np.array([2]), one), r"indices must lie in \[0, 2\)"),
     (lambda: Sparse((2,), np.array([-1]), one), r"indices must lie in \[0, 2\)"),
     (lambda: Sparse((4,), np.array([0, 1, 9]), np.ones(3)), "not reach from 0 to 9"),
+    # The differences of these are positive once they have wrapped around.
+    (lambda: Sparse((6,), np.array([0, 2**63 - 1, -(2**63), 5]), np.ones(4)), "must lie in"),
     (lambda: Sparse((2,), np.array([0, 1]), one), "one entry per index"),
     (
         lambda: Sparse((-1,), np.array([], int), np.ones(0)),
@@ -249,6 +252,8 @@ BAD = [
     (lambda: LowRank((np.ones((2, 1)), np.ones((1, 2))), "ir,ro"), "subscripts must be like"),
     (lambda: LowRank((np.ones((2, 1)), np.ones((1, 2))), "ii,io->io"), "axis 'i'|every letter"),
     (lambda: LowRank((np.ones((2, 1)), np.ones((1, 2))), "ir,ro->i"), "every letter"),
+    (lambda: LowRank((np.ones((2, 1)), np.ones((1, 2))), "αβ,βγ->αγ"), "one from a to z"),
+    (lambda: LowRank((np.ones(33 * (1,)), one), f"{AXES},x->{AXES}x"), "at most 32 axes"),
     (lambda: LowRank((np.ones((2, 1)), np.ones((1, 2), np.float32)), "ir,ro->io"), "one dtype"),
     (lambda: LowRank((np.ones((2, 1), int), np.ones((1, 2))), "ir,ro->io"), "float dtype"),
 ]

@@ -403,6 +403,13 @@ REFUSED = {
         r"learning_rate\(step\) must be",
     ),
     "accuracy of nothing": (lambda: accuracy(START, X[:0], Y[:0]), "at least one"),
+    "accuracy of images": (
+        lambda: accuracy(Sequential(()), np.ones((1, 2, 2, 1)), np.array([0])), r"\(2, 2, 1\)",
+    ),
+    "accuracy without classes": (
+        lambda: accuracy(Sequential((Dense(np.ones((2, 0))),)), np.ones((1, 2)), np.array([0])),
+        "numbers for classes",
+    ),
 }  # fmt: skip
 
 

@@ -103,6 +103,9 @@ def main() -> None:
     options = parser.parse_args()
     run, start = RUNS[options.name], time.monotonic()
 
+    before = options.out / f"{run.start}-{options.seed}"
+    if isinstance(run.start, str) and not Path(f"{before}.mcz").exists():
+        parser.error(f"{options.name} goes on from {run.start}: run that to its end first")
     x, y = mc.load_mnist(options.folder, "train")
     validation = mc.load_mnist(options.folder, "validation")
     shifts = STILL if run.still else BY_A_PIXEL
@@ -138,7 +141,7 @@ def main() -> None:
     )
     folder = options.out / f"{options.name}-{options.seed}"
     if isinstance(run.start, str):  # its last latent model: what came before "store"
-        network = mc.load(sorted((options.out / f"{run.start}-{options.seed}").glob("*.mcz"))[-2])
+        network = mc.load(sorted(before.glob("*.mcz"))[-2])
     else:
         network = run.start(np.random.default_rng([options.seed, 1]))
     result = run_recipe(

@@ -315,6 +315,11 @@ def _looking(view: LatentView | None) -> Callable[[Sequential, int], View]:
 
 
 def _hits(outputs: Array, labels: Array) -> int:
+    if outputs.ndim != 2 or outputs.shape[1] == 0:
+        raise CompressionError(
+            f"the network must answer every input with numbers for classes, not with arrays of "
+            f"shape {outputs.shape[1:]}"
+        )
     return int(np.count_nonzero(outputs.argmax(-1) == labels))
 
 

@@ -21,6 +21,8 @@ Pair: TypeAlias = int | tuple[int, int]
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 Padding: TypeAlias = str | int | tuple[int, int] | Pads
 
+# Strides and the like: what is larger could not be counted in 64 bits everywhere.
+LONGEST = 2**31 - 1
 BLOCK_BYTES = 4 << 20
 KEPT_BYTES = 31 << 20
 
@@ -122,10 +124,10 @@ def conv_output_hw(
 def pair(value: Any, name: str, low: int) -> tuple[int, int]:
     """An int for both axes, or one for each."""
     if not isinstance(value, tuple | list):
-        return (integer(value, name, low),) * 2
+        return (integer(value, name, low, LONGEST),) * 2
     if len(value) != 2:
         raise CompressionError(f"{name} must be an int or a pair of ints, not {value!r}")
-    return integer(value[0], name, low), integer(value[1], name, low)
+    return integer(value[0], name, low, LONGEST), integer(value[1], name, low, LONGEST)
 
 
 def geometry(

@@ -30,7 +30,7 @@ from minicompress.pipeline.rate import (
     rate_view,
     without_dead_units,
 )
-from minicompress.pipeline.recipe import Step
+from minicompress.pipeline.recipe import Step, fingerprint
 
 # How far images are moved down and to the right: by a pixel in each direction, or not.
 STILL = ((0, 0),)
@@ -255,12 +255,20 @@ def smallest_file(
         )
         return state.latent
 
+    arrays = [array for array in (learn.x, learn.y, learn.answers) if array is not None]
+    settings = (
+        f"{first} to {last}, dense={dense}, anneal={anneal}, cool={cool}, restarts={restarts}, "
+        f"learning_rate={learning_rate}, shifts={learn.shifts}, lesson={fingerprint(*arrays)}"
+    )
     return (
-        *([Step("dense", train_dense)] if integer(dense, "dense", 0) else []),
-        Step("anneal", raise_price),
-        Step("cool", cool_down),
-        *(Step(f"restart {i + 1}", cool_down) for i in range(integer(restarts, "restarts", 0))),
-        Step("store", lambda latent, rng: quantized_model(latent)),
+        *([Step("dense", train_dense, settings)] if integer(dense, "dense", 0) else []),
+        Step("anneal", raise_price, settings),
+        Step("cool", cool_down, settings),
+        *(
+            Step(f"restart {i + 1}", cool_down, settings)
+            for i in range(integer(restarts, "restarts", 0))
+        ),
+        Step("store", lambda latent, rng: quantized_model(latent), settings),
     )
 
 

@@ -46,10 +46,14 @@ class Step(NamedTuple):
         Of letters, digits, blanks and the like: it becomes part of a file's name.
     run : callable
         ``run(model, rng)`` gives the next model; its weights may be representations.
+    settings : str
+        All that `run` depends on besides, as text: by it `run_recipe` tells whether what an earlier
+        run left in a folder is of this step. See `fingerprint` for arrays.
     """
 
     name: str
     run: Callable[[Sequential, np.random.Generator], Sequential]
+    settings: str = ""
 
 
 class StepRow(NamedTuple):
@@ -96,7 +100,8 @@ def run_recipe(
         Step i gets ``numpy.random.default_rng([seed, i])``.
     folder : str or path-like, optional
         Where to keep each step's model and the history; made if need be. If an earlier run of the
-        same steps, seed and model has left some there, they are not run again.
+        same steps (by name and settings), seed, model and coding has left some there, they are not
+        run again.
     measure : callable, optional
         ``measure(model)`` gives figures for the history, as of the validation images.
     coding : "smallest" | "huffman" | "packed"
@@ -112,7 +117,8 @@ def run_recipe(
     Raises
     ------
     CompressionError
-        Two steps have one name, the folder belongs to another recipe, or its history is damaged.
+        Two steps have one name, the folder belongs to another recipe, its history is damaged, or
+        its last model is not the one that was left there.
     FileFormatError
         A file in the folder is damaged.
     OSError
@@ -131,10 +137,10 @@ def run_recipe(
     if len(set(names)) != len(names):
         raise CompressionError(f"the steps of a recipe need names of their own, not {names}")
     seed = integer(seed, "seed", 0)
-    kept = None if folder is None else _Folder(Path(folder), model, names, seed)
+    kept = None if folder is None else _Folder(Path(folder), model, steps, seed, coding)
     history: list[StepRow] = [] if kept is None else kept.rows()
     if kept is not None and history:
-        model = load(kept.file(len(history) - 1))
+        model = kept.last(len(history))
     for row in history:
         if progress is not None:
             progress(row)
@@ -236,7 +242,11 @@ def deep_compression(
     if left.keys() != bits.keys() or 0.0 in left.values():
         raise CompressionError(f"kept and bits must be of the same layers, not {kept} and {bits}")
     learning_rate = real(learning_rate, "learning_rate", 0.0)
-    fine_tuning = integer(fine_tuning, "fine_tuning", 0)
+    fine_tuning, epochs = integer(fine_tuning, "fine_tuning", 0), integer(epochs, "epochs", 0)
+    settings = (
+        f"{left}, {dict(bits)}, rounds={rounds}, epochs={epochs}, fine_tuning={fine_tuning}, "
+        f"learning_rate={learning_rate}, images={fingerprint(*images)}"
+    )
     training = partial(retrained, images=images, learning_rate=learning_rate)
     steps = []
     for i in range(1, rounds + 1):
@@ -245,15 +255,16 @@ def deep_compression(
             for k, share in left.items()
         }
         steps += [
-            Step(f"prune {i}", partial(compressed, plan=prune)),
-            Step(f"retrain {i}", partial(training, epochs=integer(epochs, "epochs", 0))),
+            Step(f"prune {i}", partial(compressed, plan=prune), settings),
+            Step(f"retrain {i}", partial(training, epochs=epochs), settings),
         ]
     share: dict[int, Compressor] = {
         k: partial(_shared, prune=prune[k], n_clusters=2 ** integer(bits[k], "bits", 0, 16))
         for k in left
     }
     tune = partial(training, epochs=fine_tuning, learning_rate=learning_rate / 10)
-    return (*steps, Step("share", partial(compressed, plan=share)), Step("tune", tune))
+    last = Step("share", partial(compressed, plan=share), settings), Step("tune", tune, settings)
+    return (*steps, *last)
 
 
 def _shared(weight: Array, *, prune: Compressor, n_clusters: int) -> Compressed:
@@ -261,17 +272,33 @@ def _shared(weight: Array, *, prune: Compressor, n_clusters: int) -> Compressed:
     return chain(weight, prune, partial(cluster, n_clusters=n_clusters))
 
 
+def fingerprint(*arrays: Array) -> str:
+    """Arrays as a few characters of text, for the settings of a step.
+
+    Examples
+    --------
+    >>> fingerprint(np.zeros(2)) == fingerprint(np.zeros((2, 1)))
+    False
+    """
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).data)
+    return whole.hexdigest()[:16]
+
+
 class _Folder:
     """Where `run_recipe` keeps models and history."""
 
-    def __init__(self, path: Path, start: Sequential, names: list[str], seed: int) -> None:
-        self._path, self._names = path, names
+    def __init__(
+        self, path: Path, start: Sequential, steps: Sequence[Step], seed: int, coding: str
+    ) -> None:
+        self._path, self._names = path, [step.name for step in steps]
         path.mkdir(parents=True, exist_ok=True)
         self._made_for = {
             "seed": seed,
-            "steps": names,
-            # No CRC-32: of a file that ends with its own it is the same number for all.
-            "start": hashlib.sha256(dumps(start, coding="packed")).hexdigest()[:16],
+            "coding": coding,
+            "steps": [[step.name, step.settings] for step in steps],
+            "start": _digest(dumps(start, coding="packed")),
         }
 
     def file(self, i: int) -> Path:
@@ -284,17 +311,36 @@ class _Folder:
         try:
             found: dict[str, Any] = json.loads((self._path / HISTORY).read_text("utf-8"))
             made_for, rows = found["recipe"], [StepRow(**row) for row in found["history"]]
+            self._digest = found["model"]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CompressionError(f"{self._path / HISTORY} cannot be read: {error!r}") from None
         if made_for != self._made_for or [r.name for r in rows] != self._names[: len(rows)]:
             raise CompressionError(
-                f"{self._path} is of another recipe, seed or model: take a folder of its own"
+                f"{self._path} is of another recipe, seed or model, or of other settings: "
+                "take a folder of its own"
             )
         return rows
 
+    def last(self, count: int) -> Sequential:
+        """The model behind so many steps."""
+        path = self.file(count - 1)
+        model = load(path)
+        if _digest(path.read_bytes()) != self._digest:
+            raise CompressionError(f"{path} is not the model that was left there")
+        return model
+
     def keep(self, history: Sequence[StepRow]) -> None:
         """Write the history."""
-        text = {"recipe": self._made_for, "history": [row._asdict() for row in history]}
+        text = {
+            "recipe": self._made_for,
+            "model": _digest(self.file(len(history) - 1).read_bytes()),
+            "history": [row._asdict() for row in history],
+        }
         write_file(self._path / HISTORY, (json.dumps(text, indent=2) + "\n").encode())
+
+
+def _digest(blob: bytes) -> str:
+    """Of a file. No CRC-32: of one that ends with its own it is the same number for all."""
+    return hashlib.sha256(blob).hexdigest()[:16]

@@ -22,6 +22,7 @@ from minicompress.representation import (
     Quantized,
     Rep,
     Sparse,
+    check_letters,
     decode,
     dtype_of,
     shape_of,
@@ -33,6 +34,7 @@ Template: TypeAlias = tuple[int | None, ...]
 
 KINDS = (np.ndarray, Quantized, Sparse, Clustered, LowRank)
 SUBSCRIPTS = ("", "ir,ro->io", "hwir,ro->hwio", "hir,rwo->hwio", "ia,hwab,bo->hwio")
+INDEX_BYTES = 8
 # How deep representations may nest, and how long subscripts of another form may be.
 DEEPEST, LONGEST_SUBSCRIPTS = 16, 256
 # How a sparse array is written: gaps between its places; a bitmap of them; or, where all its values
@@ -183,6 +185,9 @@ def _code_places(section: Section, shape: tuple[int, ...], rep: Sparse, form: in
         mask = section.integers(shape, np.dtype(np.uint8), mask.reshape(rep.shape))
         if mask.max(initial=0) > 1:
             raise FileFormatError("a bitmap must hold 0 and 1")
+        section.claim(
+            int(np.count_nonzero(mask)), 2 * INDEX_BYTES
+        )  # and their differences, checked
         return freeze(np.flatnonzero(mask))
     count = section.number("count", rep.indices.size)
     gaps = np.diff(rep.indices, prepend=-1) - 1
@@ -205,6 +210,7 @@ def _code_low_rank(
     known = SUBSCRIPTS.index(rep.subscripts) if rep.subscripts in SUBSCRIPTS else 0
     subscripts = SUBSCRIPTS[section.choice("subscripts", known, len(SUBSCRIPTS))]
     subscripts = subscripts or _code_text(section, rep.subscripts)
+    check_letters(subscripts)
     left, _, output = subscripts.partition("->")
     if len(output) != len(shape):
         raise FileFormatError(f"{subscripts!r} does not give an array of {len(shape)} dimensions")

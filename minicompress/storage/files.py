@@ -16,7 +16,8 @@ def write_file(path: str | os.PathLike[str], blob: bytes) -> int:
     """Write a file that is whole or not there, and say how many bytes it has.
 
     What was there before stays until the new file is complete; if it cannot be written, that is an
-    OSError, and nothing is left behind.
+    OSError, and nothing is left behind. Through a link its target is written. What is no file but
+    a device or a pipe is written to as it is.
 
     Examples
     --------
@@ -26,6 +27,10 @@ def write_file(path: str | os.PathLike[str], blob: bytes) -> int:
     (3, b'abc', ['file'])
     """
     name = file_name(path)
+    if os.path.exists(name) and not os.path.isfile(name):
+        with open(name, "wb") as device:
+            return device.write(blob)
+    name = os.path.realpath(name)
     beside = f"{name}.{secrets.token_hex(4)}.part"
     try:
         with open(beside, "xb") as file:

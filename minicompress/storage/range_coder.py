@@ -20,7 +20,7 @@ import copy
 from collections import defaultdict
 from typing import Protocol, TypeAlias, TypeVar
 
-from minicompress.errors import FileFormatError
+from minicompress.errors import CompressionError, FileFormatError
 
 Context: TypeAlias = list[int]
 Name = TypeVar("Name")
@@ -33,6 +33,7 @@ FULL = 1 << 16
 LEARNED_BITS = 8
 # No number has more bits than this.
 LONGEST = 65
+MOST = 2**LONGEST - 2
 
 
 def new_context() -> Context:
@@ -225,8 +226,11 @@ def code_number(coder: Coder, numbers: Numbers, value: int) -> int:
     """Code an integer from 0 to ``2**65 - 2``: how many bits it has, then its bits.
 
     The bits of ``value + 1`` are counted in unary, a decision each (Elias's gamma code), and every
-    decision has a context of its own, so that any distribution of small numbers is learned.
+    decision has a context of its own, so that any distribution of small numbers is learned. A
+    larger one is a CompressionError.
     """
+    if value > MOST:
+        raise CompressionError(f"numbers up to {MOST} can be stored, not {value}")
     value += 1
     length, wanted = 0, value.bit_length() - 1
     while length < LONGEST - 1 and coder.code(numbers.longer[length], length < wanted):

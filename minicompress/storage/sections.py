@@ -217,11 +217,11 @@ class Reader(Section):
         if size == 0:
             return freeze(np.empty(shape, dtype))
         coding = CODINGS[self.choice("coding", 0, len(CODINGS))]
-        if coding == "packed":
-            return self._packed(shape, dtype)
-        # The others are decoded as int64 first, which is given back at once.
+        # All are decoded as 64-bit integers first, which are given back at once.
         self.claim(size, 8)
         self._left += 8 * size
+        if coding == "packed":
+            return self._packed(shape, dtype)
         if coding == "huffman":
             values = huffman_decode(self.bulk.take(self.number("length", 0)), max_count=size)
             if values.size != size:
