@@ -256,6 +256,26 @@ def test_nothing_may_be_left_of_a_layer(net, digits):
     assert result.model.layers[3].weight.indices.size == 160
 
 
+def test_whatever_is_changed_is_in_the_settings():
+    x, y = np.zeros((2, 4), np.float32), np.array([0, 1])
+    plain = {"images": (x, y), "kept": {0: 0.1}, "bits": {0: 5}}
+    changed = [
+        {"images": (x + 1, y)},
+        {"images": (x, y + 1)},
+        {"images": (x.astype(float), y)},
+        {"kept": {0: 0.2}},
+        {"bits": {0: 4}},
+        {"rounds": 3},
+        {"epochs": 7},
+        {"fine_tuning": 3},
+        {"learning_rate": 2e-3},
+    ]
+    steps = [deep_compression(**{**plain, **change}) for change in ({}, *changed)]
+    assert len({made[-1].settings for made in steps}) == len(steps)
+    assert all(len({step.settings for step in made}) == 1 for made in steps)
+    assert steps[0][0].settings == deep_compression(**plain, epochs=8)[0].settings
+
+
 def test_deep_compression_refuses(digits):
     for message, kept, bits, options in (
         ("same layers", {1: 0.5}, {3: 2}, {}),

@@ -290,6 +290,29 @@ def test_a_higher_price_makes_a_smaller_file(start, digits):
     assert 12 >= units[0] >= units[1] >= units[2] < 12
 
 
+def test_whatever_is_changed_is_in_the_settings():
+    x, y = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 1])
+    answers = np.zeros((1, 2, 10), np.float32)
+    plain = {"learn": Lesson(x, y), "prices": Prices(1e-7, 1e-4)}
+    changed = [
+        {"learn": Lesson(x + 1, y)},
+        {"learn": Lesson(x, y + 1)},
+        {"learn": Lesson(x, y, BY_A_PIXEL)},
+        {"learn": Lesson(x, y, STILL, answers)},
+        {"learn": Lesson(x, y, STILL, answers + 1)},
+        {"prices": Prices(2e-7, 1e-4)},
+        {"prices": Prices(1e-7, 2e-4)},
+        {"dense": 0},
+        {"anneal": 3},
+        {"cool": 3},
+        {"restarts": 2},
+        {"learning_rate": 2e-3},
+    ]
+    steps = [smallest_file(**{**plain, **change}) for change in ({}, *changed)]
+    assert len({made[-1].settings for made in steps}) == len(steps)
+    assert all(len({step.settings for step in made}) == 1 for made in steps)
+
+
 def test_refused(digits):
     learn = Lesson(*digits)
     for message, prices, options in (

@@ -281,8 +281,8 @@ def fingerprint(*arrays: Array) -> str:
     False
     """
     whole = hashlib.sha256()
-    for array in arrays:
-        whole.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).data)
+    for array in map(np.asarray, arrays):
+        whole.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
     return whole.hexdigest()[:16]
 
 
