@@ -29,7 +29,7 @@ HEAD = (
     "worst",
     "test error, mean",
     "worst",
-    "kept: seed",
+    "median: seed",
     "bytes",
     "test error",
 )
