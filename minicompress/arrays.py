@@ -60,7 +60,10 @@ def finite_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Arr
 
 def integer_array(value: ArrayLike, name: str) -> Array:
     """The value as an array of integers; bools and integral floats are not integers here."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise CompressionError(f"{name} must be an array: {error}") from None
     if array.dtype.kind not in "iu":
         raise CompressionError(f"{name} must be of an integer dtype, not {array.dtype}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -90,7 +93,10 @@ def real(value: Any, name: str, low: float, high: float = math.inf) -> float:
     wanted = f"a number from {low:g} to {high:g}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise CompressionError(f"{name} must be {wanted}, not {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond all floats
+        number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
         raise CompressionError(f"{name} must be {wanted}, not {number}")
     return number
@@ -149,7 +155,8 @@ def frozen(array: Array) -> Array:
     """A read-only, contiguous array of the same values that nobody else can write to.
 
     The array itself where that already holds: it is read-only, and so is everything it is a view
-    of. Anything else is copied, so that the caller's later writes stay the caller's.
+    of. Anything else is copied, so that the caller's later writes stay the caller's. (Who made an
+    array read-only, and holds an older view of it that is not, or lifts the lock, can still write.)
     """
     link: Any = array
     while isinstance(link, np.ndarray) and not link.flags.writeable:

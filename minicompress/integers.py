@@ -122,6 +122,8 @@ def dequantize_linear(
 ) -> Array:
     """ONNX's DequantizeLinear: ``(codes - zero_point) * scale``, rounded once.
 
+    Twice, to float64 and to the dtype, where the difference has more than 29 bits.
+
     Parameters
     ----------
     codes : ndarray of integers

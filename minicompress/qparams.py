@@ -175,7 +175,8 @@ def choose_qparams(
     percentile : float in (0, 100]
         How much "percentile" keeps, in per cent.
     power_of_two : bool
-        Round the scales up to powers of two. The error bound s/2 then holds without any slack.
+        Round the scales up to powers of two. The error bound s/2 then holds without any slack (but
+        where the next power is beyond the dtype: there the scale is rounded down).
     preserve_zero : bool
         Widen the range to hold 0.0, which then has a code of its own and decodes to 0.0. With
         False an affine zero point may lie outside the codes, by up to 2**30: what is narrower than
@@ -270,6 +271,8 @@ def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
     [-1.0, -0.5, 0.0, 0.5]
     """
     w = finite_array(weight, "weight")
+    if not isinstance(qparams, QParams):
+        raise CompressionError(f"qparams must be a QParams, not {qparams!r}")
     grid = qparams.grid(w)
     return grid.levels(grid.nearest(w.astype(np.float64)), w.dtype)
 

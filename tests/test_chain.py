@@ -230,6 +230,8 @@ BAD = [
     ((), "at least one compressor"),
     ((lambda w: w,), r"each compressor of a chain must return \(rep, Certificate\), not array"),
     ((int4, half), "nothing can follow a Quantized"),
+    ((half, 3), "a compressor is a function of an array, not 3"),
+    ((lambda w: int4(w)._replace(rep=np.array(w)), int4), "follow a plain array"),
     ((half, partial(quantize, axis=-1)), "axis=0 names the channels of a weight, but shape"),
     ((partial(prune_magnitude, amount=0.5, norm="max"), int4), "not 'max' ones"),
     ((lambda w: chain(w, half, int4), int4), "compressed already"),

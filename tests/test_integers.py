@@ -294,6 +294,7 @@ def test_wrapping_on_the_way_is_harmless():
 
 ONE, EYE = np.ones(3), np.eye(2, dtype=np.int8)
 BAD = {
+    "codes must be an array": lambda: dequantize_linear([[1], [1, 2]], 1.0, 0),
     "x must not hold NaN": lambda: quantize_linear(np.array([np.nan]), 1.0, 0),
     "x must be of dtype": lambda: quantize_linear(np.array([1]), 1.0, 0),
     "scale must be of dtype": lambda: quantize_linear(ONE, 1, 0),

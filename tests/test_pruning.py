@@ -270,6 +270,45 @@ def test_prune_channels(w, order, data):
     law_least_channels_go(prune_channels, w, count, axis, order)
 
 
+@given(
+    weights(min_ndim=1, max_ndim=1, empty=False, max_size=12),
+    st.sampled_from([1, 2, math.inf]),
+    st.data(),
+)
+def test_channels_of_the_same_entries_are_equal(channel, order, data):
+    """In whatever order they stand, and so is what differs by less than a rounding told apart."""
+    columns = [data.draw(st.permutations(channel.tolist())) for _ in range(3)]
+    with np.errstate(over="ignore"):
+        columns[data.draw(st.integers(0, 2))][0] *= data.draw(st.sampled_from([1.0, 0.999999999]))
+    w = np.array(columns, channel.dtype).T
+    law_least_channels_go(prune_channels, w, data.draw(st.integers(0, 2)), 1, order)
+
+
+@pytest.mark.parametrize(
+    ("columns", "orders"),
+    [
+        ([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], (1, 2)),
+        ([[1.0, 1.0], [2.0**-53, 0.0]], (1, 2)),
+        ([[1e-323, 5e-324, 1.7e308]], (1, 2, math.inf)),
+        ([[5e-324, 5e-324], [1e-323, 5e-324]], (1, 2)),
+    ],
+)
+def test_channels_nearer_than_a_rounding_are_told_apart(columns, orders):
+    w = np.array(columns)
+    for order in orders:
+        for turned in (w, w[:, ::-1].copy()):
+            law_least_channels_go(prune_channels, turned, 1, 1, order)
+
+
+def test_a_group_longer_than_the_axis_is_one_of_its_length():
+    w = np.arange(12.0).reshape(3, 4)
+    for m in (4, 10**12, 10**25):
+        assert decode(prune_n_m(w, n=1, m=m, axis=1).rep).tolist() == [
+            [0.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 7.0], [0.0, 0.0, 0.0, 11.0]
+        ]  # fmt: skip
+    assert decode(prune_n_m(w, n=10**12, m=10**13, axis=1).rep).tolist() == w.tolist()
+
+
 @pytest.mark.parametrize(
     ("amount", "n", "kept"), [(1.0, 4, 1), (0.9, 1, 1), (0.5, 5, 3), (0, 3, 3)]
 )
@@ -361,7 +400,11 @@ W = np.ones((2, 3))
         (lambda: prune_n_m(np.array(1.0), n=1, m=2, axis=0), "axis"),
         (lambda: prune_n_m(W * np.inf, n=1, m=2, axis=0), "weight"),
         (lambda: prune_channels(W, count=3, axis=1), "count"),
-        (lambda: prune_channels(W, count=4, axis=1), "count"),
+        (lambda: prune_channels(W, count=4, axis=1), "must be an int from 0 to 2, not 4"),
+        (lambda: prune_channels(W, count=1, axis=1, order=np.array([1, 2])), "order must be"),
+        (lambda: prune_channels(W, count=1, axis=1, order=np.True_), "order must be"),
+        (lambda: prune_magnitude(W, amount=10**400), "amount must be"),
+        (lambda: prune_global([W], amount=0.5, max_amount="0.5"), "max_amount"),
         (lambda: prune_channels(W, axis=1), "exactly one"),
         (lambda: prune_channels(W, count=1, axis=1, order=3), "order"),
         (lambda: prune_channels(W, count=1, axis=1, order=True), "order"),

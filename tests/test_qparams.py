@@ -371,6 +371,7 @@ def test_qparams_are_frozen_and_pickle():
 
 ONE, W = np.ones(()), np.ones((2, 3))
 BAD = {
+    "qparams must be a QParams, not None": lambda: fake_quantize(ONE, None),
     "scale must be positive": lambda: QParams(ONE * 0, np.array(0)),
     "scale must be finite": lambda: QParams(ONE * np.inf, np.array(0)),
     "scale must be of dtype": lambda: QParams(np.array(1), np.array(0)),

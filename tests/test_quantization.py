@@ -134,8 +134,9 @@ def test_an_entry_within_the_range_has_the_allowance_that_is_derived(x, scale, r
     Thousands of steps from zero, where a unit more of these is many of the bound's own.
     """
     grid = Grid(*map(np.array, (scale, -1e9, 1e9, 0.0)))
-    decoded = grid.levels(grid.nearest(x), dtype)
     info = np.finfo(dtype)
+    x = np.clip(x, -float(info.max) / 2, float(info.max) / 2)  # else the dtype is the range
+    decoded = grid.levels(grid.nearest(x), dtype)
     unit, eta = Fraction(float(info.eps)) / 2, Fraction(float(info.smallest_subnormal))
     for bound, a, b in zip(entry_bounds(x, decoded, grid, reach), exact(x), exact(decoded)):
         slack = 4 * U64 * abs(a) + (unit + 8 * U64) * abs(b) + eta
@@ -234,6 +235,20 @@ def law_tight(impl, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bound_is_attained(dtype):
     law_tight(quantize, dtype)
+
+
+def test_an_end_of_the_range_beyond_the_dtype_is_its_largest_number():
+    """All levels are from 72e307 on, and decode to the largest float64."""
+    q = QParams(np.array(1e307), np.array(-200))
+    law_error_below_bound(quantize, np.array([1e308]), q)
+    cert = quantize(np.array([1e308]), qparams=q, norm="max").cert
+    # The slack is u of the level, and 12 u of float64 of all that is added up.
+    assert cert.measured <= cert.bound <= cert.measured + 16 * 2.0**-53 * 1.8e308
+    half = QParams(np.array(1e3, "f2"), np.array(-200))
+    law_error_below_bound(quantize, np.array([1.0, 2.0], "f2"), half)
+    cert = quantize(np.array([1.0, 2.0], "f2"), qparams=half, norm="max").cert
+    assert cert.measured == 65503
+    assert cert.bound <= 65503 + 2 * 65504 * 2.0**-11  # the slack is u of the level
 
 
 # ---- the codes
@@ -479,7 +494,7 @@ BAD = {
     "num_bits must be": lambda: quantize(W, num_bits=1),
     "give qparams or num_bits": lambda: quantize(W, num_bits=8, qparams=Q),
     "give qparams or axis": lambda: quantize(W, axis=0, qparams=Q),
-    "qparams must be a QParams": lambda: quantize(W, qparams=0.5),
+    "qparams must be a QParams, not 0.5": lambda: quantize(W, qparams=0.5),
     "qparams must have scales": lambda: quantize(W, qparams=choose_qparams(W.T, axis=0)),
     "dtype float32": lambda: quantize(W.astype("f4"), qparams=Q),
 }

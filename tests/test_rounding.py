@@ -145,6 +145,13 @@ def test_draws_follow_the_generator():
 # ---- compensated
 
 
+def test_a_bound_that_can_be_told_is_finite():
+    """What compensation would move the second weight to is 2.9e308."""
+    w = np.array([[-5.900380758304178e307], [-1.1686388304387755e308]])
+    cert = compensated(w, np.array([[3.0, 1.0]]), num_bits=2, norm="max").cert
+    assert cert.measured <= cert.bound < np.finfo(float).max
+
+
 def compensated(w, calibration, **options):
     return quantize(w, rounding="compensated", calibration=calibration, **options)
 

@@ -161,7 +161,82 @@ def reads_only_writable(w):
     return half(w)
 
 
+def overwrites(layout):
+    """Writes zeros into arrays of one layout only."""
+
+    def compressor(w):
+        result = half(w)
+        if w.flags.writeable and layout(w):
+            w[...] = 0
+        return result
+
+    return compressor
+
+
+def keeps_a_view(w):
+    """Copies what is in C order, and hands back a view of all else."""
+    rep = np.array(w) if w.flags.c_contiguous else w[...]
+    rep = rep if rep.dtype.isnative else rep.astype(rep.dtype.newbyteorder("="))
+    rep.flags.writeable = False
+    return Compressed(rep, half(w).cert._replace(bound=0.0, measured=0.0))
+
+
+def looks_at_both_ends(w):
+    """Refuses NaN at the first and the last place, and takes it for zero elsewhere."""
+    ends = w.ravel()[[0, -1]] if w.size else w.ravel()
+    return half(np.where(np.isfinite(w), w, 0) if np.isfinite(ends).all() else w)
+
+
+def dense_and_sparse(counter):
+    """The same values every time, stored in two ways by turns."""
+
+    def compressor(w):
+        counter.calls += 1
+        array = np.array(w, w.dtype.newbyteorder("="))
+        array.flags.writeable = False
+        rep = Sparse(w.shape, np.arange(w.size), array.ravel()) if counter.calls % 2 else array
+        return recertified(rep, array)
+
+    return compressor
+
+
+def scratch(buffers):
+    """Hands out views of one buffer for each size, which the next call of that size overwrites."""
+
+    def compressor(w):
+        native = np.asarray(w, w.dtype.newbyteorder("="))
+        rep, cert = half(native)
+        buffer = buffers.setdefault((native.dtype.str, w.shape), np.zeros(w.shape, native.dtype))
+        buffer[...] = decode(rep)
+        view = buffer[...]
+        view.flags.writeable = False
+        return Compressed(view, cert)
+
+    return compressor
+
+
+def slow_and_refuses_empty(w):
+    time.sleep(0.002)
+    return refuses_empty(w)
+
+
 PLANTED = {
+    "writes to Fortran arrays": overwrites(
+        lambda w: w.flags.f_contiguous and not w.flags.c_contiguous
+    ),
+    "writes to strided arrays": overwrites(
+        lambda w: not (w.flags.c_contiguous or w.flags.f_contiguous)
+    ),
+    "writes to byte-swapped arrays": overwrites(lambda w: not w.dtype.isnative),
+    "views of Fortran arrays": keeps_a_view,
+    "NaN in the middle": looks_at_both_ends,
+    "another representation every time": dense_and_sparse(Counter()),
+    "results that the next call overwrites": scratch({}),
+    "refuses empty arrays, slowly": slow_and_refuses_empty,
+    "a bound that is None": lies(bound=lambda c: None),
+    "a bound that is text": lies(bound=lambda c: str(c.bound)),
+    "a tuple for a certificate": lambda w: (half(w).rep, tuple(half(w).cert)),
+    "a norm that is an array": lies(norm=lambda c: np.array([c.norm])),
     "measured 0.1 % off": lies(measured=lambda c: c.measured * 0.999),
     "measured larger than it is": lies(
         measured=lambda c: c.measured * 1.001, bound=lambda c: c.bound * 1.002
@@ -311,6 +386,16 @@ def test_purity_is_checked_inside_values_too():
         check_pure(writes_inside, {"w": [np.ones(2)]})
     with pytest.raises(AssertionError, match="'read-only arguments are accepted'"):
         check_pure(lambda x: x.__setitem__(0, x[0]), np.ones(2))
+    for grows, argument in [
+        (lambda xs: xs.append(1), [np.ones(2)]),
+        (lambda d: d.pop("a"), {"a": np.ones(2)}),
+        (lambda xs: xs.__setitem__(0, 2.0), [1.0]),
+        (lambda xs: xs.__setitem__(0, np.ones(3)), [np.ones(2)]),
+    ]:
+        with pytest.raises(AssertionError, match="what held the arrays was"):
+            check_pure(grows, argument)
+    with pytest.raises(AssertionError, match="the same arguments give the same result"):
+        check_pure(lambda x, signs=[0.0, -0.0]: signs.pop(), np.ones(2))
     state = [0]
 
     def drifts(x):
@@ -393,6 +478,18 @@ class Transposed(Dense):
         return y, transposed
 
 
+class Silent(Dense):
+    def vjp(self, x, **options):
+        y, pullback = super().vjp(x, **options)
+        return y, lambda dy: (pullback(dy)[0], {})
+
+
+class Loud(Tanh):
+    def vjp(self, x, **options):
+        y, pullback = super().vjp(x, **options)
+        return y, lambda dy: (pullback(dy)[0], {"more": dy})
+
+
 class Narrow(Tanh):
     def forward(self, x):
         return super().forward(x).astype(np.float32)
@@ -408,6 +505,8 @@ WRONG_LAYERS = {
     "vjp gives the output of forward": Other(),
     "output_shape is the shape": Misshapen(),
     "a gradient has the shape of its argument": Transposed(np.ones((3, 2))),
+    "weight and bias have gradients": Silent(np.ones((3, 2))),
+    "nothing else but parameters": Loud(),
     "dtype in, dtype out": Narrow(),
     "without input_gradient it is None": Greedy(),
 }

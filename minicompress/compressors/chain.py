@@ -78,6 +78,9 @@ def chain(weight: ArrayLike, *compressors: Compressor) -> Compressed:
     """
     if not compressors:
         raise CompressionError("chain needs at least one compressor")
+    for compressor in compressors:
+        if not callable(compressor):
+            raise CompressionError(f"a compressor is a function of an array, not {compressor!r}")
     return _chain(finite_array(weight, "weight"), compressors)
 
 
@@ -107,6 +110,8 @@ def _chain(w: Array, compressors: tuple[Compressor, ...]) -> Compressed:
             after = [decode(f) for f in rep.factors]
             errors = [i.cert.bound for i in inners]
             bound = upward(cert.bound + _product_bound(before, after, errors, subscripts), 8)
+        case np.ndarray():
+            raise CompressionError("nothing can follow a plain array in a chain: it has no parts")
         case Quantized():
             raise CompressionError("nothing can follow a Quantized in a chain: its codes are final")
         case _:

@@ -30,8 +30,10 @@ from minicompress.norms import (
     as_matrix,
     error_norm,
     fro_upper,
+    gamma,
     norm2_upper,
     norm_of,
+    smallest_subnormal,
 )
 from minicompress.representation import Certificate, Compressed, Sparse, decode
 
@@ -144,6 +146,8 @@ def prune_n_m(
     kind = choice(norm, "norm", NORMS)
     along = normal_axis(axis, "axis", w.ndim)
     integer(n, "n", 0, integer(m, "m", 1))
+    longest = max(w.shape[along], 1)  # what of a group is beyond the axis is not there anyway
+    n, m = min(n, longest), min(m, longest)
     # Whole groups, by what is dropped before anything else and stands nowhere.
     missing = [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[along] % m)]
 
@@ -214,26 +218,25 @@ def prune_channels(
     w = finite_array(weight, "weight")
     kind = choice(norm, "norm", NORMS)
     along = normal_axis(axis, "axis", w.ndim)
-    if isinstance(order, bool) or order not in (1, 2, math.inf):
+    if isinstance(order, bool | np.bool_ | np.ndarray) or order not in (1, 2, math.inf):
         raise CompressionError(f"order must be 1, 2 or numpy.inf, not {order!r}")
     channels = w.shape[along]
-    dropped = min(_how_many(amount, count, channels), max(channels - 1, 0))
-    if count is not None and dropped < count:
-        raise CompressionError(
-            f"count must leave one of the {channels} channels, not drop {count} of them"
-        )
+    most = max(channels - 1, 0)
+    if count is not None:
+        integer(count, f"count, which must leave one of {channels} channels,", 0, most)
+    dropped = min(_how_many(amount, count, channels), most)
     slices = np.moveaxis(w.astype(np.float64), along, 0)
     slices = np.ascontiguousarray(slices).reshape(channels, w.size // max(channels, 1))
     # Only as far down as the sum of a slice needs in order not to overflow.
     top = int(np.frexp(np.abs(slices).max(initial=0))[1]) + slices.shape[1].bit_length()
-    slices = np.ldexp(slices, min(1023 - top, 0))
+    scaled = np.ldexp(slices, min(1023 - top, 0))
     if order == 2:
-        scores = np.array([norm_of(channel) for channel in slices])
+        scores = np.array([norm_of(channel) for channel in scaled])
     else:
-        sizes = np.abs(slices)
+        sizes = np.abs(scaled)
         scores = sizes.sum(axis=1) if order == 1 else sizes.max(axis=1, initial=0)
     gone = np.zeros(channels, bool)
-    gone[_least(scores, dropped)] = True
+    gone[_in_exact_order(slices, scores, order)[:dropped]] = True
     spread = gone.reshape([-1 if i == along else 1 for i in range(w.ndim)])
     return drop(w, np.flatnonzero(np.broadcast_to(spread, w.shape)), kind)
 
@@ -333,6 +336,41 @@ def _least(scores: Array, count: int) -> Array:
     return np.argsort(scores.reshape(-1), kind="stable")[:count]
 
 
+def _in_exact_order(slices: Array, scores: Array, order: float) -> list[int]:
+    """Rows by their norms, of which the scores are roundings; equal ones by their index.
+
+    A score errs by at most gamma of the length, and by half a subnormal an entry: rows that come so
+    near to each other, and no others, are compared in integers.
+    """
+    ranked = np.argsort(scores, kind="stable").tolist()
+    length = slices.shape[1]
+    slack, least = 4 * gamma(length + 4), 2 * (length + 1) * smallest_subnormal(np.dtype(float))
+    found: list[int] = []
+    start = 0
+    for end in range(1, len(ranked) + 1):
+        apart = end == len(ranked) or (
+            scores[ranked[end]] > scores[ranked[end - 1]] * (1 + slack) + least
+        )
+        if apart:
+            near = ranked[start:end]
+            if len(near) > 1:
+                near.sort(key=lambda row: (_exact_power(slices[row], order), row))
+            found += near
+            start = end
+    return found
+
+
+def _exact_power(row: Array, order: float) -> int:
+    """The norm of a row to the power of its order, in units that are the same for all rows."""
+    mantissas, exponents = np.frexp(np.abs(row[row != 0]))
+    wholes = np.ldexp(mantissas, 53).astype(np.int64).tolist()
+    # No float64 has an exponent below -1073.
+    values = [m << e for m, e in zip(wholes, (exponents + 1073).tolist(), strict=True)]
+    if order == math.inf:
+        return max(values, default=0)
+    return sum(value**2 if order == 2 else value for value in values)
+
+
 def _how_many(amount: float | None, count: int | None, size: int) -> int:
     """The number that is meant by the one of the two options that is given."""
     if exactly_one(amount=amount, count=count) == "count":
@@ -358,12 +396,13 @@ def _several(values: Any, name: str, length: int | None = None) -> list[Any]:
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise CompressionError(f"{name} must be a sequence of arrays, not {type(values).__name__}")
     if length is not None and len(values) != length:
-        raise CompressionError(f"{name} must be {length}, one for each array, not {len(values)}")
+        raise CompressionError(
+            f"{name} must have {length} entries, one for each array, not {len(values)}"
+        )
     return list(values)
 
 
 def _one_each(value: Any, length: int) -> list[Any]:
     """One option for each array, where one for all may be given."""
-    return (
-        _several(value, "max_amount", length) if isinstance(value, Sequence) else [value] * length
-    )
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return _several(value, "max_amount", length) if several else [value] * length

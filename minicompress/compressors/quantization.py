@@ -185,7 +185,9 @@ def entry_bounds(x: Array, decoded: Array, grid: Grid, reach: float = 0.5) -> Ar
     held = (grid.low <= 0) & (grid.high >= 0)  # then 0.0 has a code of its own
     with np.errstate(over="ignore", under="ignore"):
         step = grid.scale * reach
-        outside = np.maximum(grid.low * grid.scale - x, x - grid.high * grid.scale)
+        top = float(np.finfo(decoded.dtype).max)  # of what decodes
+        low, high = (np.clip(end * grid.scale, -top, top) for end in (grid.low, grid.high))
+        outside = np.maximum(low - x, x - high)
         bound = np.maximum(step, outside)
         # A power of two times an integer of few bits is exact in every dtype, and so is x / scale.
         # Where the range holds zero, `outside` <= step is decided exactly too (Sterbenz: x is

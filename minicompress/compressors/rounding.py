@@ -19,7 +19,7 @@ DAMPING = 0.01
 
 
 def stochastic_steps(x: Array, grid: Grid, dtype: DType, rng: np.random.Generator) -> Array:
-    """Up or down at random, such that the expected level is x where x is within the range.
+    """Up or down at random, such that the expected step is x / scale where x is within the range.
 
     What is a level already stays, although its quotient by the scale may not be an integer.
     """
@@ -60,7 +60,8 @@ def compensated_steps(
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         targets, steps = _nearest_plane(w, flat, dtype, inputs)
         better = _comes_nearer(inputs, w - flat.levels(steps, dtype), w - flat.levels(plain, dtype))
-    better &= np.isfinite(targets).all(axis=0)
+    # So far as errors and moves can be added up; NaN is not.
+    better &= (np.abs(targets - w) <= np.finfo(np.float64).max / 8).all(axis=0)
     targets, steps = np.where(better, targets, w), np.where(better, steps, plain)
     return targets.reshape(shape), steps.reshape(shape)
 
