@@ -544,6 +544,13 @@ def on(law, *cases):
     return lambda wrong: [law(wrong, *case) for case in cases]
 
 
+def by_rounded_norms(w, *, count, axis, order):
+    sizes = np.linalg.norm(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1), order, axis=1)
+    gone = np.isin(np.arange(w.shape[axis]), np.argsort(sizes, kind="stable")[:count])
+    left = np.where(np.expand_dims(gone, [i for i in range(w.ndim) if i != axis]), 0.0, w)
+    return Compressed(left, Certificate("fro", 0.0, 0.0))
+
+
 every = on(law_the_least_go_ties_by_index, (CONSTANT, 3), (MIXED, 2), (MIXED, 4))
 counts = on(law_counts_are_exact, (CONSTANT, 3), (MIXED, 3), (MIXED, 1))
 survivors = on(law_survivors_are_bitwise_equal, (np.array([0.0, -0.0]), 1), (MIXED, 3))
@@ -573,6 +580,10 @@ PLANTED = {
     "the order is ignored": (
         on(law_least_channels_go, (np.array([[2.0, 3.0], [2.0, 0.0]]), 1, 1, 1)),
         always_two,
+    ),
+    "channels of norms compared as they are rounded": (
+        on(law_least_channels_go, (np.array([[1.0, 1.0], [2.0**-53, 0.0]]), 1, 1, 2)),
+        by_rounded_norms,
     ),
     "global: each array its share": (
         on(law_least_of_all_arrays_go, ([CONSTANT, 2 * CONSTANT], 6, 1.0)),
