@@ -37,8 +37,9 @@ def main(figure="08_deep_compression.png", file="08_deep_compression.mcz"):
         coding="huffman",
         measure=lambda network: {"accuracy": mc.accuracy(network, *validation)},
     )
-    for name, size, figures in made.history:
-        print(f"{name:9}  {size:6,}  {dense / size:13.1f}  {figures['accuracy']:8.2%}")
+    for row in made.history:
+        accuracy = row.figures["accuracy"]
+        print(f"{row.name:9}  {row.bytes:6,}  {dense / row.bytes:13.1f}  {accuracy:8.2%}")
 
     # What counts is the file, and what is read from it.
     mc.save(made.model, file, coding="huffman")

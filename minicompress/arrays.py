@@ -95,8 +95,8 @@ def real(value: Any, name: str, low: float, high: float = math.inf) -> float:
         raise CompressionError(f"{name} must be {wanted}, not {value!r}")
     try:
         number = float(value)
-    except OverflowError:  # an int beyond all floats
-        number = math.inf
+    except OverflowError:
+        raise CompressionError(f"{name} must be {wanted}, not an int beyond all floats") from None
     if not (math.isfinite(number) and low <= number <= high):
         raise CompressionError(f"{name} must be {wanted}, not {number}")
     return number

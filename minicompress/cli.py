@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CompressionError, MemoryError) as error:
         print(f"minicompress: error: {str(error) or 'not enough memory'}", file=sys.stderr)
         return 2
-    except OSError as error:  # of standard output: what is written elsewhere has its own message
+    except OSError as error:  # of standard output: files have messages of their own
         if not isinstance(error, BrokenPipeError):
-            print(f"minicompress: error: cannot write: {error.strerror}", file=sys.stderr)
+            print(f"minicompress: error: {error.strerror or error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
         return 2
     except KeyboardInterrupt:

@@ -116,13 +116,15 @@ def load_mnist(folder: str | os.PathLike[str], split: str) -> Images:
         place = Path(folder)
     except TypeError:
         raise CompressionError(f"folder must be a path, not {folder!r}") from None
-    if not place.is_dir():
-        problem = "is not a folder" if place.exists() else "does not exist"
-        raise FileFormatError(f"folder {str(folder)!r} {problem}")
-
     prefix = "t10k" if split == "test" else "train"
-    images_path = _find(place, f"{prefix}-images-idx3-ubyte")
-    labels_path = _find(place, f"{prefix}-labels-idx1-ubyte")
+    try:
+        if not place.is_dir():
+            problem = "is not a folder" if place.exists() else "does not exist"
+            raise FileFormatError(f"folder {str(folder)!r} {problem}")
+        images_path = _find(place, f"{prefix}-images-idx3-ubyte")
+        labels_path = _find(place, f"{prefix}-labels-idx1-ubyte")
+    except OSError as error:
+        raise FileFormatError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from None
     labels = _read_idx(labels_path, entry=())
     images = _read_idx(images_path, entry=(28, 28))
     if len(images) != len(labels):

@@ -22,7 +22,6 @@ from minicompress.arrays import (
     Array,
     DType,
     Value,
-    cast_finite,
     flag,
     float_array,
     freeze,
@@ -33,9 +32,7 @@ from minicompress.arrays import (
 )
 from minicompress.errors import CompressionError
 from minicompress.integers import code_range, dequantize_linear, qparam_shape
-
-# Of an array in NumPy 1.26.
-MOST_AXES = 32
+from minicompress.subscripts import check_subscripts, output_shape, product
 
 
 class Certificate(NamedTuple):
@@ -87,7 +84,7 @@ class LowRank(Value):
 
     def __post_init__(self) -> None:
         factors = tuple(_part(f, f"factors[{i}]") for i, f in enumerate(self.factors))
-        _check_subscripts(self.subscripts, [shape_of(f) for f in factors])
+        check_subscripts(self.subscripts, [shape_of(f) for f in factors])
         dtypes = {dtype_of(f) for f in factors}
         if len(dtypes) != 1:
             raise CompressionError(f"factors must have one dtype, not {sorted(map(str, dtypes))}")
@@ -250,7 +247,7 @@ def shape_of(rep: Rep) -> tuple[int, ...]:
     """The shape of the decoded array."""
     match rep:
         case LowRank(factors, subscripts):
-            return _output_shape(subscripts, [shape_of(f) for f in factors])
+            return output_shape(subscripts, [shape_of(f) for f in factors])
         case Sparse(shape, _, _):
             return shape
         case Quantized() | Clustered():
@@ -291,7 +288,7 @@ def decode(rep: Rep) -> Array:
     """
     match rep:
         case LowRank(factors, subscripts):
-            return freeze(_product([decode(f) for f in factors], subscripts))
+            return freeze(product([decode(f) for f in factors], subscripts))
         case Sparse(shape, indices, values):
             array = np.zeros(math.prod(shape), dtype_of(rep))
             array[indices] = decode(values)
@@ -401,57 +398,3 @@ def _index_bits(rep: Sparse) -> int:
     """Where the values stand: a bit for every entry, or each one's index, whichever is less."""
     n = math.prod(rep.shape)
     return min(whole_bytes(n), whole_bytes(rep.indices.size * bits_for(n)))
-
-
-def check_letters(subscripts: str) -> None:
-    """Refuse subscripts of which a letter is not in the output and a factor, or in two factors."""
-    if not isinstance(subscripts, str) or subscripts.count("->") != 1:
-        raise CompressionError(f"subscripts must be like 'ir,ro->io', not {subscripts!r}")
-    left, output = subscripts.split("->")
-    everywhere = left.replace(",", "") + output
-    letters = everywhere.isascii() and everywhere.isalpha()
-    if not letters or any(everywhere.count(letter) != 2 for letter in everywhere):
-        raise CompressionError(
-            f"every letter of {subscripts!r} must be one from a to z or A to Z, and stand in the "
-            "output and one factor, or in two factors"
-        )
-    if max(len(term) for term in (*left.split(","), output)) > MOST_AXES:
-        raise CompressionError(f"an array has at most {MOST_AXES} axes, unlike in {subscripts!r}")
-
-
-def _check_subscripts(subscripts: str, shapes: list[tuple[int, ...]]) -> None:
-    check_letters(subscripts)
-    terms = subscripts.split("->")[0].split(",")
-    if len(terms) != len(shapes) or len(terms) < 2:
-        raise CompressionError(
-            f"subscripts {subscripts!r} must name two or more factors, one term each; "
-            f"there are {len(shapes)}"
-        )
-    sizes: dict[str, int] = {}
-    for i, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
-        if len(term) != len(shape):
-            raise CompressionError(f"factors[{i}] of shape {shape} does not fit the term {term!r}")
-        for letter, n in zip(term, shape, strict=True):
-            if sizes.setdefault(letter, n) != n:
-                raise CompressionError(
-                    f"axis {letter!r} of {subscripts!r} is {sizes[letter]} in one factor and {n} "
-                    f"in another: shapes {shapes}"
-                )
-
-
-def _output_shape(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    left, output = subscripts.split("->")
-    sizes = dict(zip(left.replace(",", ""), (n for s in shapes for n in s), strict=True))
-    return tuple(sizes[letter] for letter in output)
-
-
-def _product(factors: list[Array], subscripts: str) -> Array:
-    """The einsum in float64, each factor scaled by a power of two so that no step overflows."""
-    scaled, exponent = [], 0
-    for factor in factors:
-        shift = int(np.frexp(np.abs(factor).max(initial=0))[1])
-        scaled.append(np.ldexp(factor.astype(np.float64), -shift))
-        exponent += shift
-    with np.errstate(over="ignore", under="ignore"):
-        product = np.ldexp(np.einsum(subscripts, *scaled, optimize=True), exponent)
-        return cast_finite(product, factors[0].dtype)

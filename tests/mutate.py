@@ -36,6 +36,7 @@ TESTS = {
     "norms.py": "norms lowrank",
     "integers.py": "integers quantization",
     "qparams.py": "qparams quantization",
+    "subscripts.py": "representation",
     "representation.py": "representation",
     "compressors/lowrank.py": "lowrank",
     "compressors/tucker.py": "tucker",

@@ -165,14 +165,19 @@ def empty_sparse(*shape):
     return mc.Sparse(shape, np.zeros(0, int), np.zeros(0))
 
 
+def begun(inputs, kind, dtype):
+    """A writer in the middle of a network of one dense layer: its weight's kind is written."""
+    writer = Writer()
+    for name, value in (("layers", 1), ("layer", 0), ("size", inputs)):
+        writer.number(name, value)
+    writer.number("kind", kind)
+    writer.number("dtype", dtype)
+    return writer
+
+
 def alternating(count):
     """Codes that cost no bits to speak of, once they are learned."""
-    writer = Writer(("sequence",))
-    writer.number("layers", 1)
-    writer.number("layer", 0)
-    writer.number("size", 1)  # inputs
-    writer.number("kind", 1)
-    writer.number("dtype", 1)
+    writer = begun(1, 1, 1)
     writer.number("size", count)
     writer.number("bits", 2)
     writer.flag("signed", True)
@@ -185,12 +190,7 @@ def alternating(count):
 
 def bitmap_of_ones(count):
     """A column of which every entry is there, in a bitmap that takes no bits."""
-    writer = Writer()
-    writer.number("layers", 1)
-    writer.number("layer", 0)
-    writer.number("size", count)  # inputs
-    writer.number("kind", 2)
-    writer.number("dtype", 0)
+    writer = begun(count, 2, 0)
     writer.number("size", 1)
     writer.number("form", 1)
     writer._put_integers("packed", np.ones(1, np.int64), (1,))
@@ -279,9 +279,7 @@ def test_nesting_is_limited():
 
 def subscripted(subscripts, shape):
     """A network whose weight has factors by these subscripts, the first of so many axes."""
-    writer = Writer()
-    for name, value in (("layers", 1), ("layer", 0), ("size", 1), ("kind", 4), ("dtype", 1)):
-        writer.number(name, value)
+    writer = begun(1, 4, 1)
     writer.number("subscripts", 0)
     writer.number("text", len(subscripts))
     for letter in subscripts:
@@ -301,9 +299,7 @@ def test_factors_of_too_many_axes_are_refused():
 
 def test_indices_that_wrap_around_are_refused():
     """Gaps that go around twice and end in the range, with every step but two upward."""
-    writer = Writer()
-    for name, value in (("layers", 1), ("layer", 0), ("size", 2), ("kind", 2), ("dtype", 1)):
-        writer.number(name, value)
+    writer = begun(2, 2, 1)
     writer.number("size", 3)
     writer.number("form", 0)
     writer.number("count", 5)

@@ -194,6 +194,8 @@ def test_a_file_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
 
 
 def test_bad_folders(tmp_path):
+    with pytest.raises(FileFormatError, match="cannot be read: File name too long"):
+        load_mnist(tmp_path / (300 * "x"), "train")
     with pytest.raises(FileFormatError, match="does not exist"):
         load_mnist(tmp_path / "nowhere", "train")
     (tmp_path / "file").touch()

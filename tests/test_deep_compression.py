@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from recipe_models import contents
+from recipe_models import contents, law_changes_are_seen
 
 from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits
@@ -270,10 +270,7 @@ def test_whatever_is_changed_is_in_the_settings():
         {"fine_tuning": 3},
         {"learning_rate": 2e-3},
     ]
-    steps = [deep_compression(**{**plain, **change}) for change in ({}, *changed)]
-    assert len({made[-1].settings for made in steps}) == len(steps)
-    assert all(len({step.settings for step in made}) == 1 for made in steps)
-    assert steps[0][0].settings == deep_compression(**plain, epochs=8)[0].settings
+    law_changes_are_seen(deep_compression, plain, changed)
 
 
 def test_deep_compression_refuses(digits):

@@ -1,6 +1,5 @@
 """Every example runs, prints its table, and draws where there is something to draw with."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -211,6 +210,9 @@ def test_a_record_is_trained_taken_up_again_and_summed_up(tmp_path):
     write_noise_mnist(tmp_path)
     out = tmp_path / "runs"
     where = ("--folder", tmp_path, "--out", out)
+    done = run("records/train", tmp_path, "lenet5", *where)
+    assert done.returncode == 2
+    assert "lenet5 goes on from lenet5_accurate: run that to its end first" in done.stderr
     for name in ("lenet5_accurate", "lenet5"):
         done = run("records/train", tmp_path, name, *where)
         assert done.returncode == 0, done.stderr
@@ -220,7 +222,6 @@ def test_a_record_is_trained_taken_up_again_and_summed_up(tmp_path):
     steps[-1].unlink()  # as if it had been broken off before its last step
     history = json.loads((out / "lenet5-0" / "history.json").read_text())
     history["history"].pop()
-    history["model"] = hashlib.sha256(steps[-2].read_bytes()).hexdigest()[:16]
     (out / "lenet5-0" / "history.json").write_text(json.dumps(history))
     (out / "lenet5-0.mcz").unlink()
     assert run("records/train", tmp_path, "lenet5", *where).returncode == 0

@@ -222,7 +222,7 @@ DAMAGED = {
     "nothing": lambda text: b"null",
     "no history": lambda text: b'{"recipe": {}}',
     "nested without end": lambda text: 100_000 * b"[",
-    "no digest": lambda text: text.replace(b'"model"', b'"mode"'),
+    "no digest": lambda text: text.replace(b'"digest"', b'"more"'),
     "no recipe": lambda text: b'{"history": []}',
     "a history that is none": lambda text: text.replace(b'"history": [', b'"history": 5, "": ['),
     "rows that are none": lambda text: text.replace(b'"history": [', b'"history": [5,'),

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minicompress"
 
 ORDER = {
-    "": "errors arrays norms integers qparams representation datasets",
+    "": "errors arrays norms integers qparams subscripts representation datasets",
     "compressors": "lowrank tucker pruning schedules rounding quantization clustering chain",
     "nn": "windows direct winograd convolution pooling activations losses factors weightless "
     "normalization layers model optimizers training architectures "

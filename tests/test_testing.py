@@ -220,7 +220,14 @@ def slow_and_refuses_empty(w):
     return refuses_empty(w)
 
 
+def writes_where_it_may(w):
+    if w.flags.writeable:
+        np.abs(w, out=w)
+    return half(w)
+
+
 PLANTED = {
+    "writes to what may be written to": writes_where_it_may,
     "writes to Fortran arrays": overwrites(
         lambda w: w.flags.f_contiguous and not w.flags.c_contiguous
     ),
@@ -391,11 +398,14 @@ def test_purity_is_checked_inside_values_too():
         (lambda d: d.pop("a"), {"a": np.ones(2)}),
         (lambda xs: xs.__setitem__(0, 2.0), [1.0]),
         (lambda xs: xs.__setitem__(0, np.ones(3)), [np.ones(2)]),
+        (lambda pair: pair[0].append(pair[1].pop()), ([1.0], [2.0])),
     ]:
-        with pytest.raises(AssertionError, match="what held the arrays was"):
+        with pytest.raises(AssertionError, match=r"they held .* and now hold"):
             check_pure(grows, argument)
     with pytest.raises(AssertionError, match="the same arguments give the same result"):
         check_pure(lambda x, signs=[0.0, -0.0]: signs.pop(), np.ones(2))
+    with pytest.raises(AssertionError, match="array 0 of its arguments"):
+        check_pure(lambda x: x.resize((2, 1), refcheck=False), np.ones(2))
     state = [0]
 
     def drifts(x):

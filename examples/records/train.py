@@ -103,8 +103,8 @@ def main() -> None:
     options = parser.parse_args()
     run, start = RUNS[options.name], time.monotonic()
 
-    before = options.out / f"{run.start}-{options.seed}"
-    if isinstance(run.start, str) and not Path(f"{before}.mcz").exists():
+    base = options.out / f"{run.start}-{options.seed}" if isinstance(run.start, str) else None
+    if base and not Path(f"{base}.mcz").exists():
         parser.error(f"{options.name} goes on from {run.start}: run that to its end first")
     x, y = mc.load_mnist(options.folder, "train")
     validation = mc.load_mnist(options.folder, "validation")
@@ -140,8 +140,8 @@ def main() -> None:
         restarts=run.restarts,
     )
     folder = options.out / f"{options.name}-{options.seed}"
-    if isinstance(run.start, str):  # its last latent model: what came before "store"
-        network = mc.load(sorted(before.glob("*.mcz"))[-2])
+    if base:  # its last latent model: what came before "store"
+        network = mc.load(sorted(base.glob("*.mcz"))[-2])
     else:
         network = run.start(np.random.default_rng([options.seed, 1]))
     result = run_recipe(

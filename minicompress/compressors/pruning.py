@@ -227,16 +227,8 @@ def prune_channels(
     dropped = min(_how_many(amount, count, channels), most)
     slices = np.moveaxis(w.astype(np.float64), along, 0)
     slices = np.ascontiguousarray(slices).reshape(channels, w.size // max(channels, 1))
-    # Only as far down as the sum of a slice needs in order not to overflow.
-    top = int(np.frexp(np.abs(slices).max(initial=0))[1]) + slices.shape[1].bit_length()
-    scaled = np.ldexp(slices, min(1023 - top, 0))
-    if order == 2:
-        scores = np.array([norm_of(channel) for channel in scaled])
-    else:
-        sizes = np.abs(scaled)
-        scores = sizes.sum(axis=1) if order == 1 else sizes.max(axis=1, initial=0)
     gone = np.zeros(channels, bool)
-    gone[_in_exact_order(slices, scores, order)[:dropped]] = True
+    gone[_least_rows(slices, order, dropped)] = True
     spread = gone.reshape([-1 if i == along else 1 for i in range(w.ndim)])
     return drop(w, np.flatnonzero(np.broadcast_to(spread, w.shape)), kind)
 
@@ -336,28 +328,29 @@ def _least(scores: Array, count: int) -> Array:
     return np.argsort(scores.reshape(-1), kind="stable")[:count]
 
 
-def _in_exact_order(slices: Array, scores: Array, order: float) -> list[int]:
-    """Rows by their norms, of which the scores are roundings; equal ones by their index.
+def _least_rows(rows: Array, order: float, count: int) -> list[int]:
+    """Which rows have the least norms; of equal ones those of lower index.
 
-    A score errs by at most gamma of the length, and by half a subnormal an entry: rows that come so
-    near to each other, and no others, are compared in integers.
+    A norm in floats errs by at most gamma of the length, and by half a subnormal an entry. So what
+    is clearly below the last one that goes is gone, and only its neighbours are compared exactly.
     """
-    ranked = np.argsort(scores, kind="stable").tolist()
-    length = slices.shape[1]
-    slack, least = 4 * gamma(length + 4), 2 * (length + 1) * smallest_subnormal(np.dtype(float))
-    found: list[int] = []
-    start = 0
-    for end in range(1, len(ranked) + 1):
-        apart = end == len(ranked) or (
-            scores[ranked[end]] > scores[ranked[end - 1]] * (1 + slack) + least
-        )
-        if apart:
-            near = ranked[start:end]
-            if len(near) > 1:
-                near.sort(key=lambda row: (_exact_power(slices[row], order), row))
-            found += near
-            start = end
-    return found
+    if count == 0:
+        return []
+    length = rows.shape[1]
+    # Only as far down as the sum of a row needs in order not to overflow.
+    top = int(np.frexp(np.abs(rows).max(initial=0))[1]) + length.bit_length()
+    scaled = np.abs(np.ldexp(rows, min(1023 - top, 0)))
+    if order == 2:
+        norms = np.array([norm_of(row) for row in scaled])
+    else:
+        norms = scaled.sum(axis=1) if order == 1 else scaled.max(axis=1, initial=0)
+    cut = np.sort(norms)[count - 1]
+    reach = 4 * gamma(length + 4) * cut + 2 * (length + 1) * smallest_subnormal(norms.dtype)
+    gone: list[int] = np.flatnonzero(norms < cut - reach).tolist()
+    near: list[int] = np.flatnonzero(np.abs(norms - cut) <= reach).tolist()
+    if len(gone) + len(near) > count:
+        near.sort(key=lambda row: (_exact_power(rows[row], order), row))
+    return (gone + near)[:count]
 
 
 def _exact_power(row: Array, order: float) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from minicompress.nn.training import fit
 from minicompress.pipeline.plan import compress
 from minicompress.pipeline.weights import Compressor, form_view, in_form_of
 from minicompress.representation import Compressed
-from minicompress.storage.container import dumps, load, save
+from minicompress.storage.container import dumps, load
 from minicompress.storage.files import write_file
 
 HISTORY = "history.json"
@@ -63,12 +63,15 @@ class StepRow(NamedTuple):
         The step's.
     bytes : int
         Of the model's file.
+    digest : str
+        Of that file, by which a later run knows it.
     figures : dict of str to float
         What `measure` found.
     """
 
     name: str
     bytes: int
+    digest: str
     figures: dict[str, float]
 
 
@@ -140,19 +143,18 @@ def run_recipe(
     kept = None if folder is None else _Folder(Path(folder), model, steps, seed, coding)
     history: list[StepRow] = [] if kept is None else kept.rows()
     if kept is not None and history:
-        model = kept.last(len(history))
+        model = kept.model(history)
     for row in history:
         if progress is not None:
             progress(row)
     for i in range(len(history), len(names)):
         model = steps[i].run(model, np.random.default_rng([seed, i]))
-        if kept is None:
-            size = len(dumps(model, coding=coding))
-        else:
-            size = save(model, kept.file(i), coding=coding)
+        blob = dumps(model, coding=coding)
+        if kept is not None:
+            write_file(kept.file(i), blob)
         measured = {} if measure is None else measure(model)
         figures = {name: float(figure) for name, figure in measured.items()}
-        history.append(StepRow(names[i], size, figures))
+        history.append(StepRow(names[i], len(blob), _digest([blob]), figures))
         if kept is not None:
             kept.keep(history)
         if progress is not None:
@@ -280,10 +282,11 @@ def fingerprint(*arrays: Array) -> str:
     >>> fingerprint(np.zeros(2)) == fingerprint(np.zeros((2, 1)))
     False
     """
-    whole = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        whole.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-    return whole.hexdigest()[:16]
+    return _digest(
+        part
+        for array in map(np.asarray, arrays)
+        for part in (f"{array.dtype.str}{array.shape}".encode(), array.tobytes())
+    )
 
 
 class _Folder:
@@ -298,7 +301,7 @@ class _Folder:
             "seed": seed,
             "coding": coding,
             "steps": [[step.name, step.settings] for step in steps],
-            "start": _digest(dumps(start, coding="packed")),
+            "start": _digest([dumps(start, coding="packed")]),
         }
 
     def file(self, i: int) -> Path:
@@ -311,7 +314,6 @@ class _Folder:
         try:
             found: dict[str, Any] = json.loads((self._path / HISTORY).read_text("utf-8"))
             made_for, rows = found["recipe"], [StepRow(**row) for row in found["history"]]
-            self._digest = found["model"]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -323,24 +325,23 @@ class _Folder:
             )
         return rows
 
-    def last(self, count: int) -> Sequential:
-        """The model behind so many steps."""
-        path = self.file(count - 1)
+    def model(self, history: Sequence[StepRow]) -> Sequential:
+        """The model of the last step so far."""
+        path = self.file(len(history) - 1)
         model = load(path)
-        if _digest(path.read_bytes()) != self._digest:
+        if _digest([path.read_bytes()]) != history[-1].digest:
             raise CompressionError(f"{path} is not the model that was left there")
         return model
 
     def keep(self, history: Sequence[StepRow]) -> None:
         """Write the history."""
-        text = {
-            "recipe": self._made_for,
-            "model": _digest(self.file(len(history) - 1).read_bytes()),
-            "history": [row._asdict() for row in history],
-        }
+        text = {"recipe": self._made_for, "history": [row._asdict() for row in history]}
         write_file(self._path / HISTORY, (json.dumps(text, indent=2) + "\n").encode())
 
 
-def _digest(blob: bytes) -> str:
-    """Of a file. No CRC-32: of one that ends with its own it is the same number for all."""
-    return hashlib.sha256(blob).hexdigest()[:16]
+def _digest(parts: Iterable[bytes]) -> str:
+    """Of bytes. No CRC-32: of a file that ends with its own it is the same number for all."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()[:16]

@@ -22,12 +22,12 @@ from minicompress.representation import (
     Quantized,
     Rep,
     Sparse,
-    check_letters,
     decode,
     dtype_of,
     shape_of,
 )
 from minicompress.storage.sections import DTYPES, Reader, Section, Writer
+from minicompress.subscripts import check_letters
 
 # A shape of which some sizes may not be known yet.
 Template: TypeAlias = tuple[int | None, ...]
@@ -185,9 +185,8 @@ def _code_places(section: Section, shape: tuple[int, ...], rep: Sparse, form: in
         mask = section.integers(shape, np.dtype(np.uint8), mask.reshape(rep.shape))
         if mask.max(initial=0) > 1:
             raise FileFormatError("a bitmap must hold 0 and 1")
-        section.claim(
-            int(np.count_nonzero(mask)), 2 * INDEX_BYTES
-        )  # and their differences, checked
+        # The indices, and their differences when they are checked.
+        section.claim(int(np.count_nonzero(mask)), 2 * INDEX_BYTES)
         return freeze(np.flatnonzero(mask))
     count = section.number("count", rep.indices.size)
     gaps = np.diff(rep.indices, prepend=-1) - 1
