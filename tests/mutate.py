@@ -40,7 +40,7 @@ TESTS = {
     "representation.py": "representation",
     "compressors/lowrank.py": "lowrank",
     "compressors/tucker.py": "tucker",
-    "compressors/pruning.py": "pruning",
+    "compressors/pruning.py": "pruning prune_channels",
     "compressors/schedules.py": "schedules",
     "compressors/quantization.py": "quantization rounding",
     "compressors/rounding.py": "rounding",

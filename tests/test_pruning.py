@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
+from pruning_models import TABLE, counted, dropped_of, exact, on, squares, tied
 
 from minicompress.compressors.pruning import (
     prune_channels,
@@ -27,33 +28,6 @@ from minicompress.norms import UNIT
 from minicompress.representation import Certificate, Compressed, Sparse, decode
 from minicompress.testing.checks import check_compressor, check_pure
 from minicompress.testing.strategies import weights
-
-
-def exact(w):
-    return [Fraction(x) for x in w.astype(np.float64).ravel().tolist()]
-
-
-def squares(w, indices):
-    values = exact(w)
-    return sum((values[i] ** 2 for i in indices), Fraction(0))
-
-
-def dropped_of(w, rep):
-    """The C-order places that are not kept."""
-    return sorted(set(range(w.size)) - set(rep.indices.tolist()))
-
-
-def tied(max_size=12):
-    """Small integers, both zeros among them: most draws have ties."""
-    entries = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 3.0])
-    return array_shapes(max_dims=3, max_side=4).filter(lambda s: math.prod(s) <= max_size).flatmap(
-        lambda shape: arrays(np.float64, shape, elements=entries)
-    )  # fmt: skip
-
-
-def counted(strategy):
-    return strategy.flatmap(lambda w: st.tuples(st.just(w), st.integers(0, w.size)))
-
 
 # -- prune_magnitude: the laws, each a function of the implementation -----------------------------
 
@@ -246,60 +220,6 @@ def test_n_m_by_scores():
     assert decode(rep).tolist() == [0, 1, 0, 1]
 
 
-# -- prune_channels -------------------------------------------------------------------------------
-
-
-def law_least_channels_go(prune, w, count, axis, order):
-    slices = [exact(part) for part in np.moveaxis(w, axis, 0)]
-    sizes = {
-        1: lambda s: sum(map(abs, s)),
-        2: lambda s: sum(x * x for x in s),
-        math.inf: lambda s: max(map(abs, s)),
-    }[order]
-    gone = sorted(range(len(slices)), key=lambda c: (sizes(slices[c]), c))[:count]
-    wanted = np.moveaxis(w.copy(), axis, 0)
-    wanted[gone] = 0.0
-    decoded = decode(prune(w, count=count, axis=axis, order=order).rep)
-    assert decoded.tobytes() == np.ascontiguousarray(np.moveaxis(wanted, 0, axis)).tobytes()
-
-
-@given(tied(max_size=48), st.sampled_from([1, 2, math.inf]), st.data())
-def test_prune_channels(w, order, data):
-    axis = data.draw(st.integers(-w.ndim, w.ndim - 1))
-    count = data.draw(st.integers(0, w.shape[axis] - 1))
-    law_least_channels_go(prune_channels, w, count, axis, order)
-
-
-@given(
-    weights(min_ndim=1, max_ndim=1, empty=False, max_size=12),
-    st.sampled_from([1, 2, math.inf]),
-    st.data(),
-)
-def test_channels_of_the_same_entries_are_equal(channel, order, data):
-    """In whatever order they stand, and so is what differs by less than a rounding told apart."""
-    columns = [data.draw(st.permutations(channel.tolist())) for _ in range(3)]
-    with np.errstate(over="ignore"):
-        columns[data.draw(st.integers(0, 2))][0] *= data.draw(st.sampled_from([1.0, 0.999999999]))
-    w = np.array(columns, channel.dtype).T
-    law_least_channels_go(prune_channels, w, data.draw(st.integers(0, 2)), 1, order)
-
-
-@pytest.mark.parametrize(
-    ("columns", "orders"),
-    [
-        ([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], (1, 2)),
-        ([[1.0, 1.0], [2.0**-53, 0.0]], (1, 2)),
-        ([[1e-323, 5e-324, 1.7e308]], (1, 2, math.inf)),
-        ([[5e-324, 5e-324], [1e-323, 5e-324]], (1, 2)),
-    ],
-)
-def test_channels_nearer_than_a_rounding_are_told_apart(columns, orders):
-    w = np.array(columns)
-    for order in orders:
-        for turned in (w, w[:, ::-1].copy()):
-            law_least_channels_go(prune_channels, turned, 1, 1, order)
-
-
 def test_a_group_longer_than_the_axis_is_one_of_its_length():
     w = np.arange(12.0).reshape(3, 4)
     for m in (4, 10**12, 10**25):
@@ -307,30 +227,6 @@ def test_a_group_longer_than_the_axis_is_one_of_its_length():
             [0.0, 0.0, 0.0, 3.0], [0.0, 0.0, 0.0, 7.0], [0.0, 0.0, 0.0, 11.0]
         ]  # fmt: skip
     assert decode(prune_n_m(w, n=10**12, m=10**13, axis=1).rep).tolist() == w.tolist()
-
-
-@pytest.mark.parametrize(
-    ("amount", "n", "kept"), [(1.0, 4, 1), (0.9, 1, 1), (0.5, 5, 3), (0, 3, 3)]
-)
-def test_one_channel_stays(amount, n, kept):
-    rep, cert = prune_channels(np.ones((2, n)), amount=amount, axis=1)
-    assert rep.indices.size == 2 * kept
-    dropped = 2 * (n - kept)  # the sum of the dropped groups' squares
-    assert dropped <= Fraction(cert.bound) ** 2 <= dropped * (1 + Fraction(2**-44))
-
-
-def test_channels_are_compared_even_where_squares_would_vanish():
-    w = np.array([[1.0, 3e-170, 2e-170, 1e300]])
-    assert decode(prune_channels(w, count=1, axis=1).rep)[0].tolist() == [1.0, 3e-170, 0.0, 1e300]
-    w = np.full((4, 3), 1.7e308) * [1, 0.99, 1]
-    for order in (1, 2, np.inf):
-        assert not decode(prune_channels(w, count=1, axis=1, order=order).rep)[:, 1].any()
-
-
-def test_channels_are_compared_by_their_squares_unless_told():
-    w = np.array([[3.0, 2.0], [0.0, 2.0]])  # sums 3 and 4, squares 9 and 8
-    assert decode(prune_channels(w, count=1, axis=1).rep).tolist() == [[3.0, 0.0], [0.0, 0.0]]
-    assert decode(prune_channels(w, count=1, axis=1, order=1).rep)[:, 0].tolist() == [0.0, 0.0]
 
 
 # -- prune_global ---------------------------------------------------------------------------------
@@ -514,14 +410,6 @@ def ragged_skipped(w, *, n, m, axis):
     return keeping(w, full.ravel() != 0)
 
 
-def sizes_of_other_axis(w, *, count, axis, order):
-    return prune_channels(w, count=count, axis=axis - 1, order=order)
-
-
-def always_two(w, *, count, axis, order):
-    return prune_channels(w, count=count, axis=axis)
-
-
 def each_its_share(ws, *, count, max_amount):
     total = sum(w.size for w in ws)
     return tuple(prune_magnitude(w, count=count * w.size // total) for w in ws)
@@ -537,18 +425,6 @@ def later_array_first(ws, *, count, max_amount):
 
 CONSTANT, MIXED = np.ones(6), np.array([2.0, -1.0, 0.0, 1.0, -2.0, 1.0])
 TENTHS = [np.full(n, 0.1) for n in range(2, 30)]
-TABLE = np.array([[1.0, 5.0, 2.0], [4.0, 3.0, 6.0]])
-
-
-def on(law, *cases):
-    return lambda wrong: [law(wrong, *case) for case in cases]
-
-
-def by_rounded_norms(w, *, count, axis, order):
-    sizes = np.linalg.norm(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1), order, axis=1)
-    gone = np.isin(np.arange(w.shape[axis]), np.argsort(sizes, kind="stable")[:count])
-    left = np.where(np.expand_dims(gone, [i for i in range(w.ndim) if i != axis]), 0.0, w)
-    return Compressed(left, Certificate("fro", 0.0, 0.0))
 
 
 every = on(law_the_least_go_ties_by_index, (CONSTANT, 3), (MIXED, 2), (MIXED, 4))
@@ -573,18 +449,6 @@ PLANTED = {
     "N:M on the wrong axis": (on(law_n_of_every_m_by_loops, (TABLE, 1, 2, 1)), wrong_axis),
     "N:M drops n": (on(law_n_of_every_m_by_loops, (TABLE, 1, 3, 1)), drops_n),
     "N:M skips the ragged group": (on(law_n_of_every_m_by_loops, (TABLE, 0, 2, 1)), ragged_skipped),
-    "channels of the wrong axis": (
-        on(law_least_channels_go, (TABLE, 1, 1, 2)),
-        sizes_of_other_axis,
-    ),
-    "the order is ignored": (
-        on(law_least_channels_go, (np.array([[2.0, 3.0], [2.0, 0.0]]), 1, 1, 1)),
-        always_two,
-    ),
-    "channels of norms compared as they are rounded": (
-        on(law_least_channels_go, (np.array([[1.0, 1.0], [2.0**-53, 0.0]]), 1, 1, 2)),
-        by_rounded_norms,
-    ),
     "global: each array its share": (
         on(law_least_of_all_arrays_go, ([CONSTANT, 2 * CONSTANT], 6, 1.0)),
         each_its_share,
@@ -609,7 +473,6 @@ def test_planted_fault_is_found(name):
 
 def test_the_cases_of_the_planted_faults_are_lawful():
     """What catches a wrong implementation lets the right one pass."""
-    right = {"global": prune_global, "N:M": prune_n_m, "channels": prune_channels}
-    right |= {"the order": prune_channels}
+    right = {"global": prune_global, "N:M": prune_n_m}
     for name, (law, _) in PLANTED.items():
         law(next((f for start, f in right.items() if name.startswith(start)), prune_magnitude))
