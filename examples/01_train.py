@@ -19,7 +19,7 @@ def main(figure="01_train.png"):
     train, validation, test = (mc.load_digits(s) for s in ("train", "validation", "test"))
     print("images:", ", ".join(f"{len(y)} of {x[0].shape}" for x, y in (train, validation, test)))
     untrained = mc.digits_cnn(np.random.default_rng(0))
-    counted = mc.account(untrained, (8, 8, 1))
+    counted = mc.summary(untrained, (8, 8, 1))
     print(f"network: {counted.params:,} parameters, {counted.macs:,} multiplications an image\n")
 
     model, history = trained(untrained, train, validation)
@@ -30,10 +30,10 @@ def main(figure="01_train.png"):
 
     print(f"\nuntrained: {mc.accuracy(untrained, *test):.2%} of the test images are right")
     print(
-        f"trained:   {mc.accuracy(model, *test):.2%}, in a file of {len(mc.dumps(model)):,} bytes"
+        f"trained:   {mc.accuracy(model, *test):.2%}, in a file of {len(mc.storage.dumps(model)):,} bytes"
     )
     again, _ = trained(untrained, train, validation)
-    print(f"the same seed, the same file: {mc.dumps(again) == mc.dumps(model)}")
+    print(f"the same seed, the same file: {mc.storage.dumps(again) == mc.storage.dumps(model)}")
 
     # Two things to see: the first two epochs do most of it; and of the images that a network learns
     # from, more are right in the end than of others.
@@ -46,7 +46,7 @@ def trained(model, train, validation):
     return mc.fit(
         model,
         *train,
-        optimizer=mc.adam(mc.cosine_decay(3e-3, steps)),
+        optimizer=mc.adam(mc.nn.cosine_lr(3e-3, steps)),
         epochs=EPOCHS,
         batch_size=BATCH,
         rng=np.random.default_rng(1),

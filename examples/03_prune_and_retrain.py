@@ -53,12 +53,12 @@ def with_weights(model, weights):
     """The model with other weights in some layers."""
     indices = range(len(model.layers))
     changed = tuple({"weight": weights[i]} if i in weights else {} for i in indices)
-    return mc.with_parameters(model, changed)
+    return mc.nn.with_parameters(model, changed)
 
 
 def count(model):
     """How many weights are not zero."""
-    return mc.account(model, (8, 8, 1)).nonzeros
+    return mc.summary(model, (8, 8, 1)).nonzeros
 
 
 def draw(curve, path):

@@ -21,7 +21,7 @@ def main(figure="04_quantize_bit_by_bit.png"):
         mc.digits_cnn(rng), x, y, optimizer=mc.adam(3e-3), epochs=10, batch_size=32, rng=rng
     )
     validation = mc.load_digits("validation")
-    dense = mc.account(model, (8, 8, 1)).dense_bytes
+    dense = mc.summary(model, (8, 8, 1)).dense_bytes
     print(f"float32: {dense} bytes,", end=" ")
     print(f"accuracy {mc.accuracy(model, *validation):.2%} on the validation images\n")
 
@@ -32,7 +32,7 @@ def main(figure="04_quantize_bit_by_bit.png"):
         cells = []
         for axis in (None, -1):
             rounded, bound, error = quantized(model, bits, axis)
-            size = mc.account(rounded, (8, 8, 1)).packed_bytes
+            size = mc.summary(rounded, (8, 8, 1)).packed_bytes
             accuracy = mc.accuracy(rounded, *validation)
             cells.append(f"{size:5}  {bound:6.3f}  {error:6.3f}  {accuracy:8.2%}")
             curve.append((axis, bits, bound, error, accuracy))
@@ -46,7 +46,7 @@ def main(figure="04_quantize_bit_by_bit.png"):
 def quantized(model, bits, axis):
     """The model with every weight quantized, and the bound and error of all of them together."""
     changed, certificates = [], []
-    for parameters in mc.parameters(model):
+    for parameters in mc.nn.parameters(model):
         changed.append({})
         if "weight" in parameters:
             rep, cert = mc.quantize(parameters["weight"], num_bits=bits, axis=axis)
@@ -54,7 +54,7 @@ def quantized(model, bits, axis):
             certificates.append(cert)
     bound = sum(cert.bound**2 for cert in certificates) ** 0.5
     error = sum(cert.measured**2 for cert in certificates) ** 0.5
-    return mc.with_parameters(model, tuple(changed)), bound, error
+    return mc.nn.with_parameters(model, tuple(changed)), bound, error
 
 
 def draw(curve, path):

@@ -44,17 +44,17 @@ def main(figure="05_hybrids.png"):
         mc.digits_cnn(rng), x, y, optimizer=mc.adam(3e-3), epochs=10, batch_size=32, rng=rng
     )
     validation = mc.load_digits("validation")
-    dense = mc.account(model, (8, 8, 1)).dense_bytes
+    dense = mc.summary(model, (8, 8, 1)).dense_bytes
     print(f"float32: {dense:,} bytes,", end=" ")
     print(f"accuracy {mc.accuracy(model, *validation):.2%} on the validation images\n")
 
-    indices = [i for i, layer in enumerate(mc.parameters(model)) if "weight" in layer]
+    indices = [i for i, layer in enumerate(mc.nn.parameters(model)) if "weight" in layer]
     print("method                      bytes   bound   error  accuracy  the last layer's weight is")
     points = []
     for name, steps in METHODS.items():
         compressor = partial(chained, steps=steps)
         made, certificates = mc.compress(model, dict.fromkeys(indices, compressor))
-        size = mc.account(made, (8, 8, 1)).packed_bytes
+        size = mc.summary(made, (8, 8, 1)).packed_bytes
         # Squares add up from one weight to the next.
         bound = sum(cert.bound**2 for cert in certificates.values()) ** 0.5
         error = sum(cert.measured**2 for cert in certificates.values()) ** 0.5

@@ -25,10 +25,10 @@ IMAGES = 20
 def main(figure="07_three_bounds.png"):
     x, y = mc.load_digits("train")
     rng = np.random.default_rng(0)
-    optimizer = mc.adam(mc.cosine_decay(3e-3, 15 * 38), weight_decay=0.3)
+    optimizer = mc.adam(mc.nn.cosine_lr(3e-3, 15 * 38), weight_decay=0.3)
     f, _ = mc.fit(mc.digits_cnn(rng), x, y, optimizer=optimizer, epochs=15, batch_size=32, rng=rng)
     plan = dict.fromkeys((0, 2, 5), lambda w: mc.quantize(w, num_bits=8, axis=-1))
-    g = mc.decoded(mc.compress(f, plan).model)
+    g = mc.nn.decoded(mc.compress(f, plan).model)
     images = mc.load_digits("validation")[0][:IMAGES]
     norms = [layer_norms(a, b, shape) for a, b, shape in layers(f, g)]
 
@@ -38,9 +38,9 @@ def main(figure="07_three_bounds.png"):
         ball = eps * images[0].size ** 0.5  # the Euclidean ball that holds it
         by_norms = [along(norms, np.linalg.norm(image) + ball, None, 0.0) for image in images]
         by_trace = [along(norms, None, activations(f, image), ball) for image in images]
-        certificates = mc.ball_certificates(f, g, images, eps=eps, clip=(0.0, 1.0))
+        certificates = mc.certify.ball_certificates(f, g, images, eps=eps, clip=(0.0, 1.0))
         by_zonotope = [c.bound for c in certificates]
-        found = mc.find_difference(f, g, images, eps=eps, clip=(0.0, 1.0), rng=rng)
+        found = mc.certify.attack(f, g, images, eps=eps, clip=(0.0, 1.0), rng=rng)
         row = [float(np.median(v)) for v in (by_norms, by_trace, by_zonotope, found)]
         curves.append(row)
         print(f" 1/{round(1 / eps):<4}" + "".join(f"{v:10.4g}" for v in row))
@@ -61,8 +61,10 @@ def layer_norms(a, b, shape):
     offset = float(np.linalg.norm(a.bias) * np.prod(a.output_shape(shape)[:-1]) ** 0.5)
     weights = a.weight, b.weight, b.weight.astype(np.float64) - a.weight
     if isinstance(a, mc.Conv2D):
-        return [mc.conv_norm_upper(w, shape[:2], padding=a.padding) for w in weights] + [offset]
-    return [mc.norm2_upper(w) for w in weights] + [offset]
+        return [mc.certify.conv_norm_upper(w, shape[:2], padding=a.padding) for w in weights] + [
+            offset
+        ]
+    return [mc.certify.spectral_norm_upper(w) for w in weights] + [offset]
 
 
 def activations(f, image):

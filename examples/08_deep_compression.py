@@ -26,13 +26,13 @@ def main(figure="08_deep_compression.png", file="08_deep_compression.mcz"):
     model, _ = mc.fit(
         mc.digits_cnn(rng), x, y, optimizer=mc.adam(3e-3), epochs=10, batch_size=32, rng=rng
     )
-    dense = mc.account(model, (8, 8, 1)).dense_bytes
+    dense = mc.summary(model, (8, 8, 1)).dense_bytes
     print(f"float32: {dense:,} bytes, {mc.accuracy(model, *validation):.2%} right\n")
 
     print("step        bytes  times smaller  accuracy")
-    made = mc.run_recipe(
+    made = mc.recipes.run_recipe(
         model,
-        mc.deep_compression((x, y), KEPT, BITS, rounds=3, epochs=4, fine_tuning=2),
+        mc.recipes.deep_compression((x, y), KEPT, BITS, rounds=3, epochs=4, fine_tuning=2),
         seed=0,
         coding="huffman",
         measure=lambda network: {"accuracy": mc.accuracy(network, *validation)},
@@ -48,7 +48,7 @@ def main(figure="08_deep_compression.png", file="08_deep_compression.mcz"):
     print(f"{mc.accuracy(again, *test):.2%} of the test images are right,", end=" ")
     print(f"{mc.accuracy(model, *test):.2%} before")
     # The library's own code, an adaptive range coder, does without Huffman's whole bits.
-    print(f"the same network by coding='smallest': {len(mc.dumps(again)):,} bytes")
+    print(f"the same network by coding='smallest': {len(mc.storage.dumps(again)):,} bytes")
     draw(made.history, dense, figure)
 
 

@@ -13,9 +13,9 @@ from functools import partial
 import numpy as np
 
 import minicompress as mc
-from minicompress.analysis.sensitivity import sensitivity
-from minicompress.pipeline.budget import format_sensitivity
-from minicompress.pipeline.search import search
+from minicompress.analysis.sensitivities import sensitivity
+from minicompress.experiments.budget import format_sensitivity
+from minicompress.search.searching import search_plan
 
 
 def half_rank(weight):
@@ -42,7 +42,7 @@ def main(figure="09_search.png"):
         mc.digits_cnn(rng), x, y, optimizer=mc.adam(3e-3), epochs=10, batch_size=32, rng=rng
     )
     validation, test = mc.load_digits("validation"), mc.load_digits("test")
-    size, (loss, accuracy) = len(mc.dumps(model)), mc.evaluate(model, *validation)
+    size, (loss, accuracy) = len(mc.storage.dumps(model)), mc.evaluate(model, *validation)
     print(f"float32: {size:,} bytes, loss {loss:.4f}, accuracy {accuracy:.2%} on the validation")
     print("images. What changes when one layer alone is compressed:\n")
     rows = sensitivity(model, CHOICES, *validation)
@@ -52,13 +52,13 @@ def main(figure="09_search.png"):
     curve = []
     for share in (0.06, 0.08, 0.10, 0.12, 0.15):
         budget = int(share * size)
-        best = search(model, CHOICES, *validation, max_bytes=budget, plans=6, rounds=2).best
+        best = search_plan(model, CHOICES, *validation, max_bytes=budget, plans=6, rounds=2).best
         curve.append((best.bytes, best.loss))
         plan = ", ".join(best.plan.values())
         print(f"{budget:6}  {best.bytes:5}  {best.loss:6.4f}  {best.accuracy:8.2%}  {plan}")
 
     # The other way round: the fewest bytes at a loss that one can live with.
-    found = search(model, CHOICES, *validation, max_loss=1.5 * loss, plans=6, rounds=2)
+    found = search_plan(model, CHOICES, *validation, max_loss=1.5 * loss, plans=6, rounds=2)
     print(f"\n1.5 times the loss: {found.best.bytes} bytes are enough;", end=" ")
     print(f"{mc.accuracy(found.model, *test):.2%} of the test images are right,", end=" ")
     print(f"{mc.accuracy(model, *test):.2%} before")

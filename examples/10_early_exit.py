@@ -40,18 +40,20 @@ def main():
 
     def schedule(epochs, rate):
         steps = epochs * -(-len(x) // batch)
-        rates = mc.cosine_decay(rate, steps)
+        rates = mc.nn.cosine_lr(rate, steps)
         return {"optimizer": mc.adam(rates), "epochs": epochs, "batch_size": batch, "rng": rng}
 
     model, _ = mc.fit(network(rng), x, y, **schedule(epochs[0], 2e-3))
-    exits = mc.attach_heads(model, (behind,), shape, pool=pool)
-    exits, _ = mc.fit_exits(exits, x, y, **schedule(epochs[1], 4e-3))
-    early, late = mc.exit_macs(replace(exits, thresholds=(0.5,)), shape)  # at any but infinity
-    plain = mc.account(model, shape).macs
+    exits = mc.early_exit.attach_heads(model, (behind,), shape, pool=pool)
+    exits, _ = mc.early_exit.fit_exits(exits, x, y, **schedule(epochs[1], 4e-3))
+    early, late = mc.early_exit.exit_macs(
+        replace(exits, thresholds=(0.5,)), shape
+    )  # at any but infinity
+    plain = mc.summary(model, shape).macs
     print(f"the whole network takes {plain:,} MACs, an image that leaves early {early:,},")
     print(f"and one that the head let pass {late:,}\n")
 
-    curve = mc.exit_curve(exits, *validation, points=12)
+    curve = mc.early_exit.exit_curve(exits, *validation, points=12)
     print("threshold  accuracy       MACs   share")
     for point in curve[1:]:  # the first is the network itself
         print(f"{point.threshold:9.4f}  {point.accuracy:8.2%}  {float(point.macs):9,.0f}", end="  ")
@@ -59,10 +61,10 @@ def main():
     print(f"\nwithout the head: {curve[0].accuracy:.2%} of the validation images")
 
     # The threshold is chosen on the validation images; the test images see it once.
-    chosen = mc.choose_thresholds(exits, *validation, min_accuracy=least)
-    logits, left_at = mc.run_exits(chosen, test[0])
+    chosen = mc.early_exit.choose_thresholds(exits, *validation, min_accuracy=least)
+    logits, left_at = mc.early_exit.predict(chosen, test[0])
     right = np.mean(logits.argmax(1) == test[1])
-    share = float(mc.expected_macs(chosen, shape, left_at)) / plain
+    share = float(mc.early_exit.expected_macs(chosen, shape, left_at)) / plain
     print(f"chosen for {least:.1%}: {chosen.thresholds[0]:.4f}. Of the test images", end=" ")
     print(f"{np.mean(left_at == 0):.1%} leave early,\n{right:.2%} are right", end=" ")
     print(f"(whole network: {mc.accuracy(model, *test):.2%}), for {share:.1%} of the MACs", end=" ")
@@ -72,13 +74,13 @@ def main():
 
 def time_ratio(exits, x, rounds=7):
     """The time of a run with exits in that of the network: the best of each, taken in turn."""
-    times = {mc.apply: [], mc.run_exits: []}
+    times = {mc.nn.apply: [], mc.early_exit.predict: []}
     for _ in range(rounds):
         for run, taken in times.items():
             start = time.perf_counter()
-            run(exits.network if run is mc.apply else exits, x)
+            run(exits.network if run is mc.nn.apply else exits, x)
             taken.append(time.perf_counter() - start)
-    return min(times[mc.run_exits]) / min(times[mc.apply])
+    return min(times[mc.early_exit.predict]) / min(times[mc.nn.apply])
 
 
 def draw(curve, path):

@@ -39,12 +39,12 @@ def table(folder):
         ("digits CNN", mc.digits_cnn(rng), digits),
         ("LeNet-5", mc.lenet5(rng), images),
     ):
-        floats = mc.account(model, calibration.shape[1:]).dense_bytes
+        floats = mc.summary(model, calibration.shape[1:]).dense_bytes
         rows = []
         for form, changed, bits in forms(model):
-            integers = mc.to_integer(changed, calibration, num_bits=bits)
+            integers = mc.integer.to_integer(changed, calibration, num_bits=bits)
             file = re.sub(r"\W+", "_", f"{name} {form}".lower()) + ".c"
-            rows.append((form, mc.export_c(integers, folder / file)))
+            rows.append((form, mc.interchange.export_c(integers, folder / file)))
         ram = 4 * rows[0][1].ram_bytes
         lines.append(f"{name:12}{'float32':22}{floats:9,}{1:11.1%}{ram:8,}")
         for form, made in rows:
@@ -75,9 +75,9 @@ def changed(model, change):
     """The model with every weight changed, biases left alone."""
     parameters = tuple(
         {"weight": change(layer["weight"])} if "weight" in layer else {}
-        for layer in mc.parameters(model)
+        for layer in mc.nn.parameters(model)
     )
-    return mc.with_parameters(model, parameters)
+    return mc.nn.with_parameters(model, parameters)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 import minicompress as mc
-from minicompress.pipeline.rate_recipe import BY_A_PIXEL, lesson, shifted, taught
-from minicompress.pipeline.recipe import deep_compression, run_recipe
-from minicompress.pipeline.table import aligned
-from minicompress.pipeline.weights import weights
+from minicompress.analysis.tables import aligned
+from minicompress.recipes.rate_recipe import BY_A_PIXEL, lesson, shifted, taught
+from minicompress.recipes.recipe import deep_compression, run_recipe
+from minicompress.search.weights import weights
 
 
 class Settings(NamedTuple):
@@ -62,10 +62,10 @@ def main():
     )
     dense, each, tuning = settings.epochs
     rng = np.random.default_rng([options.seed, 0])
-    rate = mc.cosine_decay(1e-3, dense * -(-len(x) // 128))
+    rate = mc.nn.cosine_lr(1e-3, dense * -(-len(x) // 128))
     moved = lesson(x, y, shifts=BY_A_PIXEL)
     model, _ = taught(settings.network(rng), moved, optimizer=mc.adam(rate), epochs=dense, rng=rng)
-    original = mc.account(model, x.shape[1:]).dense_bytes
+    original = mc.summary(model, x.shape[1:]).dense_bytes
     print(f"dense: {original:,} bytes, {error(model, validation)} error on validation")
 
     # Every image in five places: as it is, and moved by a pixel each way.
@@ -99,7 +99,7 @@ def rows(model, total):
     for i, rep in weights(model).items():
         codes, gaps = rep.values.codes, np.diff(rep.indices, prepend=-1) - 1
         share = codes.size / np.prod(rep.shape)
-        huffman = [8 * len(mc.huffman_encode(a)) / codes.size for a in (codes, gaps)]
+        huffman = [8 * len(mc.storage.huffman_encode(a)) / codes.size for a in (codes, gaps)]
         width = np.ceil(np.log2(mc.decode(rep.values.codebook).size))
         rate = share * sum(huffman) / 32
         plain = np.ceil(np.log2(gaps.max() + 1))

@@ -42,7 +42,7 @@ def from_torch(x):
     ).eval()
     arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     model = mc.digits_cnn(np.random.default_rng(0))  # the same architecture; its weights go
-    model = mc.load_weights(model, arrays, layout="torch", input_shape=SHAPE)
+    model = mc.interchange.from_state_dict(model, arrays, layout="torch", input_shape=SHAPE)
     with torch.no_grad():
         return model, network(torch.tensor(x.transpose(0, 3, 1, 2).copy())).numpy()
 
@@ -62,7 +62,9 @@ def from_keras(x):
         ]
     )
     arrays = {getattr(w, "path", w.name): np.asarray(w) for w in network.weights}
-    model = mc.load_weights(mc.digits_cnn(np.random.default_rng(0)), arrays, layout="keras")
+    model = mc.interchange.from_state_dict(
+        mc.digits_cnn(np.random.default_rng(0)), arrays, layout="keras"
+    )
     return model, np.asarray(network(x))
 
 

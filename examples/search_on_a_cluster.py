@@ -1,6 +1,6 @@
 """The same search on a cluster: only the executor is another one.
 
-`search` takes any concurrent.futures.Executor: a pool of processes here, dask's on a cluster,
+`search_plan` takes any concurrent.futures.Executor: a pool of processes here, dask's on a cluster,
 mpi4py.futures.MPIPoolExecutor under MPI. What comes out does not depend on which.
 
     python examples/search_on_a_cluster.py [address of a dask scheduler]
@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 import minicompress as mc
-from minicompress.pipeline.search import search
+from minicompress.search.searching import search_plan
 
 # What is submitted must pickle: functions of a module with their options bound, not lambdas.
 CHOICES = [
@@ -35,7 +35,13 @@ def main(address=None):
         mc.digits_cnn(rng), x, y, optimizer=mc.adam(3e-3), epochs=10, batch_size=32, rng=rng
     )
     find = partial(
-        search, model, CHOICES, *mc.load_digits("validation"), max_bytes=4000, plans=8, rounds=2
+        search_plan,
+        model,
+        CHOICES,
+        *mc.load_digits("validation"),
+        max_bytes=4000,
+        plans=8,
+        rounds=2,
     )
     # Without an address: two workers on this machine.
     local = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}

@@ -77,7 +77,7 @@ def same_dtype(**arrays: Array | None) -> None:
         raise CompressionError(f"all arrays must have the same dtype, but {listed}")
 
 
-def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
+def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
     """An int in [low, high]; numpy's integers count, bools and floats do not."""
     wanted = f"an int of at least {low}" if high is None else f"an int from {low} to {high}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
@@ -88,7 +88,7 @@ def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
     return number
 
 
-def real(value: Any, name: str, low: float, high: float = math.inf) -> float:
+def as_float(value: Any, name: str, low: float, high: float = math.inf) -> float:
     """A finite float in [low, high]; bools and strings are not numbers here."""
     wanted = f"a number from {low:g} to {high:g}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
@@ -131,7 +131,7 @@ def normal_axis(axis: Any, name: str, ndim: int) -> int:
     """An axis in [-ndim, ndim) as one in [0, ndim)."""
     if ndim == 0:
         raise CompressionError(f"{name}={axis!r} was given for an array without axes")
-    return integer(axis, name, -ndim, ndim - 1) % ndim
+    return as_int(axis, name, -ndim, ndim - 1) % ndim
 
 
 def generator(rng: Any) -> np.random.Generator:

@@ -18,13 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from minicompress.analysis.tables import wrap
 from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
-from minicompress.export.c import export_c_file
-from minicompress.export.onnx import save_onnx
-from minicompress.pipeline.budget import format_search, searched
-from minicompress.pipeline.certification import certify, format_certificates
-from minicompress.pipeline.comparison import (
+from minicompress.experiments.budget import format_search, searched
+from minicompress.experiments.certification import certify, format_certificates
+from minicompress.experiments.comparison import (
     EPOCHS,
     Progress,
     Setup,
@@ -32,11 +31,13 @@ from minicompress.pipeline.comparison import (
     retraining_epochs,
     setup,
 )
-from minicompress.pipeline.evaluation import evaluate_file, format_evaluation
-from minicompress.pipeline.figures import need_matplotlib
-from minicompress.pipeline.page import html_page
-from minicompress.pipeline.report import gather
-from minicompress.pipeline.table import format_table, legend, read_table, wrap
+from minicompress.experiments.figures import need_matplotlib
+from minicompress.experiments.file_evaluation import evaluate_file, format_evaluation
+from minicompress.experiments.page import html_page
+from minicompress.experiments.report import gather
+from minicompress.experiments.table import format_table, legend, read_table
+from minicompress.interchange.c import export_c_file
+from minicompress.interchange.onnx_file import save_onnx
 from minicompress.storage.container import load
 
 

@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike
 from minicompress.arrays import (
     Array,
     DType,
+    as_int,
     cast_finite,
     finite_array,
     flag,
     float_array,
-    integer,
     integer_array,
     normal_axis,
     same_dtype,
@@ -40,7 +40,7 @@ def qparam_shape(
     if block_size is not None:
         if axis is None:
             raise CompressionError("block_size needs an axis along which the blocks lie")
-        integer(block_size, "block_size", 1)
+        as_int(block_size, "block_size", 1)
         return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
     return () if axis is None else (shape[axis],)
 
@@ -280,7 +280,7 @@ def _linear_params(
     axis: int | None,
     block_size: int | None,
 ) -> tuple[Array, Array, int, int]:
-    low, high = code_range(integer(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
+    low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
     # A Python number takes the dtype of the array, as numpy's own operators have it.
     s = finite_array(np.asarray(scale, array.dtype) if type(scale) is float else scale, "scale")
     same_dtype(x=array, scale=s)

@@ -107,7 +107,7 @@ def fro_upper(array: ArrayLike) -> float:
     return upward(norm_of(x), 2 * (x.size + 8))
 
 
-def norm2_upper(matrix: ArrayLike) -> float:
+def spectral_norm_upper(matrix: ArrayLike) -> float:
     """An upper bound of the largest singular value of a matrix, sound under rounding.
 
     Parameters
@@ -136,7 +136,7 @@ def norm2_upper(matrix: ArrayLike) -> float:
 
     Examples
     --------
-    >>> 12.0 <= norm2_upper(np.ones((16, 9))) < 12.0 * (1 + 1e-13)
+    >>> 12.0 <= spectral_norm_upper(np.ones((16, 9))) < 12.0 * (1 + 1e-13)
     True
     """
     a = finite_array(matrix, "matrix", ndim=2).astype(np.float64)

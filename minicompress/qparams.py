@@ -12,15 +12,15 @@ from minicompress.arrays import (
     Array,
     DType,
     Value,
+    as_float,
+    as_int,
     cast_finite,
     choice,
     finite_array,
     flag,
     frozen,
-    integer,
     integer_array,
     normal_axis,
-    real,
 )
 from minicompress.errors import CompressionError
 from minicompress.integers import code_range, qparam_shape, spread
@@ -99,11 +99,11 @@ class QParams(Value):
             )
         object.__setattr__(self, "scale", frozen(scale))
         object.__setattr__(self, "zero_point", frozen(zero_point))
-        integer(self.num_bits, "num_bits", 2, 16)
+        as_int(self.num_bits, "num_bits", 2, 16)
         flag(self.signed, "signed")
         flag(self.narrow_range, "narrow_range")
         if self.block_size is not None:
-            integer(self.block_size, "block_size", 1)
+            as_int(self.block_size, "block_size", 1)
 
     @property
     def qmin(self) -> int:
@@ -204,11 +204,11 @@ def choose_qparams(
     (0.3333, -2)
     """
     w = finite_array(weight, "weight")
-    bits = integer(num_bits, "num_bits", 2, 16)
+    bits = as_int(num_bits, "num_bits", 2, 16)
     flag(symmetric, "symmetric")
     flag(power_of_two, "power_of_two")
     choice(method, "method", METHODS)
-    if real(percentile, "percentile", 0, 100) == 0:
+    if as_float(percentile, "percentile", 0, 100) == 0:
         raise CompressionError("percentile must be above 0: nothing would be kept")
     if not flag(preserve_zero, "preserve_zero") and symmetric:
         raise CompressionError("preserve_zero=False needs symmetric=False: symmetric codes hold 0")

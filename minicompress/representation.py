@@ -22,11 +22,11 @@ from minicompress.arrays import (
     Array,
     DType,
     Value,
+    as_int,
     flag,
     float_array,
     freeze,
     frozen,
-    integer,
     integer_array,
     normal_axis,
 )
@@ -109,7 +109,7 @@ class Sparse(Value):
     values: Rep
 
     def __post_init__(self) -> None:
-        shape = tuple(integer(n, f"shape[{i}]", 0) for i, n in enumerate(self.shape))
+        shape = tuple(as_int(n, f"shape[{i}]", 0) for i, n in enumerate(self.shape))
         indices = integer_array(self.indices, "indices").astype(np.int64, copy=False)
         values = _part(self.values, "values", integers=True)
         if indices.ndim != 1 or shape_of(values) != indices.shape:
@@ -166,7 +166,7 @@ class Quantized(Value):
     dtype: DType
 
     def __post_init__(self) -> None:
-        num_bits, signed = integer(self.num_bits, "num_bits", 2, 16), flag(self.signed, "signed")
+        num_bits, signed = as_int(self.num_bits, "num_bits", 2, 16), flag(self.signed, "signed")
         low, high = code_range(num_bits, signed)
         codes = self.codes
         if isinstance(codes, Sparse):

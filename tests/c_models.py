@@ -8,11 +8,8 @@ from hypothesis import strategies as st
 from integer_oracles import CODE, int8s
 from test_integer_layers import PAIR, affine_fields
 
-from minicompress.nn.integer_layers import IntegerConv2D
-from minicompress.nn.integer_weightless import (
-    IntegerAvgPool2D,
-    IntegerMaxPool2D,
-)
+from minicompress.integer.layers import IntegerConv2D
+from minicompress.integer.stateless import IntegerAvgPool2D, IntegerMaxPool2D
 
 
 @st.composite

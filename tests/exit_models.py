@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from minicompress.early_exit.exits import EarlyExit, attach_heads
 from minicompress.nn.architectures import digits_cnn
 from minicompress.nn.layers import Dense, ReLU
-from minicompress.nn.model import Sequential
-from minicompress.pipeline.early_exit import EarlyExit, attach_heads
+from minicompress.nn.network import Sequential
 
 
 def whole(shape, largest=3):

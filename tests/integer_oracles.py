@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from minicompress.nn.integer_layers import IntegerConv2D, IntegerDense, Scales
-from minicompress.nn.integer_weightless import IntegerFlatten, IntegerMaxPool2D, IntegerReLU
+from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
+from minicompress.integer.stateless import IntegerFlatten, IntegerMaxPool2D, IntegerReLU
 
 F = np.float32
 

@@ -5,21 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from minicompress.analysis.evaluation import float_error
+from minicompress.certify.float_error import float_error
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.nn.layers import factor_layers, plain_layers
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.weightless import (
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from minicompress.nn.stateless import Sigmoid, Softmax, Tanh
 from minicompress.norms import unit_roundoff
-from minicompress.representation import (
-    Sparse,
-    decode,
-)
+from minicompress.representation import Sparse, decode
 
 try:
     import onnx

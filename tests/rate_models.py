@@ -7,11 +7,11 @@ from unittest import mock
 import numpy as np
 
 from minicompress.nn.layers import Dense
-from minicompress.nn.model import Sequential
-from minicompress.pipeline import rate
-from minicompress.pipeline.rate import without_dead_units
-from minicompress.pipeline.weights import weights
+from minicompress.nn.network import Sequential
+from minicompress.recipes import rate
+from minicompress.recipes.rate import without_dead_units
 from minicompress.representation import decode
+from minicompress.search.weights import weights
 
 U = 2.0**-53
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicompress.analysis.accounting import Account, account
+from minicompress.analysis.accounting import Summary, summary
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn
@@ -27,7 +27,7 @@ from minicompress.nn.layers import (
     ReLU,
     factor_layers,
 )
-from minicompress.nn.model import Sequential
+from minicompress.nn.network import Sequential
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
 from minicompress.storage.container import save
 
@@ -109,11 +109,11 @@ def law_counts_are_those_of_the_definition(layer, shape, counter):
 
 @given(layers())
 def test_counts_are_those_of_the_definition(pair):
-    law_counts_are_those_of_the_definition(*pair, account)
+    law_counts_are_those_of_the_definition(*pair, summary)
 
 
 def test_a_whole_model():
-    total = account(digits_cnn(np.random.default_rng(0)), (8, 8, 1))
+    total = summary(digits_cnn(np.random.default_rng(0)), (8, 8, 1))
     assert [row.index for row in total.rows] == list(range(6))
     assert [row.layer for row in total.rows] == ["Conv2D", "ReLU"] * 2 + ["Flatten", "Dense"]
     assert [row.macs for row in total.rows] == [36 * 9 * 16, 0, 16 * 144 * 32, 0, 0, 5120]
@@ -126,7 +126,7 @@ def test_a_whole_model():
 
 def test_layers_that_cost_no_multiplications():
     norm = BatchNorm(ones(2), np.zeros(2, np.float32), ones(2), ones(2))
-    total = account(
+    total = summary(
         Sequential((norm, MaxPool2D(2), Dropout(0.5), ReLU(), GlobalAvgPool2D())), (4, 4, 2)
     )
     assert (total.macs, total.params, total.nonzeros, total.dense_bytes) == (0, 8, 6, 32)
@@ -146,7 +146,7 @@ SCALED_EACH = Quantized(
 
 
 def one_dense(weight, bias=None):
-    (row,) = account(Sequential((Dense(weight, bias),)), shape_of(weight)[:1]).rows
+    (row,) = summary(Sequential((Dense(weight, bias),)), shape_of(weight)[:1]).rows
     return row
 
 
@@ -195,13 +195,13 @@ def test_nested_factors():
 )  # fmt: skip
 def test_what_saves_nothing_is_flagged(weight, flagged):
     assert one_dense(weight).saves_nothing is flagged
-    text = str(account(Sequential((Dense(weight),)), shape_of(weight)[:1]))
+    text = str(summary(Sequential((Dense(weight),)), shape_of(weight)[:1]))
     assert ("saves nothing" in text) == flagged
 
 
 def test_the_table_is_aligned():
     weight = LowRank((ones(64, 64), ones(64, 64)), "ir,ro->io")
-    lines = str(account(Sequential((Flatten(), Dense(weight), ReLU())), (8, 8, 1))).splitlines()
+    lines = str(summary(Sequential((Flatten(), Dense(weight), ReLU())), (8, 8, 1))).splitlines()
     head = "   layer    output  params  nonzeros   MACs  dense B  sparse B  packed B  output B"
     dense = "1  Dense    64       8,192     8,192  8,192   16,384    16,896    32,768       256"
     assert lines == [
@@ -216,29 +216,29 @@ def test_the_table_is_aligned():
 def test_zeros_take_no_sparse_bytes_and_activations_take_the_most_of_a_pair():
     weight = np.zeros((100, 10), np.float32)
     weight[3, 4] = weight[99, 9] = 1.0
-    total = account(Sequential((Dense(weight), ReLU(), Dense(ones(10, 2)))), (100,))
+    total = summary(Sequential((Dense(weight), ReLU(), Dense(ones(10, 2)))), (100,))
     assert total.rows[0].sparse_bytes == 2 * 4 + 3  # two indices of ten bits
     assert [row.activation_bytes for row in total.rows] == [40, 40, 8]
     assert total.input_bytes == 400
     assert total.activation_bytes == 440
-    half = account(Sequential((Dense(weight.astype(np.float16)),)), (100,))
+    half = summary(Sequential((Dense(weight.astype(np.float16)),)), (100,))
     assert half.activation_bytes == 220
 
 
 def test_the_bytes_of_the_file_are_its_length(tmp_path):
     model = digits_cnn(np.random.default_rng(0))
-    assert account(model, (8, 8, 1)).file_bytes is None
-    counted = account(model, (8, 8, 1), file=True).file_bytes
+    assert summary(model, (8, 8, 1)).file_bytes is None
+    counted = summary(model, (8, 8, 1), file=True).file_bytes
     assert counted == save(model, tmp_path / "model.mcz") == (tmp_path / "model.mcz").stat().st_size
 
 
 def test_accounts_are_values():
-    total = account(digits_cnn(np.random.default_rng(0)), (8, 8, 1))
+    total = summary(digits_cnn(np.random.default_rng(0)), (8, 8, 1))
     back = pickle.loads(pickle.dumps(total))
     assert back.rows == total.rows
     with pytest.raises(AttributeError):
         back.rows = ()
-    assert (Account(()).params, Account(()).macs) == (0, 0)
+    assert (Summary(()).params, Summary(()).macs) == (0, 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -257,11 +257,11 @@ class Scaling(Layer):
 def test_refused():
     model = digits_cnn(np.random.default_rng(0))
     with pytest.raises(CompressionError, match=r"layer 5 \(Dense\): the input must have shape"):
-        account(model, (9, 9, 1))
+        summary(model, (9, 9, 1))
     with pytest.raises(CompressionError, match="MACs are known, not Scaling"):
-        account(Sequential((Scaling(ones(3)),)), (3,))
+        summary(Sequential((Scaling(ones(3)),)), (3,))
     with pytest.raises(CompressionError, match="model must be a Sequential"):
-        account(model.layers, (8, 8, 1))
+        summary(model.layers, (8, 8, 1))
 
 
 # Wrong implementations that the law must kill -----------------------------------------------------
@@ -269,9 +269,9 @@ def test_refused():
 
 def _changed(**changes):
     def wrong(model, shape):
-        rows = account(model, shape).rows
+        rows = summary(model, shape).rows
         layer = model.layers[0]
-        return Account(
+        return Summary(
             tuple(replace(r, **{n: f(r, layer) for n, f in changes.items()}) for r in rows), 0, None
         )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minicompress.analysis.accounting import account
+from minicompress.analysis.accounting import summary
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import VARIANTS, digits_cnn, lenet5, lenet_300_100, seed_cnn
 from minicompress.nn.layers import Conv2D, Dense, Layer, ReLU
-from minicompress.nn.model import layer_shapes, output_shape, parameters
+from minicompress.nn.network import layer_shapes, output_shape, parameters
 
 # Parameters by hand: kernels and biases of both convolutions, then the dense layer.
 COUNTS = {
@@ -54,7 +54,7 @@ def test_two_convolutions(make, variant):
 def test_lenet_300_100():
     model = lenet_300_100(rng())
     assert counted(model) == (784 * 300 + 300) + (300 * 100 + 100) + (100 * 10 + 10) == 266_610
-    assert account(model, (28, 28, 1)).macs == 784 * 300 + 300 * 100 + 100 * 10
+    assert summary(model, (28, 28, 1)).macs == 784 * 300 + 300 * 100 + 100 * 10
 
 
 def test_lenet5():
@@ -62,7 +62,7 @@ def test_lenet5():
     weights = (25 * 20 + 20) + (25 * 20 * 50 + 50) + (800 * 500 + 500) + (500 * 10 + 10)
     assert counted(model) == weights == 431_080
     macs = 24 * 24 * 25 * 20 + 8 * 8 * 25 * 20 * 50 + 800 * 500 + 500 * 10
-    assert account(model, (28, 28, 1)).macs == macs == 2_293_000
+    assert summary(model, (28, 28, 1)).macs == macs == 2_293_000
     assert layer_shapes(model, (28, 28, 1))[6] == (4, 4, 50)
 
 

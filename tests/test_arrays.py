@@ -20,13 +20,13 @@ BAD = [
     (arrays.finite_array, (np.array([-np.inf]), "w"), {}, "holds infinite"),
     (arrays.integer_array, (np.array([True]), "codes"), {}, "codes must be of an integer dtype"),
     (arrays.integer_array, (np.array([1.0]), "codes"), {}, "not float64"),
-    (arrays.integer, (True, "rank", 0), {}, "rank must be an int of at least 0, not True"),
-    (arrays.integer, (2.0, "rank", 0, 3), {}, "rank must be an int from 0 to 3, not 2.0"),
-    (arrays.integer, (4, "rank", 0, 3), {}, "not 4"),
-    (arrays.real, (1.5, "amount", 0, 1), {}, "amount must be a number from 0 to 1, not 1.5"),
-    (arrays.real, (float("nan"), "amount", 0, 1), {}, "not nan"),
-    (arrays.real, ("0.5", "amount", 0, 1), {}, "not '0.5'"),
-    (arrays.real, (True, "amount", 0, 1), {}, "not True"),
+    (arrays.as_int, (True, "rank", 0), {}, "rank must be an int of at least 0, not True"),
+    (arrays.as_int, (2.0, "rank", 0, 3), {}, "rank must be an int from 0 to 3, not 2.0"),
+    (arrays.as_int, (4, "rank", 0, 3), {}, "not 4"),
+    (arrays.as_float, (1.5, "amount", 0, 1), {}, "amount must be a number from 0 to 1, not 1.5"),
+    (arrays.as_float, (float("nan"), "amount", 0, 1), {}, "not nan"),
+    (arrays.as_float, ("0.5", "amount", 0, 1), {}, "not '0.5'"),
+    (arrays.as_float, (True, "amount", 0, 1), {}, "not True"),
     (arrays.choice, ("l1", "norm", ["fro", "max"]), {}, "norm must be one of fro, max, not 'l1'"),
     (arrays.choice, (np.ones(2), "norm", ["fro"]), {}, "norm must be one of fro"),
     (arrays.flag, (1, "signed"), {}, "signed must be True or False, not 1"),
@@ -59,9 +59,9 @@ def test_a_wrong_argument_is_named_with_what_came_and_what_is_needed(check, args
 def test_good_arguments_pass_unchanged():
     w = np.ones((2, 3), np.float16)
     assert arrays.finite_array(w, "w", ndim=2) is w
-    assert arrays.integer(np.int8(3), "rank", 0) == 3
-    assert arrays.real(np.float32(0.5), "amount", 0, 1) == 0.5
-    assert arrays.real(1, "amount", 0, 1) == 1.0
+    assert arrays.as_int(np.int8(3), "rank", 0) == 3
+    assert arrays.as_float(np.float32(0.5), "amount", 0, 1) == 0.5
+    assert arrays.as_float(1, "amount", 0, 1) == 1.0
     assert arrays.normal_axis(-1, "axis", 3) == 2
     assert arrays.flag(np.True_, "signed") is True
     assert arrays.exactly_one(rank=None, energy=0.5) == "energy"

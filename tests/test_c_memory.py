@@ -11,12 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from integer_oracles import BORDERED, int8s
 
-from minicompress.export.c_plan import lead, plan
-from minicompress.export.c_weights import smallest
-from minicompress.nn.integer_layers import IntegerConv2D, IntegerDense
-from minicompress.nn.integer_weightless import (
-    IntegerReLU,
-)
+from minicompress.integer.layers import IntegerConv2D, IntegerDense
+from minicompress.integer.stateless import IntegerReLU
+from minicompress.interchange.c_plan import lead, plan
+from minicompress.interchange.c_weights import smallest
 
 # the form of weights ------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import minicompress as mc
-from minicompress.analysis.attack import find_difference
+from minicompress.certify.attacks import attack
 from minicompress.cli import main
-from minicompress.pipeline.certification import METHODS, RADII, certify, format_certificates
-from minicompress.pipeline.comparison import setup
+from minicompress.experiments.certification import METHODS, RADII, certify, format_certificates
+from minicompress.experiments.comparison import setup
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_the_search_finds_the_corner_of_an_affine_network():
     x = np.array([[0.5, 0.5, 0.5]])
     rng = np.random.default_rng(0)
     # 1.5 at x, and 7 * 0.25 more at the corner that the gradient points to.
-    assert find_difference(f, g, x, eps=0.25, rng=rng).tolist() == [3.25]
-    assert find_difference(f, g, x, eps=0.0, rng=rng).tolist() == [1.5]
-    clipped = find_difference(f, g, x, eps=9.0, clip=(0.0, 1.0), rng=rng)
+    assert attack(f, g, x, eps=0.25, rng=rng).tolist() == [3.25]
+    assert attack(f, g, x, eps=0.0, rng=rng).tolist() == [1.5]
+    clipped = attack(f, g, x, eps=9.0, clip=(0.0, 1.0), rng=rng)
     assert clipped.tolist() == [5.0]
     with pytest.raises(mc.CompressionError, match="rng must be"):
-        find_difference(f, g, x, eps=0.25, rng=0)
+        attack(f, g, x, eps=0.25, rng=0)

@@ -16,7 +16,7 @@ from noise_mnist import write_noise_mnist
 
 import minicompress as mc
 from minicompress.cli import COMMANDS, _progress_line, main
-from minicompress.pipeline.budget import METHODS
+from minicompress.experiments.budget import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -177,7 +177,7 @@ def test_evaluate_counts_bytes_and_errors(tmp_path, capsys):
     wrong = int((model(x).argmax(1) != y).sum())
     assert main(["evaluate", str(tmp_path / "model.mcz")]) == 0
     table, last = capsys.readouterr().out.split("\n\n")
-    assert table == str(mc.account(model, (8, 8, 1)))
+    assert table == str(mc.summary(model, (8, 8, 1)))
     assert last.startswith(f"{size:,} bytes of file, {wrong} of 300 test images wrong: ")
     assert f"{wrong / 300:.2%} error" in last
 
@@ -224,7 +224,7 @@ def test_export_writes_c(tmp_path, capsys):
 def test_search_keeps_the_budget_and_says_what_it_found(capsys, monkeypatch):
     # Of the methods only some: what is tested is the way through, and each costs a second.
     few = {name: METHODS[name] for name in ("one scale", "low rank, int8")}
-    monkeypatch.setattr("minicompress.pipeline.budget.METHODS", few)
+    monkeypatch.setattr("minicompress.experiments.budget.METHODS", few)
     assert main(["search", "--max-bytes", "10%", "--epochs", "2"]) == 0
     plan, table, explained = capsys.readouterr().out.split("\n\n")
     assert re.match(r"    layer 0: .+\n    layer 2: .+\n    layer 5: .+$", plan)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
-from minicompress.compressors.chain import chain
+from minicompress.compressors.chaining import chain
 from minicompress.compressors.clustering import _nearest, cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.errors import CompressionError

@@ -6,16 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minicompress.analysis.accounting import account
-from minicompress.compressors.lowrank import channel_svd, truncated_svd
+from minicompress.analysis.accounting import summary
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
+from minicompress.compressors.svd import channel_svd, truncated_svd
 from minicompress.datasets import load_digits
-from minicompress.nn.architectures import digits_cnn
-from minicompress.nn.layers import Conv2D, Dense, Flatten, ReLU
-from minicompress.nn.model import Sequential, apply
-from minicompress.pipeline import comparison
-from minicompress.pipeline.comparison import (
+from minicompress.experiments import comparison
+from minicompress.experiments.comparison import (
     BEFORE_RETRAINING,
     RETRAINED,
     TRAINED,
@@ -24,8 +21,12 @@ from minicompress.pipeline.comparison import (
     retraining_epochs,
     setup,
 )
-from minicompress.pipeline.plan import compress
-from minicompress.pipeline.weights import (
+from minicompress.nn.architectures import digits_cnn
+from minicompress.nn.layers import Conv2D, Dense, Flatten, ReLU
+from minicompress.nn.network import Sequential, apply
+from minicompress.representation import Certificate, LowRank, Quantized, decode
+from minicompress.search.plan import compress
+from minicompress.search.weights import (
     factored,
     mask_view,
     multiplied,
@@ -33,7 +34,6 @@ from minicompress.pipeline.weights import (
     weights,
     with_weights,
 )
-from minicompress.representation import Certificate, LowRank, Quantized, decode
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_factors_as_layers_and_back():
     )
     parts = factored(model)
     assert len(parts.layers) == 6
-    assert account(parts, (8, 8, 1)).params == account(model, (8, 8, 1)).params
+    assert summary(parts, (8, 8, 1)).params == summary(model, (8, 8, 1)).params
     back = multiplied(parts, model)
     assert len(back.layers) == 4
     x = rng.integers(0, 3, (4, 8, 8, 1)).astype(np.float32)

@@ -32,12 +32,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicompress as mc
-from minicompress.nn.layers import (
-    Conv2D,
-    Dense,
-    Layer,
-    ReLU,
-)
+from minicompress.nn.layers import Conv2D, Dense, Layer, ReLU
 from minicompress.storage import container, sections
 from minicompress.storage.container import dumps, load, loads, save
 from minicompress.storage.sections import CODINGS, Writer
@@ -65,7 +60,7 @@ def test_any_model_computes_the_same(model):
 
 
 def floats_of(model):
-    for weights in mc.parameters(model):
+    for weights in mc.nn.parameters(model):
         yield from (mc.decode(rep) for rep in weights.values())
 
 
@@ -154,7 +149,9 @@ def zeros(layer):
 @pytest.mark.parametrize("network", [mc.lenet_300_100, mc.lenet5])
 def test_a_lenet_needs_less_than_40_bytes_beside_its_payload(network):
     model = mc.Sequential(tuple(map(zeros, network(np.random.default_rng(0)).layers)))
-    scales = sum(rep.scale.nbytes for weights in mc.parameters(model) for rep in weights.values())
+    scales = sum(
+        rep.scale.nbytes for weights in mc.nn.parameters(model) for rep in weights.values()
+    )
     assert len(dumps(model)) - scales < 40
 
 
@@ -281,7 +278,7 @@ print(hashlib.sha256(load(sys.argv[1])(x[:50]).tobytes()).hexdigest())
 
 def forgetful(model):
     """A writer that decodes what is nested."""
-    return dumps(mc.decoded(model))
+    return dumps(mc.nn.decoded(model))
 
 
 def rounded(model):

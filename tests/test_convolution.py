@@ -23,9 +23,9 @@ from minicompress.nn.convolution import (
     dense_vjp,
     resolve_padding,
 )
-from minicompress.nn.direct import direct_conv2d, direct_conv2d_vjp
-from minicompress.nn.windows import geometry
-from minicompress.nn.winograd import winograd_conv2d, winograd_conv2d_vjp
+from minicompress.nn.kernels.direct import direct_conv2d, direct_conv2d_vjp
+from minicompress.nn.kernels.windows import geometry
+from minicompress.nn.kernels.winograd import winograd_conv2d, winograd_conv2d_vjp
 
 DTYPES = (np.float16, np.float32, np.float64)
 F32 = np.float32

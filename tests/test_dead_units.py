@@ -26,11 +26,11 @@ from minicompress.nn.layers import (
     Sigmoid,
     Tanh,
 )
-from minicompress.nn.model import Sequential, apply, parameters
+from minicompress.nn.network import Sequential, apply, parameters
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import TrainingState, fit
-from minicompress.pipeline.rate import BIAS_STEP, latent_model, rate_view, without_dead_units
-from minicompress.pipeline.weights import weights
+from minicompress.recipes.rate import BIAS_STEP, latent_model, rate_view, without_dead_units
+from minicompress.search.weights import weights
 from minicompress.testing.checks import check_pure, same
 
 # In steps: gone for good, rounded to zero but not gone, and there.

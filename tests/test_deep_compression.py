@@ -15,22 +15,12 @@ from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Dense, Flatten, ReLU
-from minicompress.nn.model import Sequential, decoded
+from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import View, accuracy, fit
-from minicompress.pipeline.recipe import (
-    deep_compression,
-    retrained,
-    run_recipe,
-)
-from minicompress.pipeline.weights import form_view, in_form_of, weights
-from minicompress.representation import (
-    Clustered,
-    LowRank,
-    Sparse,
-    decode,
-    shape_of,
-)
+from minicompress.recipes.recipe import deep_compression, retrained, run_recipe
+from minicompress.representation import Clustered, LowRank, Sparse, decode, shape_of
+from minicompress.search.weights import preserve_structure, restore_structure, weights
 from minicompress.storage.container import dumps, load
 from minicompress.testing.checks import same
 
@@ -92,7 +82,7 @@ def law_slopes_of_free_numbers(view_of, rep, gradient):
 def law_training_keeps_the_form(view_of, rep, x, optimizer):
     """Zeros that are for good stay, members stay equal, and the way back loses nothing."""
     model, y = of_one(rep), np.arange(len(x)) % shape_of(rep)[1]
-    assert same(in_form_of(model, decoded(model)), model)
+    assert same(restore_structure(model, decoded(model)), model)
     trained, _ = fit(
         decoded(model),
         x,
@@ -107,7 +97,7 @@ def law_training_keeps_the_form(view_of, rep, x, optimizer):
     for owner, value in zip(owners(rep), trained.layers[0].weight.ravel().tolist(), strict=True):
         groups.setdefault(owner, set()).add(value)
     assert all(len(values) == 1 for values in groups.values())
-    back = in_form_of(model, trained)
+    back = restore_structure(model, trained)
     assert same(decoded(back), trained)
     assert [type(r) for r in nested(back.layers[0].weight)] == [type(r) for r in nested(rep)]
 
@@ -120,12 +110,12 @@ def nested(rep):
 
 @given(forms((3, 2)), small((3, 2)))
 def test_slopes_of_free_numbers(rep, gradient):
-    law_slopes_of_free_numbers(form_view, rep, gradient)
+    law_slopes_of_free_numbers(preserve_structure, rep, gradient)
 
 
 @given(forms((2, 3)), small((5, 2)), st.sampled_from([sgd(0.5, momentum=0.5), adam(0.25)]))
 def test_training_keeps_the_form(rep, x, optimizer):
-    law_training_keeps_the_form(form_view, rep, x, optimizer)
+    law_training_keeps_the_form(preserve_structure, rep, x, optimizer)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -133,7 +123,9 @@ def test_training_keeps_the_form(rep, x, optimizer):
 def test_gradients_of_any_dtype_and_layout(dtype, order):
     rep = Sparse((2, 3), np.array([0, 2, 4]), Clustered(np.array([1, 0, 1]), np.ones(2, dtype)))
     gradient = np.array([[1, 2, 3], [4, 5, 6]], dtype, order=order)
-    (found,) = form_view(Sequential((Dense(rep),)))(None, 0).pullback(({"weight": gradient},))
+    (found,) = preserve_structure(Sequential((Dense(rep),)))(None, 0).pullback(
+        ({"weight": gradient},)
+    )
     assert found["weight"].dtype == dtype
     np.testing.assert_array_equal(found["weight"], [[6, 0, 3], [0, 6, 0]])
 
@@ -316,7 +308,7 @@ def _of_members(reduce):
 
 
 def _biases_left_out(model):
-    right = form_view(model)
+    right = preserve_structure(model)
 
     def view(latent, step):
         seen, pullback = right(latent, step)

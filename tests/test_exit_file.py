@@ -11,13 +11,13 @@ import pytest
 from exit_models import CNN_EXITS, EXITS, FIRST, HEADS, LAST, PLAIN, dense
 
 from minicompress.compressors.quantization import quantize
+from minicompress.early_exit import training as exit_training
+from minicompress.early_exit.exits import CRITERIA, EarlyExit
+from minicompress.early_exit.file import load_exits, save_exits
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.layers import AvgPool2D, Dense, Flatten
-from minicompress.nn.model import Sequential
-from minicompress.pipeline import exit_training
-from minicompress.pipeline.early_exit import CRITERIA, EarlyExit
-from minicompress.pipeline.exit_file import load_exits, save_exits
-from minicompress.pipeline.plan import compress
+from minicompress.nn.network import Sequential
+from minicompress.search.plan import compress
 from minicompress.testing.checks import same
 
 

@@ -11,15 +11,15 @@ from hypothesis import given
 
 from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits
+from minicompress.early_exit import training as exit_training
+from minicompress.early_exit.exits import EarlyExit, attach_heads, exit_logits
+from minicompress.early_exit.training import fit_exits
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Dense, Dropout
-from minicompress.nn.model import Sequential, apply, decoded, vjp
+from minicompress.nn.network import Sequential, apply, decoded, vjp
 from minicompress.nn.optimizers import adam
 from minicompress.nn.training import fit
-from minicompress.pipeline import exit_training
-from minicompress.pipeline.early_exit import EarlyExit, attach_heads, exit_logits
-from minicompress.pipeline.exit_training import fit_exits
-from minicompress.pipeline.plan import compress
+from minicompress.search.plan import compress
 from minicompress.testing.checks import same
 
 SETTINGS = {"optimizer": adam(1e-2), "epochs": 2, "batch_size": 16}

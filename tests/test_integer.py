@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from integer_oracles import BORDERED, PICTURE, floats, forward, int8s, law_model, run
 
-import minicompress.nn.integer_layers as integer_layers
-import minicompress.nn.integer_model as integer_model
+import minicompress.integer.layers as integer_layers
+import minicompress.integer.model as integer_model
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError
+from minicompress.integer.conversion import to_integer
+from minicompress.integer.layers import IntegerConv2D, IntegerDense
+from minicompress.integer.stateless import IntegerFlatten
 from minicompress.nn.architectures import digits_cnn, lenet5
 from minicompress.nn.convolution import conv2d, dense
-from minicompress.nn.integer import to_integer
-from minicompress.nn.integer_layers import IntegerConv2D, IntegerDense
-from minicompress.nn.integer_weightless import IntegerFlatten
 from minicompress.nn.layers import (
     AvgPool2D,
     BatchNorm,
@@ -39,7 +39,7 @@ from minicompress.nn.layers import (
     Softmax,
     plain_layers,
 )
-from minicompress.nn.model import Sequential
+from minicompress.nn.network import Sequential
 from minicompress.nn.optimizers import adam
 from minicompress.nn.training import fit
 from minicompress.qparams import choose_qparams

@@ -24,11 +24,11 @@ from integer_oracles import (
 )
 
 from minicompress.errors import CompressionError
-from minicompress.nn.integer import to_integer
-from minicompress.nn.integer_layers import IntegerConv2D, IntegerDense, Scales
-from minicompress.nn.integer_weightless import IntegerAvgPool2D, IntegerMaxPool2D
+from minicompress.integer.conversion import to_integer
+from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
+from minicompress.integer.stateless import IntegerAvgPool2D, IntegerMaxPool2D
 from minicompress.nn.layers import Dense
-from minicompress.nn.model import Sequential
+from minicompress.nn.network import Sequential
 from minicompress.qparams import choose_qparams
 
 F = np.float32

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from minicompress.errors import CompressionError
-from minicompress.integers import (
-    code_range,
-    dequantize_linear,
-    matmul_integer,
-    quantize_linear,
-)
+from minicompress.integers import code_range, dequantize_linear, matmul_integer, quantize_linear
 from minicompress.testing.checks import check_pure
 from minicompress.testing.strategies import LAYOUTS, in_layout
 

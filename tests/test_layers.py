@@ -41,14 +41,7 @@ from minicompress.nn.layers import (
     plain_layers,
 )
 from minicompress.nn.normalization import batch_norm, batch_norm_vjp
-from minicompress.representation import (
-    Clustered,
-    LowRank,
-    Quantized,
-    Sparse,
-    decode,
-    shape_of,
-)
+from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
 
 ONE = np.ones(3)
 

@@ -187,13 +187,13 @@ def test_the_two_norm_bound_is_composed_as_its_docstring_says(drawn):
     a = drawn[0]
     scaled, exponent = norms.power_of_two_scaled(a)
     if min(a.shape) < 2 or not a.any():
-        assert norms.norm2_upper(a) == norms.unscaled(norms.fro_upper(scaled), exponent)
+        assert norms.spectral_norm_upper(a) == norms.unscaled(norms.fro_upper(scaled), exponent)
         return
     u, s, vt = scipy.linalg.svd(scaled, full_matrices=False)
     factor, residual = norms.orthogonality_factor(u, vt), norms.svd_residual(scaled, u, s, vt)
     law = exact_upward(Fraction(factor) * Fraction(float(s[0])) + Fraction(residual))
     law *= Fraction(2) ** exponent
-    bound, frobenius = norms.norm2_upper(a), norms.fro_upper(a)
+    bound, frobenius = norms.spectral_norm_upper(a), norms.fro_upper(a)
     if bound != frobenius:
         law_within(bound, law + Fraction(math.ulp(bound)), 2)
     assert bound == frobenius or law < frobenius
@@ -217,14 +217,14 @@ def hadamard_law(upper):
 
 
 def test_the_two_norm_bound_holds_on_all_ones_and_hadamard_matrices():
-    all_ones_law(norms.norm2_upper)
-    hadamard_law(norms.norm2_upper)
+    all_ones_law(norms.spectral_norm_upper)
+    hadamard_law(norms.spectral_norm_upper)
 
 
 @given(matrices())
 def test_the_two_norm_bound_is_above_a_rational_lower_bound(matrix):
     """||A v|| / ||v|| for the computed singular vector v, exactly, is never above the norm."""
-    bound = norms.norm2_upper(matrix)
+    bound = norms.spectral_norm_upper(matrix)
     if matrix.size == 0 or not matrix.any():
         assert bound == 0.0
         return
@@ -256,9 +256,9 @@ def test_bad_input_is_refused():
     with pytest.raises(CompressionError, match="norm must be one of fro, spectral, max"):
         norms.norm_of(np.ones(2), "l1")
     with pytest.raises(CompressionError, match="matrix must have 2 dimensions"):
-        norms.norm2_upper(np.ones(3))
+        norms.spectral_norm_upper(np.ones(3))
     with pytest.raises(CompressionError, match="matrix must be finite"):
-        norms.norm2_upper(np.array([[np.nan]]))
+        norms.spectral_norm_upper(np.array([[np.nan]]))
 
 
 def plain_fro(array):

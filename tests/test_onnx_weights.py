@@ -6,10 +6,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx_laws import HALF, MATRIX, ROWS, F, law_outputs, law_weights, needs_onnx, onnx, storage
 
-from minicompress.export.onnx import to_onnx
-from minicompress.export.onnx_graph import densely_coded
+from minicompress.interchange.onnx_file import to_onnx
+from minicompress.interchange.onnx_graph import densely_coded
 from minicompress.nn.layers import Dense
-from minicompress.nn.model import Sequential
+from minicompress.nn.network import Sequential
 from minicompress.representation import (
     Clustered,
     LowRank,

@@ -16,8 +16,8 @@ from training_models import OPTIMIZERS, START, mapped, small
 
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import BatchNorm, Dense, ReLU
-from minicompress.nn.model import Sequential
-from minicompress.nn.optimizers import Optimizer, adam, constant, cosine_decay, sgd, step_decay
+from minicompress.nn.network import Sequential
+from minicompress.nn.optimizers import Optimizer, adam, constant_lr, cosine_lr, sgd, step_lr
 
 
 def steps(optimizer, weight, gradients):
@@ -162,12 +162,12 @@ def test_statistics_are_not_trained():
 
 
 def test_schedules():
-    assert [constant(0.25)(k) for k in (0, 7)] == [0.25, 0.25]
-    cosine = cosine_decay(0.3, 7, final=0.1)
+    assert [constant_lr(0.25)(k) for k in (0, 7)] == [0.25, 0.25]
+    cosine = cosine_lr(0.3, 7, final=0.1)
     values = [cosine(k) for k in range(9)]
     assert (values[0], values[7], values[8]) == (0.3, 0.1, 0.1)
     assert all(a > b for a, b in pairwise(values[:8]))
-    drop = step_decay(1.0, 0.5, 3)
+    drop = step_lr(1.0, 0.5, 3)
     assert [drop(k) for k in range(7)] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
 
 
@@ -180,8 +180,8 @@ REFUSED = {
     "weight_decay": (lambda: sgd(0.1, weight_decay=-1), "weight_decay must be"),
     "beta1": (lambda: adam(beta1=1.0), "beta1 and beta2 must be less than 1"),
     "epsilon": (lambda: adam(epsilon=0), "epsilon more than 0"),
-    "steps": (lambda: cosine_decay(0.1, 0), "steps must be"),
-    "every": (lambda: step_decay(0.1, 0.5, 0), "every must be"),
+    "steps": (lambda: cosine_lr(0.1, 0), "steps must be"),
+    "every": (lambda: step_lr(0.1, 0.5, 0), "every must be"),
     "gradients too few": (
         lambda: sgd(0.1).update(START, (), sgd(0.1).init(START)),
         "one dict for each of 1 layers",

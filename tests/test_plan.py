@@ -35,12 +35,12 @@ def test_what_the_plan_names_is_compressed_and_nothing_else():
 def test_the_compressed_model_is_smaller_cheaper_and_runs():
     model = net()
     small = mc.compress(model, {0: int4, 3: low}).model
-    before, after = (mc.account(m, (8, 8, 1)) for m in (model, small))
+    before, after = (mc.summary(m, (8, 8, 1)) for m in (model, small))
     assert after.packed_bytes < before.packed_bytes
     assert after.macs < before.macs
     x = np.ones((2, 8, 8, 1))
     # Factors one after the other, or their product rounded first: gamma_150 of sizes below 1e3.
-    np.testing.assert_allclose(small(x), mc.decoded(small)(x), atol=1e-10)
+    np.testing.assert_allclose(small(x), mc.nn.decoded(small)(x), atol=1e-10)
 
 
 def test_a_compressed_weight_is_compressed_again_as_the_array_it_stands_for():

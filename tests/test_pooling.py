@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minicompress.errors import CompressionError
+from minicompress.nn.kernels.windows import conv_output_hw, resolve_padding
 from minicompress.nn.pooling import (
     avg_pool2d,
     avg_pool2d_vjp,
@@ -17,7 +18,6 @@ from minicompress.nn.pooling import (
     max_pool2d,
     max_pool2d_vjp,
 )
-from minicompress.nn.windows import conv_output_hw, resolve_padding
 
 # A multiple of every number of pixels in a window of up to 3x3: means of it are whole numbers.
 WHOLE = 2520

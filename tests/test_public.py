@@ -18,7 +18,7 @@ rows = np.arange(8, dtype=F).reshape(2, 4) / 8
 bias = np.ones(3, F)
 labels = np.array([0, 2])
 codes = np.array([[1, -2], [3, 4]], np.int8)
-q = mc.QParams(np.array(0.5, F), np.array(1), num_bits=4)
+q = mc.qparams.QParams(np.array(0.5, F), np.array(1), num_bits=4)
 model = mc.Sequential((mc.Dense(matrix, bias), mc.ReLU(), mc.Dense(matrix.T[:, :3], bias)))
 other = mc.Sequential((mc.Dense(matrix * F(1.25), bias), *model.layers[1:]))
 rep = mc.Sparse((2, 2), np.array([1]), np.ones(1))
@@ -27,12 +27,14 @@ low_rank = mc.Dense(mc.LowRank((matrix[:, :2], matrix[:2]), "ir,ro->io"), bias)
 rng = np.random.default_rng(0)
 half = partial(mc.prune_magnitude, amount=0.5)
 pruned = mc.compress(model, {0: half}).model
-latent = mc.latent_model(model)
-noise = mc.Step("noise", lambda m, rng: mc.Sequential((mc.Dense(matrix + F(rng.random())),)))
+latent = mc.recipes.latent_model(model)
+noise = mc.recipes.Step(
+    "noise", lambda m, rng: mc.Sequential((mc.Dense(matrix + F(rng.random())),))
+)
 int4 = partial(mc.quantize, num_bits=4)
 
 segment = mc.Sequential((mc.Dense(np.eye(3, dtype=F)),))
-exits = mc.EarlyExit((segment, segment), (segment,), (0.5,))
+exits = mc.early_exit.EarlyExit((segment, segment), (segment,), (0.5,))
 
 CALLS = {
     "attach_heads": (model, (0,), (4,)),
@@ -43,8 +45,8 @@ CALLS = {
     "exit_macs": (exits, (3,)),
     "expected_macs": (exits, (3,), np.array([0, 1])),
     "fit_exits": (exits, matrix[:2], labels),
-    "run_exits": (exits, matrix),
-    "account": (model, (4,)),
+    "predict": (exits, matrix),
+    "summary": (model, (4,)),
     "accuracy": (model, rows, labels),
     "adam": (1e-3,),
     "apply": (model, rows),
@@ -60,18 +62,18 @@ CALLS = {
     "choose_qparams": (matrix,),
     "cluster": (matrix,),
     "compress": (model, {0: half, 2: int4}),
-    "constant": (1e-3,),
+    "constant_lr": (1e-3,),
     "constant_schedule": (3,),
     "conv2d": (image, kernel, bias),
     "conv_norm_upper": (kernel, (5, 5)),
     "conv2d_vjp": (np.ones((2, 4, 4, 3), F), image, kernel),
-    "cosine_decay": (1e-3, 10),
-    "cubic_schedule": (3,),
+    "cosine_lr": (1e-3, 10),
+    "polynomial_sparsity": (3,),
     "decode": (rep,),
     "decoded": (mc.Sequential((low_rank,)),),
     "dense": (rows, matrix, bias),
     "dense_to_conv": (mc.Dense(np.ones((8, 2))), (2, 2)),
-    "dense_to_pooled": (mc.Dense(np.ones((8, 2))), (2, 2)),
+    "dense_to_global_pool": (mc.Dense(np.ones((8, 2))), (2, 2)),
     "dense_vjp": (np.ones((2, 3), F), rows, matrix),
     "deep_compression": ((rows, labels), {0: 0.5}, {0: 2}),
     "dequantize_linear": (codes, np.array(0.5), np.array(1)),
@@ -83,19 +85,19 @@ CALLS = {
     "factor_layers": (low_rank,),
     "factorize": (low_rank,),
     "fake_quantize": (matrix, q),
-    "find_difference": (model, other, rows),
-    "fingerprint": (rows, labels),
+    "attack": (model, other, rows),
+    "array_digest": (rows, labels),
     "fit": (model, rows, labels),
-    "fixed_point": (np.array([0.75, 1.0]),),
+    "quantize_multiplier": (np.array([0.75, 1.0]),),
     "flatten": (image,),
     "flatten_vjp": (rows, image[:, :2, :1]),
     "fold_batch_norm": (mc.Sequential((mc.Dense(matrix), mc.BatchNorm(*np.ones((4, 3), F)))),),
-    "form_view": (pruned,),
+    "preserve_structure": (pruned,),
     "global_avg_pool2d": (image,),
     "global_avg_pool2d_vjp": (rows[:, :2], image),
-    "huffman_decode": (mc.huffman_encode(codes.ravel()),),
+    "huffman_decode": (mc.storage.huffman_encode(codes.ravel()),),
     "huffman_encode": (codes.ravel(),),
-    "in_form_of": (pruned, mc.decoded(pruned)),
+    "restore_structure": (pruned, mc.nn.decoded(pruned)),
     "latent_model": (model,),
     "leaky_relu": (rows - 0.5,),
     "leaky_relu_vjp": (rows, rows - 0.5),
@@ -103,13 +105,13 @@ CALLS = {
     "lenet_300_100": (rng,),
     "linear_schedule": (3,),
     "load_digits": ("validation",),
-    "load_weights": (model, mc.weights_out(model)),
-    "loads": (mc.dumps(model),),
+    "from_state_dict": (model, mc.interchange.to_state_dict(model)),
+    "loads": (mc.storage.dumps(model),),
     "matmul_integer": (codes, codes, np.array(1), np.array([1, 2])),
     "max_pool2d": (image, 2),
     "max_pool2d_vjp": (np.ones((2, 3, 3, 2), F), image, 2),
     "mean_squared_error": (rows, rows + 1),
-    "norm2_upper": (matrix,),
+    "spectral_norm_upper": (matrix,),
     "num_params": (rep,),
     "output_bound": (model, other),
     "output_shape": (model, (4,)),
@@ -121,7 +123,7 @@ CALLS = {
     "quantize": (matrix,),
     "quantize_linear": (matrix, np.array(0.5, F), np.array(1)),
     "quantized_model": (latent,),
-    "range_decode": (mc.range_encode(codes.ravel()),),
+    "range_decode": (mc.storage.range_encode(codes.ravel()),),
     "range_encode": (codes.ravel(),),
     "rate_view": (lambda step: 1e-3,),
     "relu": (rows - 0.5,),
@@ -129,7 +131,7 @@ CALLS = {
     "remove_channels": (model, 0, [0, 2]),
     "requantize": (np.array([[100, -7]]), np.array(2**30), np.array(35)),
     "run_recipe": (model, (noise,)),
-    "search": (model, {"half": half, "int4": int4}, rows, labels),
+    "search_plan": (model, {"half": half, "int4": int4}, rows, labels),
     "sensitivity": (model, {"half": half, "int4": int4}, rows, labels),
     "seed_cnn": (rng, "strided"),
     "sgd": (1e-2,),
@@ -141,7 +143,7 @@ CALLS = {
     "softmax_cross_entropy": (rows, labels),
     "spatial_svd": (kernel,),
     "split_kernel": (mc.Conv2D(kernel, bias),),
-    "step_decay": (1e-3, 0.5, 10),
+    "step_lr": (1e-3, 0.5, 10),
     "storage_bits": (rep,),
     "tanh": (rows,),
     "tanh_vjp": (rows, rows),
@@ -149,7 +151,7 @@ CALLS = {
     "truncated_svd": (matrix,),
     "tucker2": (kernel,),
     "vjp": (model, rows),
-    "weights_out": (model,),
+    "to_state_dict": (model,),
     "with_parameters": (model, gradients),
 }
 OPTIONS = {
@@ -167,7 +169,7 @@ OPTIONS = {
     "channel_svd": {"rank": 2},
     "cluster": {"n_clusters": 3, "method": "exact"},
     "constant_schedule": {"target_sparsity": 0.5},
-    "cubic_schedule": {"final_sparsity": 0.5, "end_step": 9},
+    "polynomial_sparsity": {"final_sparsity": 0.5, "end_step": 9},
     "linear_schedule": {"final_sparsity": 0.5, "end_step": 9},
     "output_bound": {"radius": 2.0},
     "prune_channels": {"amount": 0.5, "axis": -1},
@@ -177,7 +179,7 @@ OPTIONS = {
     "shrink_kernel": {"calibration": image},
     "split_kernel": {"rng": rng, "iterations": 2},
     "tucker2": {"rank_in": 1, "rank_out": 2},
-    "find_difference": {"eps": 0.1, "rng": rng, "starts": 1},
+    "attack": {"eps": 0.1, "rng": rng, "starts": 1},
     "fit": {"optimizer": mc.adam(1e-3), "epochs": 2, "batch_size": 1, "rng": rng},
     "prune_magnitude": {"amount": 0.5},
     "quantize": {"axis": -1, "symmetric": False},
@@ -186,7 +188,7 @@ OPTIONS = {
     "truncated_svd": {"max_params": 10},
     "conv2d": {"padding": "same", "stride": 2},
     "evaluate": {"batch_size": 1},
-    "search": {"max_bytes": 100},
+    "search_plan": {"max_bytes": 100},
 }
 NOT_CALLED = {
     "export_c": "writes files; see test_export_c",
@@ -199,30 +201,36 @@ NOT_CALLED = {
     "save": "writes a file: `dumps` is its pure core; see test_container",
 }
 
-FUNCTIONS = [n for n in mc.__all__ if inspect.isfunction(getattr(mc, n))]
+ROOMS = [room for room in vars(mc).values() if inspect.ismodule(room) and hasattr(room, "__all__")]
+ROOMS = [room for room in ROOMS if room.__name__ != "minicompress.testing"]  # needs hypothesis
+PUBLIC = {name: getattr(door, name) for door in (mc, *ROOMS) for name in door.__all__}
+FUNCTIONS = [name for name, thing in PUBLIC.items() if inspect.isfunction(thing)]
 
 
 def test_every_public_name_is_there_once_and_sorted():
-    assert sorted(mc.__all__) == mc.__all__
-    assert len(set(mc.__all__)) == len(mc.__all__)
-    assert all(hasattr(mc, name) for name in mc.__all__)
+    assert len(mc.__all__) <= 60
+    for door in (mc, *ROOMS):
+        assert sorted(set(door.__all__)) == door.__all__
+        for name in door.__all__:
+            assert getattr(door, name) is PUBLIC[name], "one name for one thing"
+    assert not set(FUNCTIONS) & {room.__name__.rpartition(".")[2] for room in ROOMS}
     assert set(FUNCTIONS) == CALLS.keys() | NOT_CALLED.keys()
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_public_function_is_pure(name):
-    check_pure(getattr(mc, name), *CALLS[name], **OPTIONS.get(name, {}))
+    check_pure(PUBLIC[name], *CALLS[name], **OPTIONS.get(name, {}))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_an_unknown_option_raises(name):
     with pytest.raises((TypeError, mc.CompressionError), match="no_such_option"):
-        getattr(mc, name)(*CALLS[name], **OPTIONS.get(name, {}), no_such_option=1)
+        PUBLIC[name](*CALLS[name], **OPTIONS.get(name, {}), no_such_option=1)
 
 
-@pytest.mark.parametrize("name", mc.__all__)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_documented_with_an_example(name):
-    thing = getattr(mc, name)
+    thing = PUBLIC[name]
     doc = inspect.getdoc(thing) or ""
     assert len(doc.splitlines()[0]) > 10
     if inspect.isfunction(thing):
@@ -240,8 +248,11 @@ def test_optimizers_views_and_pullbacks_are_pure_too():
         check_pure(optimizer.update, model, gradients, state)
         _, state = optimizer.update(model, gradients, state)
         check_pure(optimizer.update, model, gradients, state)
-    for view, model_of_it in ((mc.form_view(pruned), model), (mc.rate_view(float), latent)):
+    for view, model_of_it in (
+        (mc.search.preserve_structure(pruned), model),
+        (mc.recipes.rate_view(float), latent),
+    ):
         check_pure(view, model_of_it, 3)
         check_pure(view(model_of_it, 3).pullback, gradients)
-    y, pullback = mc.vjp(model, rows)
+    y, pullback = mc.nn.vjp(model, rows)
     check_pure(pullback, np.ones_like(y))

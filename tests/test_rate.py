@@ -15,11 +15,11 @@ from rate_models import U, free, latent_of
 
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import BatchNorm, Conv2D, Dense, Flatten, MaxPool2D, ReLU
-from minicompress.nn.model import Sequential, apply, parameters, vjp, with_parameters
+from minicompress.nn.network import Sequential, apply, parameters, vjp, with_parameters
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import View, fit
-from minicompress.pipeline import rate
-from minicompress.pipeline.rate import (
+from minicompress.recipes import rate
+from minicompress.recipes.rate import (
     BIAS_STEP,
     bias_slopes,
     is_latent,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rate_models import U, exchanged
 
-from minicompress.pipeline.rate import bias_slopes, weight_slopes
+from minicompress.recipes.rate import bias_slopes, weight_slopes
 
 
 def price_of_being_there(units):

@@ -17,12 +17,12 @@ from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Dense, Flatten, ReLU
 from minicompress.nn.losses import distillation
-from minicompress.nn.model import Sequential, apply, decoded, parameters, with_parameters
-from minicompress.nn.optimizers import adam, cosine_decay
+from minicompress.nn.network import Sequential, apply, decoded, parameters, with_parameters
+from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import fit
-from minicompress.pipeline import rate_recipe
-from minicompress.pipeline.rate import latent_model, quantized_model, rate_view
-from minicompress.pipeline.rate_recipe import (
+from minicompress.recipes import rate_recipe
+from minicompress.recipes.rate import latent_model, quantized_model, rate_view
+from minicompress.recipes.rate_recipe import (
     BY_A_PIXEL,
     SHARE,
     STILL,
@@ -34,9 +34,9 @@ from minicompress.pipeline.rate_recipe import (
     smallest_file,
     taught,
 )
-from minicompress.pipeline.recipe import run_recipe
-from minicompress.pipeline.weights import weights
+from minicompress.recipes.recipe import run_recipe
 from minicompress.representation import Quantized, decode, shape_of
+from minicompress.search.weights import weights
 from minicompress.storage.container import load
 from minicompress.testing.checks import check_pure, same
 
@@ -173,7 +173,7 @@ def test_lessons_that_stand_still_are_fit(teacher, latent, start, digits):
     learn = lesson(*digits, teacher=start if teacher else None)
     view = rate_view(lambda step: 1e-5 * step) if latent else None
     model = latent_model(start) if latent else start
-    law_as_fit(taught, model, learn, adam(cosine_decay(0.01, 9)), view)
+    law_as_fit(taught, model, learn, adam(cosine_lr(0.01, 9)), view)
 
 
 def test_teaching_goes_on_from_a_state_and_from_what_is_done_between(start, digits):

@@ -17,16 +17,9 @@ from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.layers import Dense, ReLU
-from minicompress.nn.model import Sequential, decoded, parameters, with_parameters
-from minicompress.pipeline.recipe import (
-    HISTORY,
-    Step,
-    compressed,
-    run_recipe,
-)
-from minicompress.representation import (
-    decode,
-)
+from minicompress.nn.network import Sequential, decoded, parameters, with_parameters
+from minicompress.recipes.recipe import HISTORY, Step, compressed, run_recipe
+from minicompress.representation import decode
 from minicompress.storage.container import dumps, load
 from minicompress.testing.checks import same
 

@@ -13,13 +13,13 @@ import pytest
 
 import minicompress as mc
 from minicompress.cli import main
-from minicompress.pipeline import report as module
-from minicompress.pipeline.certification import METHODS, certificate_legend, certify
-from minicompress.pipeline.comparison import TRAINED, Row, compare, setup
-from minicompress.pipeline.figures import need_matplotlib
-from minicompress.pipeline.page import CSS, html_page
-from minicompress.pipeline.report import LAYER_METHODS, gather, pareto_front
-from minicompress.pipeline.table import format_table, legend, read_table
+from minicompress.experiments import report as module
+from minicompress.experiments.certification import METHODS, certificate_legend, certify
+from minicompress.experiments.comparison import TRAINED, Row, compare, setup
+from minicompress.experiments.figures import need_matplotlib
+from minicompress.experiments.page import CSS, html_page
+from minicompress.experiments.report import LAYER_METHODS, gather, pareto_front
+from minicompress.experiments.table import format_table, legend, read_table
 
 DRAWS = importlib.util.find_spec("matplotlib") is not None
 VOID = {"meta", "br", "img", "input", "link", "hr"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from minicompress.errors import CompressionError
-from minicompress.nn.requantize import fixed_point, requantize
+from minicompress.integer.requantization import quantize_multiplier, requantize
 from minicompress.testing.checks import check_pure
 from minicompress.testing.strategies import LAYOUTS, in_layout
 
@@ -212,7 +212,7 @@ FACTORS = st.floats(2.0**-40, 2.0**29, exclude_max=True) | st.sampled_from(
 
 @given(npst.arrays(np.float64, npst.array_shapes(max_dims=2, max_side=3), elements=FACTORS))
 def test_fixed_point(factor):
-    law_fixed_point(fixed_point, factor)
+    law_fixed_point(quantize_multiplier, factor)
 
 
 def truncating(factor):
@@ -235,7 +235,7 @@ def one_bit_short(factor):
 @pytest.mark.parametrize("impl", [truncating, carry_forgotten, one_bit_short])
 def test_planted_wrong_fixed_points_are_caught(impl):
     factors = np.array([0.3, 1 / 3, 1 - 2.0**-33, 0.75 + 2.0**-31])
-    law_fixed_point(fixed_point, factors)
+    law_fixed_point(quantize_multiplier, factors)
     with pytest.raises(AssertionError):
         law_fixed_point(impl, factors)
 
@@ -243,7 +243,7 @@ def test_planted_wrong_fixed_points_are_caught(impl):
 @given(INT32)
 def test_a_factor_too_small_to_matter_gives_zero(a):
     for factor in (2.0**-33, 1e-300):
-        codes = requantize(np.array([a]), *fixed_point(np.array(factor)), zero_point=7)
+        codes = requantize(np.array([a]), *quantize_multiplier(np.array(factor)), zero_point=7)
         assert codes.tolist() == [7]
 
 
@@ -267,7 +267,7 @@ def test_one_number_and_no_number():
 
 def test_pure():
     check_pure(requantize, np.arange(6).reshape(2, 3), np.full(3, 2**30), np.full(3, 31))
-    check_pure(fixed_point, np.array([0.1, 0.2]))
+    check_pure(quantize_multiplier, np.array([0.1, 0.2]))
 
 
 A = np.zeros((2, 3), np.int32)
@@ -298,4 +298,4 @@ def test_bad_arguments_are_refused(arguments, options, message):
 @pytest.mark.parametrize("factor", [0.0, -1.0, np.nan, 2.0**29, np.float32(0.5)])
 def test_bad_factors_are_refused(factor):
     with pytest.raises(CompressionError, match="factor"):
-        fixed_point(np.asarray(factor))
+        quantize_multiplier(np.asarray(factor))

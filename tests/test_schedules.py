@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from minicompress.compressors.schedules import (
     constant_schedule,
-    cubic_schedule,
     linear_schedule,
+    polynomial_sparsity,
 )
 from minicompress.errors import CompressionError
 
@@ -59,7 +59,7 @@ def law_rises_fast_at_first(schedule):
     assert schedule(4, final_sparsity=0.5, end_step=8) == 0.4375
 
 
-@pytest.mark.parametrize("schedule", [cubic_schedule, linear_schedule])
+@pytest.mark.parametrize("schedule", [polynomial_sparsity, linear_schedule])
 @given(fractions, fractions, spans)
 def test_endpoints_and_order(schedule, initial, final, span):
     law_endpoints_are_hit(schedule, initial, final, *span)
@@ -68,25 +68,27 @@ def test_endpoints_and_order(schedule, initial, final, span):
 
 @given(fractions, fractions, spans)
 def test_formula(initial, final, span):
-    law_is_the_formula(cubic_schedule, 3, initial, final, *span)
+    law_is_the_formula(polynomial_sparsity, 3, initial, final, *span)
     law_is_the_formula(linear_schedule, 1, initial, final, *span)
 
 
 def test_half_way():
-    law_rises_fast_at_first(cubic_schedule)
+    law_rises_fast_at_first(polynomial_sparsity)
     assert linear_schedule(4, final_sparsity=0.5, end_step=8) == 0.25
-    assert cubic_schedule(4, final_sparsity=0.5, end_step=8, power=2) == 0.375
+    assert polynomial_sparsity(4, final_sparsity=0.5, end_step=8, power=2) == 0.375
 
 
 def test_before_it_begins_there_is_nothing_to_compute():
     """A root or a power of what has not begun could be anything, and overflow."""
     options = {"initial_sparsity": 0.25, "final_sparsity": 0.8, "begin_step": 10, "end_step": 12}
     for power in (0, 1, 3, 5000):
-        assert cubic_schedule(0, **options, power=power) == 0.25
+        assert polynomial_sparsity(0, **options, power=power) == 0.25
 
 
 def test_begin_and_end_at_one_step_is_one_shot():
-    values = [cubic_schedule(s, final_sparsity=0.9, begin_step=2, end_step=2) for s in range(4)]
+    values = [
+        polynomial_sparsity(s, final_sparsity=0.9, begin_step=2, end_step=2) for s in range(4)
+    ]
     assert values == [0.0, 0.0, 0.9, 0.9]
     assert [constant_schedule(s, target_sparsity=0.9, begin_step=2) for s in range(4)] == values
     assert constant_schedule(0, target_sparsity=0.3) == 0.3
@@ -110,7 +112,7 @@ def test_begin_and_end_at_one_step_is_one_shot():
 def test_bad_arguments_are_named(options, name):
     options = {"step": 3, "final_sparsity": 0.5, "end_step": 9} | options
     with pytest.raises(CompressionError, match=name):
-        cubic_schedule(**options)
+        polynomial_sparsity(**options)
 
 
 def test_bad_arguments_of_the_constant_one_are_named():
@@ -130,7 +132,7 @@ def unclamped(step, *, initial_sparsity=0.0, final_sparsity, begin_step=0, end_s
 
 
 def one_step_late(step, *, initial_sparsity=0.0, final_sparsity, begin_step=0, end_step):
-    return cubic_schedule(
+    return polynomial_sparsity(
         max(step - 1, 0),
         initial_sparsity=initial_sparsity,
         final_sparsity=final_sparsity,
@@ -140,7 +142,7 @@ def one_step_late(step, *, initial_sparsity=0.0, final_sparsity, begin_step=0, e
 
 
 def begins_at_zero(step, *, initial_sparsity=0.0, final_sparsity, begin_step=0, end_step):
-    return cubic_schedule(
+    return polynomial_sparsity(
         step,
         final_sparsity=final_sparsity,
         initial_sparsity=initial_sparsity,

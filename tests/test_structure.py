@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import minicompress as mc
-from minicompress.pipeline.structure import (
+from minicompress.rewrite.structure import (
     dense_to_conv,
-    dense_to_pooled,
+    dense_to_global_pool,
     factorize,
     fold_batch_norm,
     remove_channels,
@@ -75,7 +75,7 @@ def network(data):
             mc.ReLU(),
             mc.MaxPool2D(2, stride=1),
             depthwise,
-            mc.LeakyReLU(0.5),
+            mc.nn.LeakyReLU(0.5),
             mc.Conv2D(draw(integers(1, 1, 4, 3)), draw(integers(3))),
             mc.ReLU(),
             mc.Flatten(),
@@ -105,7 +105,7 @@ def silenced(model, index, kept):
 def law_removal_is_not_reading(remove, model, index, kept, x):
     removed = remove(model, index, kept)
     assert np.array_equal(removed(x), silenced(model, index, kept)(x))
-    before, after = (mc.account(m, x.shape[1:]) for m in (model, removed))
+    before, after = (mc.summary(m, x.shape[1:]) for m in (model, removed))
     if len(kept) < model.layers[index].weight.shape[-1]:
         assert after.params < before.params
         assert after.macs < before.macs
@@ -152,7 +152,7 @@ def test_a_filter_pruned_lenet5_is_a_lenet5_built_at_that_size():
             model = remove_channels(model, index, np.arange(layer.weight.shape[-1]) % 2 == 0)
     params = (25 * 10 + 10) + (250 * 25 + 25) + (16 * 25 * 250 + 250) + (250 * 10 + 10)
     macs = 24 * 24 * 25 * 10 + 8 * 8 * 250 * 25 + 400 * 250 + 2500
-    counted = mc.account(model, (28, 28, 1))
+    counted = mc.summary(model, (28, 28, 1))
     assert (counted.params, counted.macs) == (params, macs)
 
 
@@ -196,12 +196,12 @@ def test_a_dense_layer_is_a_convolution_of_the_size_of_the_image(weight, bias, x
 @given(integers(2, 3), integers(3), integers(2, 2, 4, 2))
 def test_pooling_in_place_of_dense_is_equal_where_the_place_does_not_matter(rows, bias, x):
     layer = mc.Dense(np.tile(rows, (8, 1)), bias)
-    pooled = mc.Sequential(dense_to_pooled(layer, (2, 4)))
+    pooled = mc.Sequential(dense_to_global_pool(layer, (2, 4)))
     assert np.array_equal(pooled(x), mc.Sequential((mc.Flatten(), layer))(x))
 
 
 def test_rows_that_are_no_image_are_refused():
-    for rewrite in (dense_to_conv, dense_to_pooled):
+    for rewrite in (dense_to_conv, dense_to_global_pool):
         with pytest.raises(mc.CompressionError, match="10 inputs are no 2 x 3 images"):
             rewrite(mc.Dense(np.ones((10, 2))), (2, 3))
 

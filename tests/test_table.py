@@ -2,8 +2,9 @@
 
 import pytest
 
-from minicompress.pipeline.comparison import BEFORE_RETRAINING, RETRAINED, TRAINED, Row
-from minicompress.pipeline.table import format_table, legend, read_table, wrap
+from minicompress.analysis.tables import wrap
+from minicompress.experiments.comparison import BEFORE_RETRAINING, RETRAINED, TRAINED, Row
+from minicompress.experiments.table import format_table, legend, read_table
 
 
 def row(

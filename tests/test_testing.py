@@ -8,21 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from minicompress.compressors.lowrank import truncated_svd
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
+from minicompress.compressors.svd import truncated_svd
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.weightless import AvgPool2D, Flatten, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, ReLU, Sigmoid, Softmax, Tanh
 from minicompress.norms import error_norm
 from minicompress.representation import Clustered, Compressed, LowRank, Quantized, Sparse, decode
-from minicompress.testing.checks import (
-    check_codec,
-    check_compressor,
-    check_layer,
-    check_pure,
-    same,
-)
+from minicompress.testing.checks import check_codec, check_compressor, check_layer, check_pure, same
 from minicompress.testing.strategies import (
     DTYPES,
     KINDS,

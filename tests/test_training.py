@@ -16,8 +16,8 @@ from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Dense, Dropout, Flatten, ReLU
 from minicompress.nn.losses import distillation, mean_squared_error, softmax_cross_entropy
-from minicompress.nn.model import Sequential, apply
-from minicompress.nn.optimizers import Optimizer, adam, cosine_decay, sgd
+from minicompress.nn.network import Sequential, apply
+from minicompress.nn.optimizers import Optimizer, adam, cosine_lr, sgd
 from minicompress.nn.training import History, TrainingState, View, accuracy, evaluate, fit
 from minicompress.representation import Clustered
 from minicompress.testing.checks import same
@@ -185,7 +185,7 @@ def by_the_step(latent, step):
 CONTINUED = {
     "momentum": sgd(0.25, momentum=0.5),
     "nesterov": OPTIMIZERS["nesterov"],
-    "adam": adam(cosine_decay(0.5, 7)),
+    "adam": adam(cosine_lr(0.5, 7)),
 }
 
 

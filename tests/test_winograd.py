@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from minicompress.nn.direct import direct_conv2d, direct_conv2d_vjp
-from minicompress.nn.windows import geometry
-from minicompress.nn.winograd import (
+from minicompress.nn.kernels.direct import direct_conv2d, direct_conv2d_vjp
+from minicompress.nn.kernels.windows import geometry
+from minicompress.nn.kernels.winograd import (
     F43,
     Transforms,
     winograd_conv2d,

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minicompress.nn.layers import Dense
-from minicompress.nn.model import Sequential, parameters, with_parameters
-from minicompress.nn.optimizers import adam, sgd, step_decay
+from minicompress.nn.network import Sequential, parameters, with_parameters
+from minicompress.nn.optimizers import adam, sgd, step_lr
 
 OPTIMIZERS = {
     "sgd": sgd(0.5),
     "momentum": sgd(0.5, momentum=0.5, weight_decay=0.25),
-    "nesterov": sgd(step_decay(0.5, 0.5, 2), momentum=0.5, nesterov=True),
+    "nesterov": sgd(step_lr(0.5, 0.5, 2), momentum=0.5, nesterov=True),
     "adam": adam(0.1),
     "adamw": adam(0.1, weight_decay=0.5),
 }

@@ -31,7 +31,7 @@ import numpy as np
 import scipy
 
 import minicompress as mc
-from minicompress.nn.model import layer_shapes
+from minicompress.nn.network import layer_shapes
 
 torch = ort = onnx = None
 with contextlib.suppress(ImportError):
@@ -107,8 +107,8 @@ def engine_step(model: mc.Sequential, x: np.ndarray, y: np.ndarray) -> Callable[
     state = [model, optimizer.init(model)]
 
     def call() -> None:
-        logits, pullback = mc.vjp(state[0], x, input_gradient=False)
-        _, dlogits = mc.softmax_cross_entropy(logits, y)
+        logits, pullback = mc.nn.vjp(state[0], x, input_gradient=False)
+        _, dlogits = mc.nn.softmax_cross_entropy(logits, y)
         _, gradients = pullback(dlogits)
         state[0], state[1] = optimizer.update(state[0], gradients, state[1])
 

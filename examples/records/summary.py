@@ -14,8 +14,8 @@ import numpy as np
 from train import RUNS
 
 import minicompress as mc
-from minicompress.pipeline.evaluation import evaluate_file
-from minicompress.pipeline.table import aligned
+from minicompress.analysis.tables import aligned
+from minicompress.experiments.file_evaluation import evaluate_file
 
 HERE = Path(__file__).parent
 DENSE = (mc.lenet_300_100, mc.lenet5, mc.seed_cnn)
@@ -57,7 +57,7 @@ def line(name, files, validation, test, keep):
     scored = [error(file, test) for file in files]
     sizes = [file.stat().st_size for file in files]
     network = next(network for network in DENSE if name.startswith(network.__name__))
-    dense = mc.account(network(np.random.default_rng(0)), validation[0].shape[1:]).dense_bytes
+    dense = mc.summary(network(np.random.default_rng(0)), validation[0].shape[1:]).dense_bytes
     if keep:
         shutil.copyfile(files[middle], HERE / f"{name}.mcz")
     return (

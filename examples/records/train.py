@@ -3,7 +3,7 @@
     python examples/records/train.py lenet_300_100 --folder MNIST --seed 0 --out runs
 
 The network learns from a LeNet-5 of the same seed, and pays a price for bits that rises (see
-`minicompress.pipeline.rate_recipe`). The settings below were chosen on the 10,000 validation
+`minicompress.recipes.rate_recipe`). The settings below were chosen on the 10,000 validation
 images; the test images are scored once, by summary.py beside this.
 """
 
@@ -19,8 +19,8 @@ import numpy as np
 
 import minicompress as mc
 from minicompress.nn.layers import Layer
-from minicompress.pipeline.rate import is_latent, quantized_model
-from minicompress.pipeline.rate_recipe import (
+from minicompress.recipes.rate import is_latent, quantized_model
+from minicompress.recipes.rate_recipe import (
     BATCH_SIZE,
     BY_A_PIXEL,
     STILL,
@@ -29,7 +29,7 @@ from minicompress.pipeline.rate_recipe import (
     smallest_file,
     taught,
 )
-from minicompress.pipeline.recipe import Step, StepRow, run_recipe
+from minicompress.recipes.recipe import Step, StepRow, run_recipe
 
 TEACHER_EPOCHS, DROPOUT = 12, 0.3
 
@@ -50,7 +50,7 @@ class Run(NamedTuple):
 def narrow(model: mc.Sequential, widths: dict[int, int]) -> mc.Sequential:
     """The network with the first so many outputs of some layers: what it is going to need."""
     for layer, width in widths.items():
-        model = mc.remove_channels(model, layer, np.arange(width))
+        model = mc.rewrite.remove_channels(model, layer, np.arange(width))
     return model
 
 
@@ -80,7 +80,7 @@ def trained_teacher(
     """LeNet-5 with dropout in front of its dense layers."""
 
     def train(model: mc.Sequential, rng: np.random.Generator) -> mc.Sequential:
-        rate = mc.cosine_decay(1e-3, TEACHER_EPOCHS * -(-len(x) // BATCH_SIZE))
+        rate = mc.nn.cosine_lr(1e-3, TEACHER_EPOCHS * -(-len(x) // BATCH_SIZE))
         moved = lesson(x, y, shifts=shifts)
         seen, _ = taught(model, moved, optimizer=mc.adam(rate), epochs=TEACHER_EPOCHS, rng=rng)
         return mc.Sequential(tuple(a for a in seen.layers if not isinstance(a, mc.Dropout)))
@@ -116,7 +116,7 @@ def main() -> None:
     def measure(model: mc.Sequential) -> dict[str, float]:
         stored = quantized_model(model) if is_latent(model) else model
         return {
-            "stored_bytes": len(mc.dumps(stored)) if is_latent(model) else 0,
+            "stored_bytes": len(mc.storage.dumps(stored)) if is_latent(model) else 0,
             "validation_error": 1 - mc.accuracy(stored, *validation),
             "minutes": (time.monotonic() - start) / 60,
         }

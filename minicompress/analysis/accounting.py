@@ -11,7 +11,7 @@ import numpy as np
 from minicompress.arrays import Array, Value
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import BatchNorm, Conv2D, Dense, Layer, factor_layers
-from minicompress.nn.model import Sequential, layer_shapes
+from minicompress.nn.network import Sequential, layer_shapes
 from minicompress.representation import (
     LowRank,
     Rep,
@@ -26,8 +26,8 @@ from minicompress.storage.container import dumps
 
 
 @dataclass(frozen=True, repr=False)
-class LayerAccount(Value):
-    """What one layer costs; see `account` for what is counted."""
+class LayerSummary(Value):
+    """What one layer costs; see `summary` for what is counted."""
 
     index: int
     layer: str
@@ -43,10 +43,10 @@ class LayerAccount(Value):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Account(Value):
-    """The rows of `account`, one a layer, and their sums; ``str()`` of it is a table."""
+class Summary(Value):
+    """The rows of `summary`, one a layer, and their sums; ``str()`` of it is a table."""
 
-    rows: tuple[LayerAccount, ...]
+    rows: tuple[LayerSummary, ...]
     input_bytes: int = 0
     file_bytes: int | None = None
 
@@ -102,7 +102,7 @@ class Account(Value):
         )
 
 
-def account(model: Sequential, input_shape: tuple[int, ...], *, file: bool = False) -> Account:
+def summary(model: Sequential, input_shape: tuple[int, ...], *, file: bool = False) -> Summary:
     """Count what a model costs, in exact integers.
 
     Parameters
@@ -117,7 +117,7 @@ def account(model: Sequential, input_shape: tuple[int, ...], *, file: bool = Fal
 
     Returns
     -------
-    Account
+    Summary
         For every layer and in total:
 
         params : `num_params` of weight and bias. A `LowRank` weight has those of its factors, a
@@ -146,7 +146,7 @@ def account(model: Sequential, input_shape: tuple[int, ...], *, file: bool = Fal
     Examples
     --------
     >>> from minicompress.nn.architectures import lenet_300_100
-    >>> print(account(lenet_300_100(np.random.default_rng(0)), (28, 28, 1)))
+    >>> print(summary(lenet_300_100(np.random.default_rng(0)), (28, 28, 1)))
        layer    output   params  nonzeros     MACs    dense B   sparse B   packed B  output B
     0  Flatten  784           0         0        0          0          0          0     3,136
     1  Dense    300     235,500   235,200  235,200    942,000    970,200    942,000     1,200
@@ -163,7 +163,7 @@ def account(model: Sequential, input_shape: tuple[int, ...], *, file: bool = Fal
         _layer_account(i, layer, shapes[i], shapes[i + 1], itemsize)
         for i, layer in enumerate(model.layers)
     )
-    return Account(rows, math.prod(shapes[0]) * itemsize, len(dumps(model)) if file else None)
+    return Summary(rows, math.prod(shapes[0]) * itemsize, len(dumps(model)) if file else None)
 
 
 def _layer_account(
@@ -172,7 +172,7 @@ def _layer_account(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
     itemsize: int,
-) -> LayerAccount:
+) -> LayerSummary:
     reps = _reps(layer)
     dense_bytes = sum(math.prod(shape_of(rep)) * dtype_of(rep).itemsize for rep in reps)
     packed_bytes = sum(-(-storage_bits(rep) // 8) for rep in reps)
@@ -180,7 +180,7 @@ def _layer_account(
     pointless = any(
         isinstance(rep, LowRank) and num_params(rep) >= math.prod(shape_of(rep)) for rep in reps
     )
-    return LayerAccount(
+    return LayerSummary(
         index,
         type(layer).__name__,
         output_shape,
@@ -225,7 +225,7 @@ def _macs(layer: Layer, input_shape: tuple[int, ...]) -> int:
     return total
 
 
-def _cells(row: LayerAccount) -> tuple[str, ...]:
+def _cells(row: LayerSummary) -> tuple[str, ...]:
     return (
         str(row.index),
         row.layer,
@@ -235,6 +235,6 @@ def _cells(row: LayerAccount) -> tuple[str, ...]:
     )
 
 
-def _counts(what: LayerAccount | Account) -> list[str]:
+def _counts(what: LayerSummary | Summary) -> list[str]:
     names = ("params", "nonzeros", "macs", "dense_bytes", "sparse_bytes", "packed_bytes")
     return [f"{getattr(what, name):,}" for name in (*names, "activation_bytes")]

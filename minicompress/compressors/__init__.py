@@ -1,1 +1,35 @@
+"""A weight array goes in, a representation and a certificate come out: one method a file."""
 
+from minicompress.compressors.chaining import chain
+from minicompress.compressors.clustering import cluster
+from minicompress.compressors.pruning import (
+    prune_channels,
+    prune_global,
+    prune_magnitude,
+    prune_n_m,
+)
+from minicompress.compressors.quantization import quantize
+from minicompress.compressors.schedules import (
+    constant_schedule,
+    linear_schedule,
+    polynomial_sparsity,
+)
+from minicompress.compressors.svd import channel_svd, spatial_svd, truncated_svd
+from minicompress.compressors.tucker import tucker2
+
+__all__ = [
+    "chain",
+    "channel_svd",
+    "cluster",
+    "constant_schedule",
+    "linear_schedule",
+    "polynomial_sparsity",
+    "prune_channels",
+    "prune_global",
+    "prune_magnitude",
+    "prune_n_m",
+    "quantize",
+    "spatial_svd",
+    "truncated_svd",
+    "tucker2",
+]

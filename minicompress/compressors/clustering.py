@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 from minicompress.arrays import (
     Array,
     DType,
+    as_int,
     cast_finite,
     choice,
     finite_array,
     flag,
     freeze,
-    integer,
 )
 from minicompress.norms import (
     NORMS,
@@ -27,8 +27,8 @@ from minicompress.norms import (
     error_norm,
     fro_upper,
     gamma,
-    norm2_upper,
     power_of_two_scaled,
+    spectral_norm_upper,
 )
 from minicompress.representation import Certificate, Clustered, Compressed, decode
 
@@ -93,7 +93,7 @@ def cluster(
     """
     w = finite_array(weight, "weight")
     kind = choice(norm, "norm", NORMS)
-    limit = integer(n_clusters, "n_clusters", 1)
+    limit = as_int(n_clusters, "n_clusters", 1)
     exact = choice(method, "method", ("linear", "exact")) == "exact"
     flat = w.astype(np.float64).reshape(-1)
     order = np.argsort(flat, kind="stable")
@@ -286,4 +286,4 @@ def _bound(x: Array, centers: Array, sizes: Array, codes: Array, kind: str) -> f
     frobenius = fro_upper(parts)
     if kind == "fro":
         return frobenius
-    return min(frobenius, norm2_upper(as_matrix(np.asarray(radii[codes]))))
+    return min(frobenius, spectral_norm_upper(as_matrix(np.asarray(radii[codes]))))

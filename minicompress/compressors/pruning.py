@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import (
     Array,
+    as_float,
+    as_int,
     choice,
     exactly_one,
     finite_array,
     freeze,
-    integer,
     normal_axis,
-    real,
 )
 from minicompress.errors import CompressionError
 from minicompress.norms import (
@@ -31,9 +31,9 @@ from minicompress.norms import (
     error_norm,
     fro_upper,
     gamma,
-    norm2_upper,
     norm_of,
     smallest_subnormal,
+    spectral_norm_upper,
 )
 from minicompress.representation import Certificate, Compressed, Sparse, decode
 
@@ -145,7 +145,7 @@ def prune_n_m(
     w = finite_array(weight, "weight")
     kind = choice(norm, "norm", NORMS)
     along = normal_axis(axis, "axis", w.ndim)
-    integer(n, "n", 0, integer(m, "m", 1))
+    as_int(n, "n", 0, as_int(m, "m", 1))
     longest = max(w.shape[along], 1)  # what of a group is beyond the axis is not there anyway
     n, m = min(n, longest), min(m, longest)
     # Whole groups, by what is dropped before anything else and stands nowhere.
@@ -223,7 +223,7 @@ def prune_channels(
     channels = w.shape[along]
     most = max(channels - 1, 0)
     if count is not None:
-        integer(count, f"count, which must leave one of {channels} channels,", 0, most)
+        as_int(count, f"count, which must leave one of {channels} channels,", 0, most)
     dropped = min(_how_many(amount, count, channels), most)
     slices = np.moveaxis(w.astype(np.float64), along, 0)
     slices = np.ascontiguousarray(slices).reshape(channels, w.size // max(channels, 1))
@@ -285,7 +285,7 @@ def prune_global(
     kind = choice(norm, "norm", NORMS)
     dropped = _how_many(amount, count, sum(w.size for w in arrays))
     caps = [
-        math.floor(real(cap, f"max_amount[{i}]", 0, 1) * w.size)
+        math.floor(as_float(cap, f"max_amount[{i}]", 0, 1) * w.size)
         for i, (w, cap) in enumerate(zip(arrays, _one_each(max_amount, len(arrays)), strict=True))
     ]
     if dropped > sum(caps):
@@ -319,7 +319,9 @@ def drop(w: Array, indices: Array, kind: str) -> Compressed:
     elif kind == "max":
         bound = float(np.abs(lost).max(initial=0))
     else:
-        bound = norm2_upper(as_matrix(np.where(keep, 0, flat).reshape(w.shape).astype(w.dtype)))
+        bound = spectral_norm_upper(
+            as_matrix(np.where(keep, 0, flat).reshape(w.shape).astype(w.dtype))
+        )
     return Compressed(rep, Certificate(kind, bound, error_norm(w, decode(rep), kind)))
 
 
@@ -367,8 +369,8 @@ def _exact_power(row: Array, order: float) -> int:
 def _how_many(amount: float | None, count: int | None, size: int) -> int:
     """The number that is meant by the one of the two options that is given."""
     if exactly_one(amount=amount, count=count) == "count":
-        return integer(count, "count", 0, size)
-    return round(real(amount, "amount", 0, 1) * size)
+        return as_int(count, "count", 0, size)
+    return round(as_float(amount, "amount", 0, 1) * size)
 
 
 def _scores(importance_scores: ArrayLike | None, w: Array) -> Array:

@@ -18,8 +18,8 @@ from minicompress.norms import (
     as_matrix,
     error_norm,
     fro_upper,
-    norm2_upper,
     smallest_subnormal,
+    spectral_norm_upper,
     unit_roundoff,
 )
 from minicompress.qparams import Grid, QParams, choose_qparams
@@ -206,4 +206,4 @@ def bound_of(entries: Array, kind: str) -> float:
         return float(entries.max(initial=0))
     if not np.isfinite(entries).all():
         return float("inf")
-    return fro_upper(entries) if kind == "fro" else norm2_upper(as_matrix(entries))
+    return fro_upper(entries) if kind == "fro" else spectral_norm_upper(as_matrix(entries))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from minicompress.arrays import integer, real
+from minicompress.arrays import as_float, as_int
 
 
-def cubic_schedule(
+def polynomial_sparsity(
     step: int,
     *,
     initial_sparsity: float = 0.0,
@@ -45,15 +45,15 @@ def cubic_schedule(
 
     Examples
     --------
-    >>> [cubic_schedule(s, final_sparsity=0.8, end_step=4) for s in (0, 2, 4, 9)]
+    >>> [polynomial_sparsity(s, final_sparsity=0.8, end_step=4) for s in (0, 2, 4, 9)]
     [0.0, 0.7000000000000001, 0.8, 0.8]
     """
-    now = integer(step, "step", 0)
-    initial = real(initial_sparsity, "initial_sparsity", 0, 1)
-    final = real(final_sparsity, "final_sparsity", 0, 1)
-    begin = integer(begin_step, "begin_step", 0)
-    end = integer(end_step, "end_step", begin)
-    exponent = real(power, "power", 0)
+    now = as_int(step, "step", 0)
+    initial = as_float(initial_sparsity, "initial_sparsity", 0, 1)
+    final = as_float(final_sparsity, "final_sparsity", 0, 1)
+    begin = as_int(begin_step, "begin_step", 0)
+    end = as_int(end_step, "end_step", begin)
+    exponent = as_float(power, "power", 0)
     if now >= end:
         return final
     if now <= begin:
@@ -71,12 +71,12 @@ def linear_schedule(
     begin_step: int = 0,
     end_step: int,
 ) -> float:
-    """The sparsity at a step, evenly rising: `cubic_schedule` with ``power=1``.
+    """The sparsity at a step, evenly rising: `polynomial_sparsity` with ``power=1``.
 
     Parameters
     ----------
     step, initial_sparsity, final_sparsity, begin_step, end_step
-        As in `cubic_schedule`.
+        As in `polynomial_sparsity`.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def linear_schedule(
     >>> [linear_schedule(s, final_sparsity=0.8, end_step=4) for s in (0, 2, 4, 9)]
     [0.0, 0.4, 0.8, 0.8]
     """
-    return cubic_schedule(
+    return polynomial_sparsity(
         step,
         initial_sparsity=initial_sparsity,
         final_sparsity=final_sparsity,
@@ -126,6 +126,6 @@ def constant_schedule(step: int, *, target_sparsity: float, begin_step: int = 0)
     >>> [constant_schedule(s, target_sparsity=0.9, begin_step=2) for s in (0, 1, 2, 3)]
     [0.0, 0.0, 0.9, 0.9]
     """
-    now, begin = integer(step, "step", 0), integer(begin_step, "begin_step", 0)
-    target = real(target_sparsity, "target_sparsity", 0, 1)
+    now, begin = as_int(step, "step", 0), as_int(begin_step, "begin_step", 0)
+    target = as_float(target_sparsity, "target_sparsity", 0, 1)
     return target if now >= begin else 0.0

@@ -10,21 +10,15 @@ from numpy.typing import ArrayLike
 from minicompress.arrays import (
     Array,
     DType,
+    as_float,
+    as_int,
     cast_finite,
     choice,
     exactly_one,
     finite_array,
     freeze,
-    integer,
-    real,
 )
-from minicompress.compressors.lowrank import (
-    Svd,
-    certified,
-    dropped_squares,
-    scaled_float64,
-    svd_of,
-)
+from minicompress.compressors.svd import Svd, certified, dropped_squares, scaled_float64, svd_of
 from minicompress.errors import CompressionError
 from minicompress.norms import (
     NORMS,
@@ -122,17 +116,17 @@ def tucker2(
         lost = np.minimum(np.add.outer(*tails), tails[0][0])
         params = _params(w.shape, lost.shape)
     if given == "energy":
-        kept = lost <= (1 - real(energy, "energy", 0, 1)) * lost[0, 0]
+        kept = lost <= (1 - as_float(energy, "energy", 0, 1)) * lost[0, 0]
         ri, ro = _least(kept, params, lost)
     elif given == "max_params":
-        ri, ro = _least(params <= integer(max_params, "max_params", 0), lost, params)
+        ri, ro = _least(params <= as_int(max_params, "max_params", 0), lost, params)
     elif rank_in is None or rank_out is None:
         raise CompressionError(
             f"rank_in and rank_out are given together, not {rank_in} and {rank_out}"
         )
     else:
-        ri = integer(rank_in, "rank_in", 0, min(inputs, kh * kw * outputs))
-        ro = integer(rank_out, "rank_out", 0, min(outputs, kh * kw * inputs))
+        ri = as_int(rank_in, "rank_in", 0, min(inputs, kh * kw * outputs))
+        ro = as_int(rank_out, "rank_out", 0, min(outputs, kh * kw * inputs))
     u_in = first.u[:, :ri]
     partly = np.moveaxis(np.tensordot(a, u_in, (INPUTS, 0)), 3, INPUTS)  # (kh, kw, ri, out)
     if sequential:

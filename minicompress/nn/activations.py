@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, normal_axis, real
-from minicompress.nn.windows import gradient
+from minicompress.arrays import Array, as_float, float_array, normal_axis
+from minicompress.nn.kernels.windows import gradient
 
 
 def relu(x: Array) -> Array:
@@ -96,7 +96,7 @@ def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     array([-0.5,  2. ])
     """
     x = float_array(x, "x")
-    slope = x.dtype.type(real(negative_slope, "negative_slope", 0.0, 1.0))
+    slope = x.dtype.type(as_float(negative_slope, "negative_slope", 0.0, 1.0))
     y: Array = x * slope
     return np.maximum(x, y, out=y) if x.ndim else np.maximum(x, y)
 
@@ -127,7 +127,7 @@ def leaky_relu_vjp(dy: Array, x: Array, negative_slope: float = 0.01) -> Array:
     """
     x = float_array(x, "x")
     dy = gradient(dy, x.shape, x)
-    slope = x.dtype.type(real(negative_slope, "negative_slope", 0.0, 1.0))
+    slope = x.dtype.type(as_float(negative_slope, "negative_slope", 0.0, 1.0))
     dx: Array = dy * np.where(x > 0, x.dtype.type(1), slope)
     return dx
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from minicompress.arrays import Array, choice, freeze, generator
 from minicompress.nn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
-from minicompress.nn.model import Sequential, output_shape
+from minicompress.nn.network import Sequential, output_shape
 
 # Kernel size and stride of both convolutions. The last two make the same network smaller without
 # any compression: what a compressor has to beat.

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicompress.arrays import Array, flag, float_array, integer, same_dtype
+from minicompress.arrays import Array, as_int, flag, float_array, same_dtype
 from minicompress.errors import CompressionError
-from minicompress.nn.direct import direct_conv2d, direct_conv2d_vjp
-from minicompress.nn.windows import Geometry, column_sums, geometry, gradient, image_array
-from minicompress.nn.windows import Padding as Padding
-from minicompress.nn.windows import Pair as Pair
-from minicompress.nn.windows import conv_output_hw as conv_output_hw
-from minicompress.nn.windows import pair as pair
-from minicompress.nn.windows import resolve_padding as resolve_padding
-from minicompress.nn.winograd import winograd_conv2d, winograd_conv2d_vjp
+from minicompress.nn.kernels.direct import direct_conv2d, direct_conv2d_vjp
+from minicompress.nn.kernels.windows import Geometry, column_sums, geometry, gradient, image_array
+from minicompress.nn.kernels.windows import Padding as Padding
+from minicompress.nn.kernels.windows import Pair as Pair
+from minicompress.nn.kernels.windows import conv_output_hw as conv_output_hw
+from minicompress.nn.kernels.windows import pair as pair
+from minicompress.nn.kernels.windows import resolve_padding as resolve_padding
+from minicompress.nn.kernels.winograd import winograd_conv2d, winograd_conv2d_vjp
 
 MANY_CHANNELS = 32
 
@@ -238,7 +238,7 @@ def _operands(
     x, weight = image_array(x), float_array(weight, "weight", ndim=4)
     bias = None if bias is None else float_array(bias, "bias", ndim=1)
     same_dtype(x=x, weight=weight, bias=bias)
-    groups = integer(groups, "groups", 1)
+    groups = as_int(groups, "groups", 1)
     channels, outputs = x.shape[3], weight.shape[3]
     if channels % groups or outputs % groups:
         raise CompressionError(

@@ -12,15 +12,7 @@ import string
 import numpy as np
 
 from minicompress.arrays import freeze
-from minicompress.representation import (
-    Clustered,
-    LowRank,
-    Quantized,
-    Rep,
-    Sparse,
-    decode,
-    shape_of,
-)
+from minicompress.representation import Clustered, LowRank, Quantized, Rep, Sparse, decode, shape_of
 
 Axes = tuple[int | None, ...]
 

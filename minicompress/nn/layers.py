@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from minicompress.arrays import FLOATS, Array, float_array, frozen, integer
+from minicompress.arrays import FLOATS, Array, as_int, float_array, frozen
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import (
     Padding,
@@ -28,7 +28,7 @@ from minicompress.nn.convolution import (
 )
 from minicompress.nn.factors import rearranged
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.weightless import (
+from minicompress.nn.stateless import (
     AvgPool2D,
     Dropout,
     Flatten,
@@ -178,7 +178,7 @@ class Conv2D(_Affine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups, shape = integer(self.groups, "groups", 1), shape_of(self.weight)
+        groups, shape = as_int(self.groups, "groups", 1), shape_of(self.weight)
         if shape[3] % groups:
             raise CompressionError(f"groups must divide the {shape[3]} outputs, not be {groups}")
         object.__setattr__(self, "groups", groups)

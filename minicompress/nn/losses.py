@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, integer_array, real, same_dtype
+from minicompress.arrays import Array, as_float, float_array, integer_array, same_dtype
 from minicompress.errors import CompressionError
 
 
@@ -106,8 +106,8 @@ def distillation(
     >>> loss, dlogits
     (0.0, array([[0., 0.]]))
     """
-    share = real(share, "share", 0.0, 1.0)
-    if real(temperature, "temperature", 0.0) == 0.0:
+    share = as_float(share, "share", 0.0, 1.0)
+    if as_float(temperature, "temperature", 0.0) == 0.0:
         raise CompressionError("temperature must be more than 0")
     loss, gradient = softmax_cross_entropy(logits, labels)
     logits, teacher = float_array(logits, "logits"), float_array(teacher, "teacher")

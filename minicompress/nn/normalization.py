@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, frozen, normal_axis, real, same_dtype
+from minicompress.arrays import Array, as_float, float_array, frozen, normal_axis, same_dtype
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import computed_dtype
-from minicompress.nn.weightless import Layer, Pullback, Shape
-from minicompress.nn.windows import column_sums, gradient
+from minicompress.nn.kernels.windows import column_sums, gradient
+from minicompress.nn.stateless import Layer, Pullback, Shape
 from minicompress.representation import Rep
 
 
@@ -100,7 +100,7 @@ def _norm_operands(
             raise CompressionError(f"{name} must have shape {x.shape[-1:]}, not {value.shape}")
     if (small["variance"] < 0).any():
         raise CompressionError("variance must not be negative")
-    if real(epsilon, "epsilon", 0.0) == 0.0:
+    if as_float(epsilon, "epsilon", 0.0) == 0.0:
         raise CompressionError("epsilon must be positive, not 0")
     scale, offset, mean, variance = (
         v.astype(computed_dtype(x), copy=False) for v in small.values()

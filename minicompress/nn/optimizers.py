@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, flag, freeze, integer, real
+from minicompress.arrays import Array, as_float, as_int, flag, freeze
 from minicompress.errors import CompressionError
-from minicompress.nn.model import Gradients, Sequential, parameters, with_parameters
+from minicompress.nn.network import Gradients, Sequential, parameters, with_parameters
 
 Schedule: TypeAlias = Callable[[int], float]
 Moments: TypeAlias = tuple[dict[str, Array], ...]
@@ -94,8 +94,8 @@ def sgd(
     (array([[0.875]]), 1)
     """
     rate = _schedule(learning_rate)
-    momentum = real(momentum, "momentum", 0.0, 1.0)
-    weight_decay = real(weight_decay, "weight_decay", 0.0)
+    momentum = as_float(momentum, "momentum", 0.0, 1.0)
+    weight_decay = as_float(weight_decay, "weight_decay", 0.0)
     if flag(nesterov, "nesterov") and momentum == 0.0:
         raise CompressionError("nesterov=True needs a momentum above 0")
 
@@ -171,9 +171,9 @@ def adam(
     array([[0.875]])
     """
     rate = _schedule(learning_rate)
-    beta1, beta2 = real(beta1, "beta1", 0.0, 1.0), real(beta2, "beta2", 0.0, 1.0)
-    weight_decay = real(weight_decay, "weight_decay", 0.0)
-    if max(beta1, beta2) == 1.0 or real(epsilon, "epsilon", 0.0) == 0.0:
+    beta1, beta2 = as_float(beta1, "beta1", 0.0, 1.0), as_float(beta2, "beta2", 0.0, 1.0)
+    weight_decay = as_float(weight_decay, "weight_decay", 0.0)
+    if max(beta1, beta2) == 1.0 or as_float(epsilon, "epsilon", 0.0) == 0.0:
         raise CompressionError("beta1 and beta2 must be less than 1 and epsilon more than 0")
 
     def init(model: Sequential) -> AdamState:
@@ -211,19 +211,19 @@ def adam(
     return Optimizer(init, update)
 
 
-def constant(value: float) -> Schedule:
+def constant_lr(value: float) -> Schedule:
     """The schedule that stays at `value`.
 
     Examples
     --------
-    >>> constant(0.1)(1000)
+    >>> constant_lr(0.1)(1000)
     0.1
     """
-    value = real(value, "value", 0.0)
+    value = as_float(value, "value", 0.0)
     return lambda step: value
 
 
-def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
+def cosine_lr(initial: float, steps: int, final: float = 0.0) -> Schedule:
     """Half a cosine from `initial` at step 0 to `final` at `steps` and ever after, both exactly.
 
     Parameters
@@ -241,12 +241,12 @@ def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
 
     Examples
     --------
-    >>> rate = cosine_decay(0.5, 100)
+    >>> rate = cosine_lr(0.5, 100)
     >>> rate(0), round(rate(50), 9), rate(100), rate(1000)
     (0.5, 0.25, 0.0, 0.0)
     """
-    initial, final = real(initial, "initial", 0.0), real(final, "final", 0.0)
-    steps = integer(steps, "steps", 1)
+    initial, final = as_float(initial, "initial", 0.0), as_float(final, "final", 0.0)
+    steps = as_int(steps, "steps", 1)
 
     def rate(step: int) -> float:
         if step >= steps:
@@ -257,7 +257,7 @@ def cosine_decay(initial: float, steps: int, final: float = 0.0) -> Schedule:
     return rate
 
 
-def step_decay(initial: float, drop: float, every: int) -> Schedule:
+def step_lr(initial: float, drop: float, every: int) -> Schedule:
     """`initial`, multiplied by `drop` after `every` so many steps.
 
     Parameters
@@ -271,20 +271,20 @@ def step_decay(initial: float, drop: float, every: int) -> Schedule:
 
     Examples
     --------
-    >>> rate = step_decay(1.0, 0.5, 10)
+    >>> rate = step_lr(1.0, 0.5, 10)
     >>> rate(0), rate(9), rate(10), rate(25)
     (1.0, 1.0, 0.5, 0.25)
     """
-    initial, drop = real(initial, "initial", 0.0), real(drop, "drop", 0.0)
-    every = integer(every, "every", 1)
+    initial, drop = as_float(initial, "initial", 0.0), as_float(drop, "drop", 0.0)
+    every = as_int(every, "every", 1)
     return lambda step: initial * drop ** (step // every)
 
 
 def _schedule(learning_rate: float | Schedule) -> Schedule:
     """A function of the step; what a caller's own gives is checked, and made a plain float."""
     if callable(learning_rate):
-        return lambda step: real(learning_rate(step), "learning_rate(step)", 0.0)
-    return constant(real(learning_rate, "learning_rate", 0.0))
+        return lambda step: as_float(learning_rate(step), "learning_rate(step)", 0.0)
+    return constant_lr(as_float(learning_rate, "learning_rate", 0.0))
 
 
 def _zeros(model: Sequential) -> Moments:

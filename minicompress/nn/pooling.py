@@ -13,7 +13,7 @@ import numpy as np
 
 from minicompress.arrays import Array, flag
 from minicompress.errors import CompressionError
-from minicompress.nn.windows import (
+from minicompress.nn.kernels.windows import (
     BLOCK_BYTES,
     Geometry,
     Padding,

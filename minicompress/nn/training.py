@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, float_array, generator, integer, integer_array
+from minicompress.arrays import Array, Value, as_int, float_array, generator, integer_array
 from minicompress.errors import CompressionError
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.model import Gradients, Sequential, apply, vjp
+from minicompress.nn.network import Gradients, Sequential, apply, vjp
 from minicompress.nn.optimizers import Optimizer
 
 # Of outputs and classes, and of the targets where there are any: the mean, and its gradient.
@@ -169,10 +169,10 @@ def fit(
     x, y = _data(x, y, "x", "y")
     if validation is not None:
         validation = _data(*validation, "validation[0]", "validation[1]")
-    epochs, batch_size = integer(epochs, "epochs", 0), integer(batch_size, "batch_size", 1)
+    epochs, batch_size = as_int(epochs, "epochs", 0), as_int(batch_size, "batch_size", 1)
     generator(rng)
     if patience is not None:
-        integer(patience, "patience", 1)
+        as_int(patience, "patience", 1)
         if validation is None:
             raise CompressionError("patience needs validation data to watch")
     if targets is not None and len(targets) != len(x):

@@ -11,8 +11,9 @@ import os
 
 import numpy as np
 
-from minicompress.arrays import choice, freeze, integer
+from minicompress.arrays import as_int, choice, freeze
 from minicompress.errors import CompressionError, FileFormatError
+from minicompress.nn.kernels.windows import Padding, Pair, pair, resolve_padding
 from minicompress.nn.layers import (
     AvgPool2D,
     BatchNorm,
@@ -29,8 +30,7 @@ from minicompress.nn.layers import (
     Softmax,
     Tanh,
 )
-from minicompress.nn.model import Sequential
-from minicompress.nn.windows import Padding, Pair, pair, resolve_padding
+from minicompress.nn.network import Sequential
 from minicompress.representation import Rep, dtype_of, shape_of
 from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
 from minicompress.storage.coding import Template, code_rep
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequent
     Traceback (most recent call last):
     minicompress.errors.FileFormatError: no/such/file.mcz cannot be read: No such file or directory
     """
-    limit = integer(max_bytes, "max_bytes", 0)
+    limit = as_int(max_bytes, "max_bytes", 0)
     blob = read_file(path, limit)
     try:
         return loads(blob, max_bytes=limit)
@@ -208,7 +208,7 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     Traceback (most recent call last):
     minicompress.errors.FileFormatError: the checksum is not that of the bytes: the file is damaged
     """
-    raw, limit = blob_bytes(blob), integer(max_bytes, "max_bytes", 0)
+    raw, limit = blob_bytes(blob), as_int(max_bytes, "max_bytes", 0)
     frame = ByteReader(unsealed(raw, MAGIC, VERSION))
     bulk = frame.take(frame.varint())
     reader = Reader(frame.take(frame.left), bulk, limit)

@@ -13,7 +13,7 @@ from itertools import repeat
 
 import numpy as np
 
-from minicompress.arrays import Array, freeze, integer
+from minicompress.arrays import Array, as_int, freeze
 from minicompress.errors import FileFormatError
 from minicompress.storage.bits import blob_bytes, symbol_array, unzigzag, zigzag
 from minicompress.storage.huffman import huffman_decode as huffman_decode
@@ -93,7 +93,7 @@ def range_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
     """
     coder, numbers = RangeDecoder(blob_bytes(blob)), Numbers()
     count = code_number(coder, numbers, 0)
-    if count > integer(max_count, "max_count", 0):
+    if count > as_int(max_count, "max_count", 0):
         raise FileFormatError(f"{count} symbols are more than max_count={max_count}")
     array = code_sequence(coder, Ranges(), count)
     coder.finish()

@@ -16,7 +16,7 @@ import heapq
 
 import numpy as np
 
-from minicompress.arrays import Array, freeze, integer
+from minicompress.arrays import Array, as_int, freeze
 from minicompress.errors import FileFormatError
 from minicompress.storage.bits import (
     ByteReader,
@@ -111,7 +111,7 @@ def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
     """
     reader = ByteReader(blob_bytes(blob))
     count = reader.varint()
-    if count > integer(max_count, "max_count", 0):
+    if count > as_int(max_count, "max_count", 0):
         raise FileFormatError(f"{count} symbols are more than max_count={max_count}")
     if count == 0:
         reader.end()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicompress.arrays import Array, freeze, integer
+from minicompress.arrays import Array, as_int, freeze
 from minicompress.errors import FileFormatError
 from minicompress.storage.bits import blob_bytes, symbol_array
 from minicompress.storage.entropy import Signed, in_range
@@ -92,7 +92,7 @@ def range_decode_matrix(blob: bytes, *, max_count: int = 2**25) -> Array:
     """
     coder, numbers = RangeDecoder(blob_bytes(blob)), Numbers()
     rows, columns = code_number(coder, numbers, 0), code_number(coder, numbers, 0)
-    if max(rows, columns, rows * columns) > integer(max_count, "max_count", 0):
+    if max(rows, columns, rows * columns) > as_int(max_count, "max_count", 0):
         raise FileFormatError(f"{rows} x {columns} entries are more than max_count={max_count}")
     array = code_matrix(coder, Neighbours(), (rows, columns))
     coder.finish()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from minicompress.arrays import Array
-from minicompress.nn.weightless import Layer
+from minicompress.nn.stateless import Layer
 from minicompress.representation import Compressed
 from minicompress.testing import laws
 from minicompress.testing.laws import same

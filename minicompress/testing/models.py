@@ -28,7 +28,7 @@ from minicompress.nn.layers import (
     Softmax,
     Tanh,
 )
-from minicompress.nn.model import Sequential
+from minicompress.nn.network import Sequential
 from minicompress.representation import Clustered, LowRank, Quantized, Rep, Sparse
 from minicompress.testing.strategies import DTYPES, contents
 

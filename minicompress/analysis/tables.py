@@ -1,0 +1,25 @@
+"""Tables and paragraphs for a terminal: columns that line up, lines that fit."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first line their heads: words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def wrap(text: str, width: int = 100) -> str:
+    """Lines of at most `width` characters."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

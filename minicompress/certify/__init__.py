@@ -1,0 +1,26 @@
+"""Proofs about whole networks: operator norms, certificates, and the attack that tests them."""
+
+from minicompress.certify.attacks import attack
+from minicompress.certify.certificates import (
+    BallCertificate,
+    DomainCertificate,
+    ball_certificate,
+    ball_certificates,
+    certified_fraction,
+    domain_certificate,
+)
+from minicompress.certify.lipschitz import conv_norm_upper, output_bound
+from minicompress.norms import spectral_norm_upper
+
+__all__ = [
+    "BallCertificate",
+    "DomainCertificate",
+    "attack",
+    "ball_certificate",
+    "ball_certificates",
+    "certified_fraction",
+    "conv_norm_upper",
+    "domain_certificate",
+    "output_bound",
+    "spectral_norm_upper",
+]

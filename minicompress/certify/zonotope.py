@@ -1,0 +1,348 @@
+"""Following sets of inputs through two networks at once, by difference zonotopes.
+
+A zonotope is the set of ``center + sum_i e_i generator_i + box``, every symbol e_i and every
+entry of the box ranging over [-1, 1]. Two are followed through the layers: z, all values of the
+original f, and d, all values of the difference g - f, over *shared* symbols. What the two
+networks do alike then cancels in d, where two separate zonotopes would lose it.
+
+Affine layers are exact: ``d' = W_g d + (W_g - W_f) z + (b_g - b_f)``. A ReLU on [l, u] is
+``lambda z + mu + mu e`` for any lambda in [0, 1] and the mu that covers it; where it is on they are
+1 and 0, where it is off 0 and 0. So d' has two forms, and every neuron takes the one of least
+radius:
+
+    relu(z + d) - relu(z) = lambda_g d + (lambda_g - lambda_f) z + mu_g - mu_f + mu_g e_g - mu_f e_f
+    relu(z + d) - relu(z) = d / 2 +- max|d| / 2         (its secant slope lies in [0, 1])
+
+Max-pooling is max(a, b) = b + relu(a - b). The networks are taken in real-arithmetic semantics; the
+rounding of the analysis itself is bounded and goes into the boxes.
+
+Differential verification: B. Paulsen, J. Wang and C. Wang, *ReluDiff*, and *NeuroDiff* (both 2020);
+S. Teuber et al., *VeryDiff* (2024). Zonotopes: G. Singh et al., *DeepZ* (2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from minicompress.arrays import Array, as_int
+from minicompress.errors import CompressionError
+from minicompress.nn.convolution import conv2d
+from minicompress.nn.kernels.windows import geometry
+from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.network import Sequential
+from minicompress.nn.stateless import (
+    AvgPool2D,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+)
+from minicompress.norms import UNIT, gamma
+from minicompress.representation import decode
+
+Linear: TypeAlias = Callable[[Array], Array]
+
+
+class Zonotope(NamedTuple):
+    """A batch of zonotopes: center (B, ...), generators (B, symbols, ...), box (B, ...)."""
+
+    center: Array
+    generators: Array
+    box: Array
+
+    def reach(self) -> Array:
+        """Half the width in every coordinate, rounded upward."""
+        total = np.abs(self.generators).sum(1) + self.box
+        return np.asarray(total * (1 + gamma(self.generators.shape[1] + 4)))
+
+    def size(self) -> Array:
+        """An upper bound of the magnitude in every coordinate."""
+        return np.asarray((np.abs(self.center) + self.reach()) * (1 + 2 * UNIT))
+
+    def interval(self) -> tuple[Array, Array]:
+        """The least and the largest value in every coordinate, rounded outward."""
+        reach = self.reach()
+        slack = 2 * UNIT * (np.abs(self.center) + reach)
+        return self.center - reach - slack, self.center + reach + slack
+
+    def map(self, linear: Linear, absolute: Linear, terms: int) -> Zonotope:
+        """The image under a linear map that sums `terms` products; its rounding goes to the box."""
+        b, m = self.generators.shape[:2]
+        center = linear(self.center)
+        flat = linear(self.generators.reshape(b * m, *self.generators.shape[2:]))
+        generators = flat.reshape(b, m, *flat.shape[1:])
+        box = absolute(self.box + gamma(terms + 4) * self.size()) * (1 + gamma(terms + 4))
+        return Zonotope(center, generators, box)
+
+    def add(self, other: Zonotope) -> Zonotope:
+        """The sum, over the same symbols."""
+        rounding = 2 * UNIT * (self.size() + other.size())
+        return Zonotope(
+            self.center + other.center,
+            self.generators + other.generators,
+            (self.box + other.box + rounding) * (1 + 4 * UNIT),
+        )
+
+    def scaled(self, factor: Array, shift: Array) -> Zonotope:
+        """Every coordinate times a factor, plus a shift."""
+        rounding = 4 * UNIT * (self.size() * np.abs(factor) + np.abs(shift))
+        return Zonotope(
+            self.center * factor + shift,
+            self.generators * factor[:, None],
+            (self.box * np.abs(factor) + rounding) * (1 + 4 * UNIT),
+        )
+
+    def grown(self, count: int, index: Array, coefficients: Array) -> Zonotope:
+        """With `count` more symbols: the i-th of input b moves only coordinate index[b, i]."""
+        b, shape = len(self.center), self.center.shape[1:]
+        fresh = np.zeros((b, count, int(np.prod(shape))))
+        rows, slots = np.arange(b)[:, None], np.arange(count)[None]
+        fresh[rows, slots, index] = np.take_along_axis(coefficients.reshape(b, -1), index, 1)
+        return self._replace(
+            generators=np.concatenate([self.generators, fresh.reshape(b, count, *shape)], 1)
+        )
+
+
+class Pair(NamedTuple):
+    """What is known between two layers: all values of f, and of g - f, over the same symbols."""
+
+    f: Zonotope
+    d: Zonotope
+
+
+def follow(
+    f: Sequential,
+    g: Sequential,
+    low: Array,
+    high: Array,
+    max_symbols: int | None,
+    watch: Callable[[Layer, Layer, Pair], None] | None = None,
+) -> Pair:
+    """The pair of zonotopes behind the last layer, for a batch of boxes of inputs.
+
+    `watch` is shown each pair of layers with what goes into them.
+    """
+    if max_symbols is not None:
+        as_int(max_symbols, "max_symbols", 0)
+    if [type(layer) for layer in f.layers] != [type(layer) for layer in g.layers]:
+        raise CompressionError("f and g must have the same types of layers in the same order")
+    pair = _capped(_box(low, high), max_symbols)
+    for i, (a, b) in enumerate(zip(f.layers, g.layers, strict=True)):
+        try:
+            if watch is not None:
+                watch(a, b, pair)
+            pair = _capped(_step(a, b, pair, max_symbols), max_symbols)
+        except CompressionError as error:
+            raise CompressionError(f"layer {i}, {type(a).__name__}: {error}") from None
+    if pair.f.center.ndim != 2:
+        raise CompressionError(
+            f"the networks must end in one number per class, not shape {pair.f.center.shape[1:]}"
+        )
+    return pair
+
+
+def _box(low: Array, high: Array) -> Pair:
+    """Inputs with a symbol for every coordinate that moves in any box of the batch."""
+    b, shape = len(low), low.shape[1:]
+    center = low / 2 + high / 2
+    radius = np.maximum(high - center, center - low) * (1 + 4 * UNIT)
+    moving = np.flatnonzero((radius > 0).any(0))
+    zeros = Zonotope(center, np.zeros((b, 0, *shape)), np.zeros_like(center))
+    index = np.broadcast_to(moving, (b, len(moving)))
+    z = zeros.grown(len(moving), index, radius)
+    return Pair(z, Zonotope(np.zeros_like(center), np.zeros_like(z.generators), zeros.box))
+
+
+def _capped(pair: Pair, most: int | None) -> Pair:
+    """At most so many symbols; those that move least are boxed."""
+    count = pair.f.generators.shape[1]
+    if most is None or count <= most:
+        return pair
+    axes = tuple(range(2, pair.f.generators.ndim))
+    # The difference is what the bound is about: its symbols weigh by their share of it.
+    weight = sum(
+        s / np.maximum(s.sum(1, keepdims=True), 1e-300)
+        for s in (np.abs(z.generators).sum(axes) for z in pair)
+    )
+    order = np.argsort(-np.asarray(weight), axis=1, kind="stable")
+    rows = np.arange(len(order))[:, None]
+    kept, boxed = order[:, :most], order[:, most:]
+    factor = 1 + gamma(count + 4)
+    return Pair(
+        *(
+            Zonotope(
+                z.center,
+                z.generators[rows, kept],
+                (z.box + np.abs(z.generators[rows, boxed]).sum(1)) * factor,
+            )
+            for z in pair
+        )
+    )
+
+
+def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
+    match a, b:
+        case (Dense(), Dense()) | (Conv2D(), Conv2D()):
+            return _affine(a, b, pair)
+        case Flatten(), _:
+            return _both(pair, lambda v: v.reshape(len(v), int(np.prod(v.shape[1:]))))
+        case Dropout(), _:
+            return pair
+        case ReLU(), _:
+            return _relu(pair, most)
+        case (LeakyReLU(), LeakyReLU()) if a.negative_slope == b.negative_slope:
+            # slope * z + (1 - slope) * relu(z)
+            positive, slope = _relu(pair, most), a.negative_slope
+            return _combined(pair, slope, positive, 1 - slope)
+        case (AvgPool2D(), AvgPool2D()) if repr(a) == repr(b):
+            h, w = pair.f.center.shape[1:3]
+            kh, kw = geometry((h, w), a.window, 1, a.padding).kernel
+            return Pair(*(z.map(a.forward, a.forward, kh * kw + 1) for z in pair))
+        case GlobalAvgPool2D(), _:
+            places = int(np.prod(pair.f.center.shape[1:3]))
+            return Pair(*(z.map(a.forward, a.forward, places + 1) for z in pair))
+        case (MaxPool2D(), MaxPool2D()) if repr(a) == repr(b):
+            return _max_pool(a, pair, most)
+    raise CompressionError(f"no certificate follows {a!r} against {b!r}")
+
+
+def _both(pair: Pair, move: Linear) -> Pair:
+    """A map that only moves entries about: exact."""
+
+    def moved(z: Zonotope) -> Zonotope:
+        b, m = z.generators.shape[:2]
+        flat = move(z.generators.reshape(b * m, *z.generators.shape[2:]))
+        return Zonotope(move(z.center), flat.reshape(b, m, *flat.shape[1:]), move(z.box))
+
+    return Pair(moved(pair.f), moved(pair.d))
+
+
+def _affine(a: Layer, b: Layer, pair: Pair) -> Pair:
+    if not isinstance(a, Conv2D | Dense) or not isinstance(b, Conv2D | Dense):
+        raise CompressionError("not an affine layer")
+    wf, wg = (decode(layer.weight).astype(np.float64) for layer in (a, b))
+    if wf.shape != wg.shape:
+        raise CompressionError(f"weights of shapes {wf.shape} and {wg.shape} do not correspond")
+    bf, bg = (
+        np.zeros(wf.shape[-1]) if layer.bias is None else decode(layer.bias).astype(np.float64)
+        for layer in (a, b)
+    )
+    if isinstance(a, Conv2D) and isinstance(b, Conv2D):
+        names = ("stride", "padding", "dilation", "groups")
+        options = {name: getattr(a, name) for name in names}
+        if options != {name: getattr(b, name) for name in names}:
+            raise CompressionError("the two convolutions differ in their geometry")
+        terms = int(np.prod(wf.shape[:3]))
+
+        def under(weight: Array) -> Linear:
+            return lambda v: conv2d(v, weight, **options)
+    else:
+        terms = wf.shape[0]
+
+        def under(weight: Array) -> Linear:
+            return lambda v: v @ weight
+
+    def image(z: Zonotope, weight: Array) -> Zonotope:
+        return z.map(under(weight), under(np.abs(weight)), terms)
+
+    ones = np.ones((1, *[1] * (pair.f.center.ndim - 1)))
+    # wg - wf and bg - bf are rounded once more: one term each in gamma covers it.
+    d = image(pair.d, wg).add(image(pair.f, wg - wf)).scaled(ones, bg - bf)
+    return Pair(image(pair.f, wf).scaled(ones, bf), d)
+
+
+def _relaxed(low: Array, high: Array) -> tuple[Array, Array]:
+    """lambda and mu of a ReLU on [low, high]: relu(z) is in lambda z + mu +- mu."""
+    unstable = (low < 0) & (high > 0)
+    width = np.where(unstable, high - low, 1.0)
+    slope = np.where(unstable, np.clip(high / width, 0.0, 1.0), (low >= 0).astype(np.float64))
+    gap = np.maximum(-slope * low, (1 - slope) * high) * (1 + 4 * UNIT)
+    return slope, np.where(unstable, gap / 2, 0.0)
+
+
+def _relu(pair: Pair, most: int | None) -> Pair:
+    """Every neuron of d takes the form of least radius; see the top of the file."""
+    f, d = pair
+    f_slope, f_gap = _relaxed(*f.interval())
+    g_slope, g_gap = _relaxed(*f.add(d).interval())
+    first = f.scaled(g_slope - f_slope, g_gap - f_gap).add(
+        d.scaled(g_slope, np.zeros_like(g_slope))
+    )
+    low, high = d.interval()
+    largest = np.maximum(-low, high)
+    half = largest <= first.reach() + g_gap + f_gap - d.reach() / 2 + largest / 2
+    zero = np.zeros_like(g_gap)
+    keep, slope = ~half, np.where(half, 0.5, 0.0)
+    chosen = first.scaled(keep.astype(np.float64), zero).add(d.scaled(slope, zero))
+    own = np.where(half, largest / 2, g_gap) * (1 + 4 * UNIT)
+    shared = np.where(half, 0.0, -f_gap)
+    new_f = f.scaled(f_slope, f_gap)
+    return _with_symbols(_with_symbols(Pair(new_f, chosen), f_gap, shared, most), zero, own, most)
+
+
+def _with_symbols(pair: Pair, of_f: Array, of_d: Array, most: int | None) -> Pair:
+    """A new symbol for every coordinate that moves by itself: so much in f, so much in d.
+
+    At most so many: what moves least goes to the boxes.
+    """
+    size = (np.abs(of_f) + np.abs(of_d)).reshape(len(of_f), -1)
+    count = int((size > 0).sum(1).max(initial=0))
+    kept = count if most is None else min(count, most)
+    order = np.argsort(-size, axis=1, kind="stable")
+    index, boxed = order[:, :kept], order[:, kept:count]
+
+    def with_symbols(z: Zonotope, coefficients: Array) -> Zonotope:
+        loose = np.zeros_like(size)
+        flat = np.abs(coefficients).reshape(size.shape)
+        np.put_along_axis(loose, boxed, np.take_along_axis(flat, boxed, 1), 1)
+        box = (z.box + loose.reshape(z.box.shape)) * (1 + 2 * UNIT) if kept < count else z.box
+        return z._replace(box=box).grown(kept, index, coefficients)
+
+    return Pair(with_symbols(pair.f, of_f), with_symbols(pair.d, of_d))
+
+
+def _combined(x: Pair, p: float, y: Pair, q: float) -> Pair:
+    """p x + q y; y has all symbols of x, and more behind them."""
+    parts = []
+    for a, b in zip(x, y, strict=True):
+        missing = b.generators.shape[1] - a.generators.shape[1]
+        shape = (len(a.center), missing, *a.center.shape[1:])
+        a = a._replace(generators=np.concatenate([a.generators, np.zeros(shape)], 1))
+        one = np.ones_like(a.center)
+        zero = np.zeros_like(a.center)
+        parts.append(a.scaled(p * one, zero).add(b.scaled(q * one, zero)))
+    return Pair(*parts)
+
+
+def _max_pool(layer: MaxPool2D, pair: Pair, most: int | None) -> Pair:
+    """max(a, b) = b + relu(a - b), over the places of the window one after the other."""
+    h, w = pair.f.center.shape[1:3]
+    stride = layer.window if layer.stride is None else layer.stride
+    g = geometry((h, w), layer.window, stride, layer.padding)
+    if any(sum(g.pads, ())):
+        raise CompressionError("no certificate follows a padded max-pooling")
+    (oh, ow), (sh, sw) = g.output, g.stride
+
+    def at(i: int, j: int) -> Linear:
+        return lambda v: v[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
+
+    best: Pair | None = None
+    for i, j in np.ndindex(*g.kernel):
+        here = _both(pair, at(i, j))
+        if best is None:
+            best = here
+            continue
+        missing = best.f.generators.shape[1] - here.f.generators.shape[1]
+        if missing:
+            empty = np.zeros((len(here.f.center), missing, *here.f.center.shape[1:]))
+            here = Pair(
+                *(z._replace(generators=np.concatenate([z.generators, empty], 1)) for z in here)
+            )
+        best = _combined(best, 1.0, _relu(_combined(best, -1.0, here, 1.0), most), 1.0)
+    assert best is not None
+    return best

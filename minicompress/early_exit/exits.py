@@ -1,0 +1,390 @@
+"""Conditional computation: an input that is easy leaves the network early.
+
+Behind some layers of a network stand heads, small classifiers of what has been computed so far. An
+input leaves at the first head that is confident enough, and only the others go on (Teerapittayanon
+et al., *BranchyNet: fast inference via early exiting from deep neural networks*, 2016). The network
+is cut into segments there, and segments and heads are models like any other:
+
+    exits = attach_heads(model, (2,), (28, 28, 1))         # a head behind layer 2
+    exits, _ = fit_exits(exits, x, y, ...)                 # the head learns; the network stays
+    exits = choose_thresholds(exits, *validation, min_accuracy=0.99)
+    logits, left_at = predict(exits, x)
+
+Here are the value, its heads and the run. The training is in `exit_training`, the choice of the
+thresholds and what they save in `exit_choice`, the file in `exit_file`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from scipy.special import entr
+
+from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, float_array
+from minicompress.errors import CompressionError
+from minicompress.nn.activations import softmax
+from minicompress.nn.layers import Dense, Flatten, Layer, MaxPool2D, Shape, plain_layers
+from minicompress.nn.network import Sequential, apply, chunk_rows, layer_shapes, output_shape
+from minicompress.representation import dtype_of
+
+CRITERIA = ("max_probability", "margin", "entropy")
+NEVER = math.inf
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EarlyExit(Value):
+    """A network in segments, with a head behind each but the last.
+
+    Parameters
+    ----------
+    segments : tuple of Sequential
+        One after the other they are the network; the last one ends in the logits.
+    heads : tuple of Sequential, one fewer
+        From a segment's outputs to logits of the same classes.
+    thresholds : tuple of float, one for each head
+        An input leaves where its `confidence` is at least the threshold. At ``math.inf`` none
+        does, and the head is not even run.
+    criterion : "max_probability" | "margin" | "entropy"
+        What `confidence` is.
+
+    Raises
+    ------
+    CompressionError
+        The numbers of them do not fit, something is no Sequential, or a threshold is negative.
+
+    Notes
+    -----
+    Compress it part by part, for example
+    ``replace(exits, heads=tuple(compress(head, plan).model for head in exits.heads))``.
+
+    Examples
+    --------
+    >>> segment = Sequential((Dense(np.eye(2)),))
+    >>> exits = EarlyExit((segment, segment), (segment,), (0.75,))
+    >>> predict(exits, np.array([[0.0, 3.0], [0.0, 1.0]]))[1]
+    array([0, 1])
+    """
+
+    segments: tuple[Sequential, ...]
+    heads: tuple[Sequential, ...]
+    thresholds: tuple[float, ...]
+    criterion: str = "max_probability"
+
+    def __post_init__(self) -> None:
+        for name in ("segments", "heads"):
+            models = getattr(self, name)
+            if not isinstance(models, tuple | list) or not all(
+                isinstance(model, Sequential) for model in models
+            ):
+                raise CompressionError(f"{name} must be a tuple of Sequential, not {models!r}")
+            object.__setattr__(self, name, tuple(models))
+        if len(self.heads) != len(self.segments) - 1:
+            raise CompressionError(
+                f"heads must be one fewer than the {len(self.segments)} segments, "
+                f"not {len(self.heads)}"
+            )
+        if not isinstance(self.thresholds, tuple | list) or len(self.thresholds) != len(self.heads):
+            raise CompressionError(
+                f"thresholds must be a tuple of {len(self.heads)}, one for each head, "
+                f"not {self.thresholds!r}"
+            )
+        object.__setattr__(self, "thresholds", tuple(map(_threshold, self.thresholds)))
+        choice(self.criterion, "criterion", CRITERIA)
+
+    @property
+    def network(self) -> Sequential:
+        """The network without its heads."""
+        return _joined(self.segments)
+
+
+def attach_heads(
+    model: Sequential, positions: Sequence[int], input_shape: Shape, *, pool: int = 1
+) -> EarlyExit:
+    """Cut a network behind some of its layers and put a new head at each cut.
+
+    Parameters
+    ----------
+    model : Sequential
+        Ends in logits.
+    positions : sequence of int, increasing
+        Indices of layers; the last layer is none of them, for there the network itself ends.
+    input_shape : tuple of int
+        Of one input, without the batch axis.
+    pool : int
+        Before a head's dense layer an image is reduced by a maximum over windows so large, which
+        makes the head cheaper by the square of it.
+
+    Returns
+    -------
+    EarlyExit
+        Its layers are those of `model`. A head is one dense layer, which starts at zero: there is
+        no symmetry to break. No threshold lets anybody leave yet.
+
+    Raises
+    ------
+    CompressionError
+        A position is out of range or out of order, the outputs are no logits, the network has no
+        weights, or an image is smaller than the window.
+
+    Examples
+    --------
+    >>> from minicompress.nn.architectures import lenet5
+    >>> exits = attach_heads(lenet5(np.random.default_rng(0)), (2,), (28, 28, 1), pool=2)
+    >>> [len(s.layers) for s in exits.segments], exits.heads[0].layers[-1].weight.shape
+    ([3, 7], (720, 10))
+    """
+    shapes = layer_shapes(model, input_shape)
+    pool = as_int(pool, "pool", 1)
+    highest = len(model.layers) - 2
+    cuts = [as_int(p, f"positions[{i}]", 0, highest) + 1 for i, p in enumerate(positions)]
+    if any(a >= b for a, b in pairwise(cuts)):
+        raise CompressionError(f"positions must increase, not be {positions!r}")
+    if len(shapes[-1]) != 1:
+        raise CompressionError(f"model must end in logits, not in outputs of shape {shapes[-1]}")
+    reps = [rep for layer in model.layers for rep in layer.parameters().values()]
+    if not reps:
+        raise CompressionError("model must have weights: the heads take their dtype from them")
+    segments = tuple(Sequential(model.layers[a:b]) for a, b in pairwise([0, *cuts, None]))
+    heads = tuple(_new_head(shapes[cut], shapes[-1][0], pool, dtype_of(reps[0])) for cut in cuts)
+    return EarlyExit(segments, heads, (NEVER,) * len(heads))
+
+
+def confidence(logits: Array, criterion: str = "max_probability") -> Array:
+    """How sure of its answer a classifier is, from 0 to 1.
+
+    Parameters
+    ----------
+    logits : (N, classes) ndarray of float16, float32 or float64
+        At least two classes.
+    criterion : "max_probability" | "margin" | "entropy"
+        Of the probabilities, the softmax of the logits: the largest; what it is ahead of the
+        second; one minus their entropy, in units of the most that it can be.
+
+    Returns
+    -------
+    (N,) ndarray of float64
+        NaN where the logits hold NaN or too many infinities: that is at least no threshold.
+
+    Raises
+    ------
+    CompressionError
+        The logits are not as above, or there is no such criterion.
+
+    Examples
+    --------
+    >>> logits = np.log([[0.5, 0.25, 0.25], [0.98, 0.01, 0.01]])
+    >>> for criterion in ("max_probability", "margin", "entropy"):
+    ...     print(confidence(logits, criterion).round(4))
+    [0.5  0.98]
+    [0.25 0.97]
+    [0.0536 0.8981]
+    """
+    logits = float_array(logits, "logits", ndim=2)
+    classes = logits.shape[1]
+    if classes < 2:
+        raise CompressionError(f"logits must be of at least 2 classes, not {classes}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        p = softmax(logits.astype(np.float64))
+        match choice(criterion, "criterion", CRITERIA):
+            case "max_probability":
+                sure = p.max(1)
+            case "margin":
+                second, first = np.partition(p, (-2, -1), axis=1)[:, -2:].T
+                sure = first - second
+            case _:
+                sure = 1 - entr(p).sum(1) / math.log(classes)
+    return np.asarray(np.clip(sure, 0.0, 1.0))
+
+
+def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tuple[Array, Array]:
+    """Run a batch whose inputs leave as soon as a head is confident.
+
+    Parameters
+    ----------
+    exits : EarlyExit
+        Weights may be representations; they are decoded once a call.
+    x : (N, ...) ndarray
+    batch_size : int, optional
+        Inputs that start together. By default as many as `apply` takes for the whole network.
+
+    Returns
+    -------
+    logits : (N, classes) ndarray of the dtype of `x`
+        In the order of `x`, each from the exit where the input left.
+    left_at : (N,) ndarray of int64
+        The index of that exit; the last one, ``len(heads)``, is the network's end.
+
+    Raises
+    ------
+    CompressionError
+        A layer refuses its input, or a head's classes are not those of the network.
+
+    Notes
+    -----
+    As long as nobody leaves, the rows are those of ``apply(exits.network, x)`` with the same
+    `batch_size`, bit for bit. Once the batch has shrunk, the last bits of a row may change: see
+    `apply`. An input whose confidence is within these of a threshold can leave in one company and
+    stay in another.
+
+    Examples
+    --------
+    >>> first, second = Sequential((Dense(np.eye(2)),)), Sequential((Dense(np.eye(2) * 2),))
+    >>> exits = EarlyExit((first, second), (first,), (0.9,))
+    >>> logits, left_at = predict(exits, np.array([[0.0, 1.0], [4.0, 0.0]]))
+    >>> logits, left_at
+    (array([[0., 2.],
+           [4., 0.]]), array([1, 0]))
+    """
+    exits, x, classes, batch_size = _prepared(exits, x, batch_size)
+    logits = np.empty((len(x), classes), x.dtype)
+    left_at = np.full(len(x), len(exits.heads), np.int64)
+    for start in range(0, len(x), batch_size):
+        inside = x[start : start + batch_size]
+        rows = np.arange(start, start + len(inside))
+        for i, (segment, head, threshold) in enumerate(
+            zip(exits.segments, exits.heads, exits.thresholds)
+        ):
+            inside = _piece(segment, inside)
+            if threshold == NEVER:
+                continue
+            answers = _piece(head, inside)
+            leave = confidence(answers, exits.criterion) >= threshold
+            logits[rows[leave]], left_at[rows[leave]] = answers[leave], i
+            if leave.any():  # else the batch stays as it is, to the layout
+                rows, inside = rows[~leave], inside[~leave]
+            if not rows.size:
+                break
+        else:
+            logits[rows] = _piece(exits.segments[-1], inside)
+    return logits, left_at
+
+
+def exit_logits(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> Array:
+    """What every exit says of every input, whoever would have left before.
+
+    Parameters
+    ----------
+    exits : EarlyExit
+    x : (N, ...) ndarray
+    batch_size : int, optional
+        As for `predict`.
+
+    Returns
+    -------
+    (N, exits, classes) ndarray
+        The last exit is the network's end.
+
+    Raises
+    ------
+    CompressionError
+        As `predict`.
+
+    Examples
+    --------
+    >>> first, second = Sequential((Dense(np.eye(2)),)), Sequential((Dense(np.eye(2) * 2),))
+    >>> exit_logits(EarlyExit((first, second), (first,), (0.9,)), np.array([[0.0, 1.0]]))
+    array([[[0., 1.],
+            [0., 2.]]])
+    """
+    exits, x, classes, batch_size = _prepared(exits, x, batch_size)
+    logits = np.empty((len(x), len(exits.segments), classes), x.dtype)
+    for start in range(0, len(x), batch_size):
+        inside = x[start : start + batch_size]
+        for i, segment in enumerate(exits.segments):
+            inside = _piece(segment, inside)
+            answers = inside if i == len(exits.heads) else _piece(exits.heads[i], inside)
+            logits[start : start + batch_size, i] = answers
+    return logits
+
+
+def _threshold(value: float) -> float:
+    """Checked; infinity is one, too."""
+    return NEVER if value == NEVER else as_float(value, "thresholds", 0.0)
+
+
+def _joined(models: Sequence[Sequential]) -> Sequential:
+    """One after the other."""
+    return Sequential(tuple(layer for model in models for layer in model.layers))
+
+
+def _new_head(shape: Shape, classes: int, pool: int, dtype: DType) -> Sequential:
+    before: tuple[Layer, ...] = ()
+    if len(shape) > 1:
+        before = (MaxPool2D(pool), Flatten()) if pool > 1 and len(shape) == 3 else (Flatten(),)
+    (features,) = output_shape(Sequential(before), shape)
+    dense = Dense(np.zeros((features, classes), dtype), np.zeros(classes, dtype))
+    return Sequential((*before, dense))
+
+
+def _prepared(
+    exits: EarlyExit, x: Array, batch_size: int | None
+) -> tuple[EarlyExit, Array, int, int]:
+    """Everything checked and decoded once: then what is left is to run it."""
+    checked(exits)
+    exits = replace(
+        exits,
+        segments=tuple(_plain(segment) for segment in exits.segments),
+        heads=tuple(_plain(head) for head in exits.heads),
+    )
+    x = float_array(x, "x")
+    if x.ndim == 0:
+        raise CompressionError("x must be a batch of inputs, not a single number")
+    classes = number_of_classes(exits, x.shape[1:])
+    if batch_size is not None:
+        return exits, x, classes, as_int(batch_size, "batch_size", 1)
+    network = exits.network
+    return exits, x, classes, chunk_rows(network, list(enumerate(network.layers)), x)
+
+
+def checked(exits: EarlyExit) -> EarlyExit:
+    """What is meant to be one."""
+    if not isinstance(exits, EarlyExit):
+        raise CompressionError(f"exits must be an EarlyExit, not {type(exits).__name__}")
+    return exits
+
+
+def flat_layers(exits: EarlyExit) -> tuple[Layer, ...]:
+    """The layers of all parts in a row: each segment's, then those of the head behind it."""
+    return tuple(layer for part in parts(exits) for layer in part.layers)
+
+
+def regrouped(layers: Sequence[Layer], sizes: Sequence[int]) -> tuple[Sequential, ...]:
+    """Layers in a row as models of so many layers each."""
+    ends = np.cumsum(sizes).tolist()
+    return tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
+
+
+def parts(exits: EarlyExit) -> list[Sequential]:
+    """Segments and heads in turn; behind the last segment stands none."""
+    pairs = zip(exits.segments, (*exits.heads, Sequential(())))
+    return [part for pair in pairs for part in pair][:-1]
+
+
+def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
+    """That of the network, if every head has as many."""
+    wanted = output_shape(exits.network, input_shape)
+    if len(wanted) != 1:
+        raise CompressionError(f"the network must end in logits, not in outputs of shape {wanted}")
+    shape = input_shape
+    for i, (segment, head) in enumerate(zip(exits.segments, exits.heads)):
+        shape = output_shape(segment, shape)
+        if (found := output_shape(head, shape)) != wanted:
+            raise CompressionError(
+                f"heads[{i}] must end in {wanted[0]} logits as the network, "
+                f"not in outputs of shape {found}"
+            )
+    return wanted[0]
+
+
+def _plain(model: Sequential) -> Sequential:
+    """Of plain arrays, with a layer for every factor, as `apply` runs it."""
+    return Sequential(tuple(part for layer in model.layers for part in plain_layers(layer)))
+
+
+def _piece(model: Sequential, x: Array) -> Array:
+    """All rows at once: whoever calls has cut them already."""
+    return apply(model, x, batch_size=max(len(x), 1))

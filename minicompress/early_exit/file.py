@@ -1,0 +1,126 @@
+"""The .mcx file: an `EarlyExit`. FORMAT.md in `storage` specifies it.
+
+It is a frame around one .mcz file, which holds the layers of all segments and heads in a row; the
+frame says how they are grouped, and when an input leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from minicompress.arrays import as_int
+from minicompress.early_exit.exits import (
+    CRITERIA,
+    EarlyExit,
+    checked,
+    flat_layers,
+    parts,
+    regrouped,
+)
+from minicompress.errors import CompressionError, FileFormatError
+from minicompress.nn.network import Sequential
+from minicompress.storage.bits import ByteReader, put_varint
+from minicompress.storage.container import MAX_BYTES, dumps, loads
+from minicompress.storage.files import file_name, read_file, sealed, unsealed, write_file
+
+MAGIC, VERSION = b"mcx", 1
+
+
+def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
+    """Write a network with its heads and thresholds to one file, and say how many bytes it takes.
+
+    Parameters
+    ----------
+    exits : EarlyExit
+        Weights may be any representations.
+    path : str or path-like
+        Written beside and renamed: what was there before stays until the new file is whole.
+    coding : "smallest" | "huffman" | "packed"
+        As for `dumps`.
+
+    Returns
+    -------
+    int
+        The length of the file.
+
+    Raises
+    ------
+    CompressionError
+        As `dumps`.
+    OSError
+        The file cannot be written. Nothing is left behind.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from minicompress.nn.architectures import lenet_300_100
+    >>> from minicompress.early_exit.exits import attach_heads
+    >>> exits = attach_heads(lenet_300_100(np.random.default_rng(0)), (2,), (28, 28, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = save_exits(exits, folder + "/exits.mcx")
+    ...     [len(segment.layers) for segment in load_exits(folder + "/exits.mcx").segments]
+    [3, 3]
+    """
+    sizes = [len(part.layers) for part in parts(checked(exits))]
+    content = b"".join(
+        (
+            bytes([CRITERIA.index(exits.criterion)]),
+            put_varint(len(exits.heads)),
+            *(struct.pack(">d", threshold) for threshold in exits.thresholds),
+            *map(put_varint, sizes),
+            dumps(Sequential(flat_layers(exits)), coding=coding),
+        )
+    )
+    return write_file(path, sealed(MAGIC, VERSION, content))
+
+
+def load_exits(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> EarlyExit:
+    """Read a network with its heads and thresholds: the same values bit for bit.
+
+    Parameters
+    ----------
+    path : str or path-like
+    max_bytes : int
+        As for `load`.
+
+    Returns
+    -------
+    EarlyExit
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, truncated, altered, of another format or of a later version, or takes
+        more memory than `max_bytes`.
+
+    Examples
+    --------
+    >>> load_exits("no/such/file.mcx")
+    Traceback (most recent call last):
+    minicompress.errors.FileFormatError: no/such/file.mcx cannot be read: No such file or directory
+    """
+    limit = as_int(max_bytes, "max_bytes", 0)
+    blob = read_file(path, limit)
+    try:
+        return _parsed(blob, limit)
+    except FileFormatError as error:
+        raise FileFormatError(f"{file_name(path)}: {error}") from None
+
+
+def _parsed(blob: bytes, limit: int) -> EarlyExit:
+    frame = ByteReader(unsealed(blob, MAGIC, VERSION))
+    criterion = frame.take(1)[0]
+    if criterion >= len(CRITERIA):
+        raise FileFormatError(f"there is no criterion {criterion}")
+    heads = frame.varint()
+    thresholds = struct.unpack(f">{heads}d", frame.take(8 * heads))
+    sizes = [frame.varint() for _ in range(2 * heads + 1)]
+    layers = loads(frame.take(frame.left), max_bytes=limit).layers
+    if sum(sizes) != len(layers):
+        raise FileFormatError(f"{sum(sizes)} layers are announced, and {len(layers)} are there")
+    models = regrouped(layers, sizes)
+    try:
+        return EarlyExit(models[::2], models[1::2], thresholds, CRITERIA[criterion])
+    except CompressionError as error:
+        raise FileFormatError(f"the file holds what cannot be: {error}") from None

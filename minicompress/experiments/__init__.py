@@ -1,0 +1,1 @@
+"""What the command prints and draws. Only `cli` imports this room."""

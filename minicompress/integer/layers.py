@@ -1,0 +1,258 @@
+"""Layers with weights that compute with int8 codes, int32 sums, and nothing else.
+
+Weights are symmetric (their zero point is 0) with a scale for every output, so a layer's sums count
+in steps of input scale * weight scale; `requantize` turns those into steps of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from minicompress.arrays import Array, DType, as_int, finite_array, frozen, integer_array
+from minicompress.errors import CompressionError
+from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
+from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit
+from minicompress.nn.kernels.direct import direct_conv2d
+from minicompress.nn.kernels.windows import Geometry, Pads, geometry, pair
+from minicompress.nn.stateless import Shape, image_shape
+
+# Of the sums that are worked on at a time: few enough to stay in the cache until they are codes.
+TILE_BYTES = 1 << 20
+
+
+class Scales(NamedTuple):
+    """The real numbers that a layer's integers were made from. Nothing runs on them.
+
+    input, output : float
+    weight : (O,) ndarray of float64
+    """
+
+    input: float
+    weight: Array
+    output: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _IntegerAffine(IntegerLayer):
+    """What `IntegerConv2D` and `IntegerDense` share: codes of weights, and how sums become codes.
+
+    Checked here: that no input whatsoever can overflow an int32 accumulator.
+    """
+
+    weight: Array
+    bias: Array
+    multiplier: Array
+    shift: Array
+    input_zero_point: int
+    output_zero_point: int
+    low: int
+    high: int
+    num_bits: int
+    scales: Scales
+
+    ndim: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        for name, dtype, ndim in (
+            ("weight", np.int8, self.ndim),
+            ("bias", np.int32, 1),
+            ("multiplier", np.int32, 1),
+            ("shift", np.int32, 1),
+        ):
+            array = integer_array(getattr(self, name), name)
+            if array.dtype != dtype or array.ndim != ndim:
+                raise CompressionError(
+                    f"{name} must be of {np.dtype(dtype)} with {ndim} axes, not of {array.dtype} "
+                    f"and shape {array.shape}"
+                )
+            object.__setattr__(self, name, frozen(array))
+        outputs = self.weight.shape[-1:]
+        if not self.bias.shape == self.multiplier.shape == self.shift.shape == outputs:
+            raise CompressionError(
+                f"bias, multiplier and shift must be of shape {outputs}, one for each output, not "
+                f"{self.bias.shape}, {self.multiplier.shape} and {self.shift.shape}"
+            )
+        scales = self.scales._replace(weight=frozen(finite_array(self.scales.weight, "scales")))
+        if scales.weight.shape != outputs:
+            raise CompressionError(f"scales must have a weight of shape {outputs}, like bias")
+        object.__setattr__(self, "scales", scales)
+        as_int(self.num_bits, "num_bits", 2, 8)
+        as_int(self.input_zero_point, "input_zero_point", LOWEST, HIGHEST)
+        self._requantized(np.zeros((0, *outputs), np.int32))  # it has all the checks of the rest
+        magnitudes = np.abs(self.weight.astype(np.int64)).sum(tuple(range(self.ndim - 1)))
+        sums = magnitudes * self._reach() + np.abs(self.bias.astype(np.int64))
+        if sums.max(initial=0) >= 2**31:
+            raise CompressionError(
+                f"the accumulators must fit int32, but {math.prod(self.weight.shape[:-1])} "
+                f"products and the bias can add up to {sums.max()}: split the layer, or use fewer "
+                "bits"
+            )
+
+    def _reach(self) -> int:
+        """How far a code can be from the zero point."""
+        return max(HIGHEST - self.input_zero_point, self.input_zero_point - LOWEST)
+
+    def _requantized(self, sums: Array) -> Array:
+        """The output's codes; the bias is added here."""
+        return requantize(
+            sums + self.bias,
+            self.multiplier,
+            self.shift,
+            zero_point=self.output_zero_point,
+            low=self.low,
+            high=self.high,
+        )
+
+    def _centred(self, codes: Array, exact: DType) -> Array:
+        """Codes less their zero point: what pads these with 0 pads the codes with it."""
+        x = codes.astype(exact)
+        x -= self.input_zero_point
+        return x
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerConv2D(_IntegerAffine):
+    """A convolution of codes.
+
+    ``acc[o] = bias[o] + sum of (x - input_zero_point) * weight[..., o]`` in int32, what lies
+    outside of the image being `input_zero_point`; then `requantize` with the multiplier and the
+    shift of every output, `output_zero_point`, `low` and `high`.
+
+    Parameters
+    ----------
+    weight : (kh, kw, in // groups, out) ndarray of int8
+    bias, multiplier, shift : (out,) ndarrays of int32
+    input_zero_point, output_zero_point : int, -128 to 127
+    low, high : int
+        The ends that the output is clamped to; a ReLU is in `low`.
+    num_bits : int from 2 to 8
+        Bits that a weight takes when stored.
+    scales : Scales
+        What the integers were made from.
+    stride, dilation : (int, int)
+    padding : ((top, bottom), (left, right))
+    groups : int
+
+    Raises
+    ------
+    CompressionError
+        Of a wrong dtype or shape; or some input could overflow an accumulator.
+    """
+
+    _: KW_ONLY
+    stride: tuple[int, int] = (1, 1)
+    padding: Pads = NO_PADDING
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    ndim: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight.shape[3] % as_int(self.groups, "groups", 1):
+            raise CompressionError(f"groups must divide the outputs, not be {self.groups}")
+        object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
+        object.__setattr__(self, "dilation", pair(self.dilation, "dilation", 1))
+        object.__setattr__(self, "padding", explicit(self.padding))
+
+    def forward(self, codes: Array) -> Array:
+        image_shape(codes.shape[1:], self.weight.shape[2] * self.groups)
+        g = geometry(
+            codes.shape[1:3], self.weight.shape[:2], self.stride, self.padding, self.dilation
+        )
+        exact, block = _exact_block(self.weight, self._reach())
+        kernel = self.weight.astype(exact)
+        y: Array = np.empty((len(codes), *g.output, kernel.shape[3]), np.int8)
+        rows = max(TILE_BYTES // (4 * max(math.prod(y.shape[1:]), 1)), 1)
+        for start in range(0, len(codes), rows):
+            x = self._centred(codes[start : start + rows], exact)
+            sums = _convolved(x, kernel, g, self.groups, block)
+            y[start : start + rows] = self._requantized(sums)
+        return y
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        h, w = image_shape(input_shape, self.weight.shape[2] * self.groups)[:2]
+        g = geometry((h, w), self.weight.shape[:2], self.stride, self.padding, self.dilation)
+        return *g.output, self.weight.shape[3]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerDense(_IntegerAffine):
+    """A fully connected layer of codes: as `IntegerConv2D`, with one pixel for an image.
+
+    Parameters
+    ----------
+    weight : (in, out) ndarray of int8
+    bias, multiplier, shift, input_zero_point, output_zero_point, low, high, num_bits, scales
+        As for `IntegerConv2D`.
+
+    Raises
+    ------
+    CompressionError
+        As `IntegerConv2D`.
+    """
+
+    ndim: ClassVar[int] = 2
+
+    def forward(self, codes: Array) -> Array:
+        self.output_shape(codes.shape[1:])
+        exact, block = _exact_block(self.weight[None, None], self._reach())
+        x, matrix = self._centred(codes, exact), self.weight.astype(exact)
+        slices = _slices(len(matrix), block)
+        return self._requantized(_total(x[:, part] @ matrix[part] for part in slices))
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        inputs, outputs = self.weight.shape
+        if tuple(input_shape) != (inputs,):
+            raise CompressionError(f"the input must have shape ({inputs},), not {input_shape}")
+        return (outputs,)
+
+
+def _exact_block(kernel: Array, reach: int) -> tuple[DType, int]:
+    """The float type and the number of input channels for which every sum is exact.
+
+    A sum of integers is exact in float32, in any order, while no partial sum can exceed 2**24. So
+    a product may run over ``2**24 // (largest code * largest weight)`` places at a time: that many
+    channels, of a kernel's size each. Only a kernel of more places than that needs float64.
+    """
+    largest = max(int(np.abs(kernel.astype(np.int16)).max(initial=0)) * reach, 1)
+    places = math.prod(kernel.shape[:2])
+    if places * largest <= 2**24:
+        return np.dtype(np.float32), 2**24 // (places * largest)
+    return np.dtype(np.float64), 2**53 // (places * largest)
+
+
+def _convolved(x: Array, kernel: Array, g: Geometry, groups: int, block: int) -> Array:
+    """The exact convolution of integers in float arrays, as int32."""
+    outputs = kernel.shape[3] // groups
+    nothing = np.zeros(outputs, x.dtype)
+    totals = []
+    for i, part in enumerate(np.split(x, groups, axis=3)):
+        weight = kernel[..., i * outputs : (i + 1) * outputs]
+        products = (
+            direct_conv2d(part[..., channels], weight[:, :, channels], nothing, g)
+            for channels in _slices(kernel.shape[2], block)
+        )
+        totals.append(_total(products))
+    return totals[0] if groups == 1 else np.concatenate(totals, axis=3)
+
+
+def _total(products: Iterable[Array]) -> Array:
+    """The sum of products, each exact in a float type, as int32."""
+    total: Array = np.zeros((), np.int32)
+    for product in products:
+        whole = product.astype(np.int32)
+        total = np.add(total, whole, out=whole)
+    return total
+
+
+def _slices(count: int, block: int) -> Iterator[slice]:
+    """One slice or more that cover a range, none larger than a block, of about one size."""
+    size = max(-(-count // max(-(-count // block), 1)), 1)
+    for start in range(0, max(count, 1), size):
+        yield slice(start, min(start + size, count))

@@ -1,0 +1,145 @@
+"""Fixed-point requantization: from the accumulators of one layer to the codes of the next.
+
+Between two integer layers stands one real number a channel, M = input scale * weight scale / output
+scale. Here it becomes an integer and a shift, and from then on there is no real number left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from minicompress.arrays import Array, as_int, finite_array, integer_array
+from minicompress.errors import CompressionError
+
+LOWEST, HIGHEST = -128, 127
+"""The codes of int8."""
+
+MOST_SHIFT = 62
+"""The largest shift: with it a product of 62 bits and the half that rounds it still fit int64."""
+
+
+def quantize_multiplier(factor: ArrayLike) -> tuple[Array, Array]:
+    """A positive factor as ``multiplier / 2**shift``, with a multiplier of 31 bits.
+
+    Parameters
+    ----------
+    factor : float64 scalar or ndarray, positive, below 2**29
+
+    Returns
+    -------
+    multiplier : ndarray of int32
+        In [2**30, 2**31). Rounded to nearest, ties to even: off by at most one part in 2**31.
+    shift : ndarray of int32
+        In [1, 62]. A factor below 2**-32 gets the least pair, 2**30 and 62: it turns every
+        accumulator into 0, as the factor itself would.
+
+    Raises
+    ------
+    CompressionError
+        `factor` is not of float64, not positive or too large.
+
+    Notes
+    -----
+    TFLite's QuantizeMultiplier, with all shifts to the right: its own is ``31 - shift``.
+
+    Examples
+    --------
+    >>> multiplier, shift = quantize_multiplier([0.75, 1.0])
+    >>> multiplier * 2.0**-shift
+    array([0.75, 1.  ])
+    """
+    real = finite_array(factor, "factor")
+    if real.dtype != np.float64:
+        raise CompressionError(f"factor must be of dtype float64, not {real.dtype}")
+    if not ((real > 0) & (real < 2**29)).all():
+        raise CompressionError("factor must be positive and less than 2**29")
+    mantissa, exponent = np.frexp(real)
+    multiplier = np.rint(mantissa * 2.0**31).astype(np.int64)
+    carried = multiplier == 2**31
+    shift = 31 - exponent - carried
+    small = shift > MOST_SHIFT
+    multiplier = np.where(carried | small, 2**30, multiplier)
+    return multiplier.astype(np.int32), np.where(small, MOST_SHIFT, shift).astype(np.int32)
+
+
+def requantize(
+    accumulators: ArrayLike,
+    multiplier: ArrayLike,
+    shift: ArrayLike,
+    *,
+    zero_point: int = 0,
+    low: int = LOWEST,
+    high: int = HIGHEST,
+) -> Array:
+    """Scale accumulators down to codes: ``clamp(round(a * multiplier / 2**shift) + zero_point)``.
+
+    Parameters
+    ----------
+    accumulators : (..., C) integer ndarray
+        Within int32.
+    multiplier : integer, or (C,) ndarray of them, in [2**30, 2**31)
+    shift : integer, or (C,) ndarray of them, in [1, 62]
+    zero_point, low, high : int, -128 <= low <= high <= 127
+        The code of 0.0, and the ends that codes are clamped to. ReLU is ``low = zero_point``.
+
+    Returns
+    -------
+    ndarray of int8
+        The shape of `accumulators`.
+
+    Raises
+    ------
+    CompressionError
+        Of what was said above.
+
+    Notes
+    -----
+    In integers, with floor(n / 2**s) for ``n >> s`` also where n is negative::
+
+        code = min(max(((a * multiplier + 2**(shift - 1)) >> shift) + zero_point, low), high)
+
+    The product takes one int64, the sum with the half is below 2**63, and a tie is rounded up. This
+    is TFLite's MultiplyByQuantizedMultiplier under TFLITE_SINGLE_ROUNDING. (The scheme of gemmlowp,
+    in Jacob et al., *Quantization and training of neural networks for efficient integer-arithmetic-
+    only inference*, 2018, rounds twice, and so can be off by one.) C leaves the shift of a negative
+    number to the compiler; since the number n before the shift is at least -2**62, portable C99 is
+    ``(int64_t)(((uint64_t)n + (UINT64_C(1) << 62)) >> shift) - (INT64_C(1) << (62 - shift))``.
+
+    Examples
+    --------
+    >>> half, shift = quantize_multiplier(0.5)
+    >>> requantize(np.array([-3, -1, 0, 1, 3, 1000]), half, shift)
+    array([ -1,   0,   0,   1,   2, 127], dtype=int8)
+    """
+    a = integer_array(accumulators, "accumulators")
+    if a.size and a.dtype != np.int32 and (int(a.min()) < -(2**31) or int(a.max()) >= 2**31):
+        raise CompressionError(
+            f"accumulators must fit int32, not reach from {a.min()} to {a.max()}"
+        )
+    m = _per_channel(multiplier, "multiplier", a, 2**30, 2**31 - 1)
+    s = _per_channel(shift, "shift", a, 1, MOST_SHIFT)
+    as_int(low, "low", LOWEST, HIGHEST)
+    as_int(high, "high", low, HIGHEST)
+    as_int(zero_point, "zero_point", LOWEST, HIGHEST)
+    n = a.astype(np.int64)  # every step in place: fresh memory costs more than the work
+    n *= m
+    n += np.left_shift(np.int64(1), s - 1)
+    n >>= s
+    n += zero_point
+    return np.clip(n, low, high, out=n).astype(np.int8)
+
+
+def _per_channel(value: ArrayLike, name: str, a: Array, low: int, high: int) -> Array:
+    """One number or one for every channel, in its range, as int64."""
+    array = integer_array(value, name)
+    if array.ndim and array.shape != a.shape[-1:]:
+        raise CompressionError(
+            f"{name} must be one integer or one for each channel of accumulators of shape "
+            f"{a.shape}, not of shape {array.shape}"
+        )
+    if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
+        raise CompressionError(
+            f"{name} must lie in [{low}, {high}], not reach from {array.min()} to {array.max()}"
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,294 @@
+"""An integer model as C99 that a microcontroller runs: the same codes, bit for bit.
+
+One file and its header: integers only, no heap, nothing but stdint.h. Weights are const arrays, and
+all that lies between the layers shares one static array.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from minicompress.analysis.tables import aligned
+from minicompress.arrays import Array
+from minicompress.compressors.quantization import quantize
+from minicompress.errors import CompressionError
+from minicompress.integer.conversion import to_integer
+from minicompress.integer.model import IntegerModel
+from minicompress.integer.stateless import IntegerFlatten
+from minicompress.interchange.c_layers import fits, layer_code
+from minicompress.interchange.c_plan import Plan, lead, plan
+from minicompress.interchange.c_text import header_text, source_text
+from minicompress.nn.network import Sequential
+from minicompress.representation import Clustered, Rep, Sparse, decode
+from minicompress.rewrite.structure import fold_batch_norm
+from minicompress.search.weights import weights, with_weights
+from minicompress.storage.container import load
+
+KEYWORDS = """
+auto break case char const continue default do double else enum extern float for goto if inline int
+long main register restrict return short signed sizeof static struct switch typedef union unsigned
+void volatile while
+"""
+"""C99's, and `main`, of which a program has one."""
+
+
+class CLayer(NamedTuple):
+    """One layer of the C file.
+
+    kind : str
+    output_shape : tuple of int
+    form : str
+        What its weights are stored as.
+    flash_bytes : int
+        Of its constants.
+    """
+
+    kind: str
+    output_shape: tuple[int, ...]
+    form: str
+    flash_bytes: int
+
+
+class CExport(NamedTuple):
+    """What `export_c` wrote.
+
+    source, header : Path
+    flash_bytes : int
+        Of all const arrays; the program's own code comes on top, and is the compiler's.
+    ram_bytes : int
+        Of all static variables: one array. The stack, a few numbers deep, is the compiler's.
+    layers : tuple of CLayer
+        Without Flatten, which is nothing in C.
+    """
+
+    source: Path
+    header: Path
+    flash_bytes: int
+    ram_bytes: int
+    layers: tuple[CLayer, ...]
+
+    def __str__(self) -> str:
+        """The layers as a table, then the sums."""
+        return (
+            f"{_table(self.layers)}\n\n"
+            f"{self.flash_bytes:,} bytes of constants in flash, {self.ram_bytes:,} bytes of RAM"
+        )
+
+
+def export_c(
+    model: IntegerModel, path: str | os.PathLike[str], *, name: str = "predict"
+) -> CExport:
+    """Write an integer model as a C99 file and its header.
+
+    Parameters
+    ----------
+    model : IntegerModel
+    path : str or path-like, ending in ".c"
+        Of the file; the header lies beside it and ends in ".h". Both are written beside and
+        renamed, the header first: what was there before stays until the new files are whole.
+    name : str
+        Of the function ``int name(const int8_t *input)``, which returns the class: the place of the
+        largest code of the logits, of equally large ones the first. It is the first part of all
+        other names: ``const int8_t *name_logits(const int8_t *input)`` gives the codes of the
+        logits, which stay until the next call; ``NAME_INPUTS``, ``NAME_OUTPUTS``,
+        ``NAME_FLASH_BYTES`` and ``NAME_RAM_BYTES`` are the sizes. Two networks of different
+        names fit in one program.
+
+    Returns
+    -------
+    CExport
+
+    Raises
+    ------
+    CompressionError
+        A layer has no C form, `name` is no name that C allows, or `path` does not end in ".c".
+    OSError
+        A file cannot be written. Nothing is left behind.
+
+    Notes
+    -----
+    The input is codes of int8 in C order, channels last: what `IntegerModel.quantize_input` gives.
+
+    Weights of a layer are stored in the smallest of three forms, and decoded one by one where the
+    loops use them, which takes no memory: codes, in as many bits as they need; indices of a
+    codebook; and values that are not 0 with the lengths of the runs of zeros between, walked once
+    for every pixel of the output. Biases and multipliers are int32, shifts uint8.
+
+    RAM is one array, in which outputs overwrite inputs that are not needed any more: see `plan`.
+    No function can be entered twice at a time, therefore.
+
+    The code relies on nothing that C leaves open: no shift of a negative number, no overflow.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from minicompress.datasets import load_digits
+    >>> from minicompress.nn.architectures import digits_cnn
+    >>> network = digits_cnn(np.random.default_rng(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = export_c(to_integer(network, load_digits("train")[0][:9]), folder + "/net.c")
+    >>> made.flash_bytes, made.ram_bytes, 4 * 9930
+    (10394, 751, 39720)
+    """
+    if not isinstance(model, IntegerModel):
+        raise CompressionError(
+            f"model must be an IntegerModel, as to_integer makes one, not {type(model).__name__}"
+        )
+    source = _source_path(path)
+    _check_name(name)
+    fits(math.prod(model.input_shape))
+    codes, leads = [], []
+    shape = model.input_shape
+    for index, layer in enumerate(model.layers):
+        if not isinstance(layer, IntegerFlatten):
+            try:
+                codes.append(layer_code(layer, shape, index, name))
+            except CompressionError as error:
+                raise CompressionError(
+                    f"layer {index} ({type(layer).__name__}): {error}"
+                ) from error
+            leads.append(lead(layer, shape))
+        shape = layer.output_shape(shape)
+    sizes = [math.prod(code.output_shape) for code in codes]
+    memory = plan(sizes, leads) if codes else Plan(0, ())
+    made = CExport(
+        source,
+        source.with_suffix(".h"),
+        sum(code.nbytes for code in codes),
+        memory.size,
+        tuple(
+            CLayer(c.kind, c.output_shape, "" if c.weights is None else str(c.weights), c.nbytes)
+            for c in codes
+        ),
+    )
+    _write(
+        (made.header, header_text(model, name, codes, memory.size, _table(made.layers))),
+        (made.source, source_text(made.header.name, name, codes, memory, math.prod(shape))),
+    )
+    return made
+
+
+def export_c_file(
+    file: str | os.PathLike[str],
+    calibration: Array,
+    path: str | os.PathLike[str],
+    *,
+    name: str = "predict",
+    num_bits: int = 8,
+    activation_bits: int = 8,
+    method: str = "minmax",
+) -> CExport:
+    """From a .mcz file to a C file.
+
+    Parameters
+    ----------
+    file : str or path-like
+        A model as `save` wrote it.
+    calibration : (N, ...) ndarray
+        Inputs such as will come.
+    path, name
+        As for `export_c`.
+    num_bits, activation_bits, method
+        As for `to_integer`, which `num_bits` does not matter to where weights are quantized.
+
+    Returns
+    -------
+    CExport
+
+    Raises
+    ------
+    FileFormatError
+        As `load`.
+    CompressionError
+        A layer has no integer form, or what `export_c` says.
+    OSError
+        A file cannot be written.
+
+    Notes
+    -----
+    Batch normalization is folded into the layer before it. Clustered weights get one scale for the
+    whole of them, not one for each output, which would make other codes of the same value: so the
+    codebook stays one.
+    """
+    model = _one_codebook(fold_batch_norm(load(file)), num_bits)
+    integer_model = to_integer(
+        model, calibration, num_bits=num_bits, activation_bits=activation_bits, method=method
+    )
+    return export_c(integer_model, path, name=name)
+
+
+def _one_codebook(model: Sequential, num_bits: int) -> Sequential:
+    """The model with its clustered weights quantized, each with a single scale."""
+    return with_weights(
+        model,
+        {
+            index: quantize(decode(rep), num_bits=num_bits).rep
+            for index, rep in weights(model).items()
+            if _is_clustered(rep)
+        },
+    )
+
+
+def _is_clustered(rep: Rep) -> bool:
+    return isinstance(rep.values if isinstance(rep, Sparse) else rep, Clustered)
+
+
+def _source_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".c"):
+        raise CompressionError(f'path must be the name of a file that ends in ".c", not {path!r}')
+    source = Path(path)
+    # The C file includes the header by its name, in which C allows all but these.
+    if re.search(r'["\\\n\r\0]', source.name) or source.name == ".c":
+        raise CompressionError(f"path must be a name that #include takes, not {path!r}")
+    return source
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name, re.ASCII):
+        raise CompressionError(
+            f"name must be an identifier of C, a letter and then letters, digits and underscores, "
+            f"not {name!r}"
+        )
+    if name in KEYWORDS.split() or re.fullmatch(r"u?int\w*_t", name):
+        raise CompressionError(f"name must be free to use, and {name!r} is C's own")
+
+
+def _table(layers: Sequence[CLayer]) -> str:
+    return aligned(
+        [
+            ("layer", "output", "bytes", "weights"),
+            *((c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers),
+        ]
+    )
+
+
+def _write(*files: tuple[Path, str]) -> None:
+    """All files or none: each is whole before the first takes its name."""
+    mark = secrets.token_hex(4)
+    with ExitStack() as undo:
+        parts = []
+        for path, _ in files:
+            if path.is_dir():  # seen now, not when the other one has been replaced
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        for path, text in files:
+            part = path.with_name(f"{path.name}.{mark}.part")
+            undo.callback(_remove, part)
+            with open(part, "x", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            parts.append(part)
+        for part, (path, _) in zip(parts, files, strict=True):
+            os.replace(part, path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

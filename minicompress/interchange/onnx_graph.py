@@ -1,0 +1,221 @@
+"""An ONNX graph while it is built: its nodes, its constants, and what compressed weights become."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minicompress.arrays import Array, DType
+from minicompress.integers import code_range, spread
+from minicompress.nn.stateless import Shape
+from minicompress.representation import (
+    Clustered,
+    Quantized,
+    Rep,
+    Sparse,
+    decode,
+    dtype_of,
+    shape_of,
+)
+
+INPUT, OUTPUT = "input", "output"
+
+# ONNX's integer types with their ranges, the narrowest first, each with its first opset.
+INTEGERS = (
+    ("INT4", -8, 7, 21),
+    ("UINT4", 0, 15, 21),
+    ("INT8", -128, 127, 13),
+    ("UINT8", 0, 255, 13),
+    ("INT16", -(2**15), 2**15 - 1, 21),
+    ("UINT16", 0, 2**16 - 1, 21),
+)
+
+
+class Graph:
+    """The nodes so far, and where they have come to.
+
+    Parameters
+    ----------
+    onnx : module
+    opset : int
+    dtype : numpy.dtype
+        Of all that lies between the nodes.
+    input_shape : tuple of int
+        Without the batch axis, channels last.
+
+    Attributes
+    ----------
+    value : str
+        The last node's output.
+    shape : tuple of int
+        Its shape as the library has it: without the batch axis, channels last.
+    channels_first : bool
+        Whether the channels stand behind the batch axis instead, where ONNX's operators want them.
+    """
+
+    def __init__(self, onnx: Any, opset: int, dtype: DType, input_shape: Shape) -> None:
+        self.onnx, self.opset, self.dtype, self.input_shape = onnx, opset, dtype, input_shape
+        self.value, self.shape, self.channels_first = INPUT, input_shape, False
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Append a node of one output, and name that."""
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], output, **attributes))
+        return output
+
+    def step(self, kind: str, name: str, *constants: str, **attributes: Any) -> None:
+        """Append a node that works on the current value."""
+        self.value = self.node(kind, [self.value, *constants], name, **attributes)
+
+    def move_channels(self, first: bool, name: str) -> None:
+        """Put the channels first or last, unless they are there."""
+        axes = len(self.shape)
+        if axes > 1 and first != self.channels_first:
+            inner = range(1, axes) if first else range(2, axes + 1)
+            perm = [0, axes, *inner] if first else [0, *inner, 1]
+            self.step("Transpose", f"{name}.{'first' if first else 'last'}", perm=perm)
+        self.channels_first = first
+
+    def constant(self, array: Array, name: str, kind: str | None = None) -> str:
+        """An initializer; of a 4-bit `kind` two in a byte, the first in the low half."""
+        proto = self.onnx.TensorProto
+        if kind in {"INT4", "UINT4"}:
+            nibbles = np.append(array.ravel(), [0] * (array.size % 2)).astype(np.int64) & 15
+            stored = (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8)
+        else:
+            stored = array if kind is None else array.astype(kind.lower())
+        code = (
+            self.onnx.helper.np_dtype_to_tensor_dtype(stored.dtype)
+            if kind is None
+            else getattr(proto, kind)
+        )
+        raw = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+        self.constants.append(proto(name=name, data_type=code, dims=array.shape, raw_data=raw))
+        return name
+
+    def weight(self, rep: Rep, name: str) -> str:
+        """A weight as a value of floats, by the nodes that decode it where there are such."""
+        if isinstance(rep, Sparse):
+            rep = densely_coded(rep)
+        match rep:
+            case Quantized():
+                return self._dequantized(rep, name)
+            case Clustered(codes, codebook):
+                indices = self.constant(codes, f"{name}.codes")
+                if codes.dtype != np.int64:  # Gather takes none narrower than int32
+                    to = self.onnx.TensorProto.INT32
+                    indices = self.node("Cast", [indices], f"{name}.indices", to=to)
+                return self.node(
+                    "Gather", [self.weight(codebook, f"{name}.codebook"), indices], name
+                )
+        return self.constant(decode(rep), name)
+
+    def _dequantized(self, rep: Quantized, name: str) -> str:
+        codes = decode(rep.codes)
+        kind = self._integer_type(rep, codes)
+        if kind is None:
+            return self.constant(decode(rep), name)
+        scale, zero_point, axis, block_size = rep.scale, rep.zero_point, rep.axis, rep.block_size
+        if scale.size == 1:
+            # onnxruntime takes a single scale for the whole array's, and no block with it.
+            scale, zero_point = scale.reshape(()), zero_point.reshape(())
+            axis = block_size = None
+        elif block_size is not None and codes.ndim == 1:  # and these for one of each entry
+            scale, zero_point = (
+                spread(v, codes.shape, axis, block_size) for v in (scale, zero_point)
+            )
+            block_size = None
+        parts = [
+            self.constant(codes, f"{name}.codes", kind),
+            self.constant(scale, f"{name}.scale"),
+            self.constant(zero_point, f"{name}.zero_point", kind),
+        ]
+        options = {"axis": axis, "block_size": block_size}
+        given = {option: value for option, value in options.items() if value is not None}
+        return self.node("DequantizeLinear", parts, name, **given)
+
+    def _integer_type(self, rep: Quantized, codes: Array) -> str | None:
+        """The type in which DequantizeLinear gives what `decode` gives; None if there is none."""
+        blocks, half = rep.block_size is not None, rep.dtype == np.float16
+        if (blocks and self.opset < 21) or (half and self.opset < 19):
+            return None
+        low, high = code_range(rep.num_bits, rep.signed)
+        low = min(low, int(rep.zero_point.min(initial=0)))
+        high = max(high, int(rep.zero_point.max(initial=0)))
+        # A code minus its zero point must be a number of the float type, or it is rounded twice;
+        # and infinity is what ONNX makes of a product that is too large.
+        digits, top = np.finfo(rep.dtype).nmant + 1, float(np.finfo(rep.dtype).max)
+        farthest = (high - low) * float(rep.scale.max(initial=0))
+        if high - low > 2**digits or farthest > top or codes.size == 0:
+            return None
+        fitting = (
+            kind
+            for kind, least, greatest, opset in INTEGERS
+            if least <= low and high <= greatest and opset <= self.opset
+        )
+        return next(fitting, None)
+
+    def model(self) -> Any:
+        """The whole of it as a ModelProto."""
+        helper = self.onnx.helper
+        self.move_channels(False, OUTPUT)
+        if self.value == INPUT:
+            self.step("Identity", OUTPUT)
+        self.nodes[-1].output[0] = OUTPUT
+        kind = helper.np_dtype_to_tensor_dtype(self.dtype)
+        ends = [
+            helper.make_tensor_value_info(name, kind, ["N", *shape])
+            for name, shape in ((INPUT, self.input_shape), (OUTPUT, self.shape))
+        ]
+        graph = helper.make_graph(
+            self.nodes, "minicompress", ends[:1], ends[1:], initializer=self.constants
+        )
+        opsets = [helper.make_opsetid("", self.opset)]
+        return helper.make_model(
+            graph,
+            opset_imports=opsets,
+            ir_version=helper.find_min_ir_version_for(opsets),
+            producer_name="minicompress",
+        )
+
+
+def densely_coded(rep: Sparse) -> Rep:
+    """A `Sparse` as the same numbers with a code for every entry, or decoded if it has no codes.
+
+    ONNX's own sparse initializers are read by few runtimes.
+
+    Examples
+    --------
+    >>> pruned = Sparse((1, 3), np.array([1]), Clustered(np.array([0]), np.array([5.0])))
+    >>> densely_coded(pruned).codes
+    array([[1, 0, 1]], dtype=uint8)
+    """
+
+    def filled(codes: Array, code: int) -> Array:
+        everywhere = np.full(math.prod(rep.shape), code, np.int64)
+        everywhere[rep.indices] = codes
+        return everywhere.reshape(rep.shape)
+
+    match rep.values:
+        case Clustered(codes, codebook):
+            zero = shape_of(codebook)[0]
+            entries = np.append(decode(codebook), np.zeros(1, dtype_of(codebook)))
+            return Clustered(filled(codes, zero), entries)
+        case Quantized(axis=None) as values:
+            low, high = code_range(values.num_bits, values.signed)
+            zero = int(values.zero_point)
+            if low <= zero <= high:
+                return Quantized(
+                    filled(decode(values.codes), zero),
+                    values.scale,
+                    values.zero_point,
+                    values.num_bits,
+                    values.signed,
+                    None,
+                    None,
+                    values.dtype,
+                )
+    return decode(rep)

@@ -1,0 +1,1 @@
+"""How a convolution is computed fast: windows, direct products, Winograd's form."""

@@ -1,0 +1,336 @@
+"""A model: a tuple of layers, one after the other, and what can be done with it.
+
+A model is a value. Running it, its gradient, its weights and a copy of it with other weights are
+functions of it; none changes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from minicompress.arrays import Array, Value, as_int, float_array
+from minicompress.errors import CompressionError
+from minicompress.nn.layers import Layer, Shape, decoded_layer, plain_layers
+from minicompress.representation import Rep
+
+Parameters: TypeAlias = tuple[dict[str, Rep], ...]
+Gradients: TypeAlias = tuple[dict[str, Array], ...]
+
+# The largest array between two layers while `apply` runs. Small enough to be freed and taken again
+# without a page fault, large enough for the products to run at full speed.
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sequential(Value):
+    """Layers that run one after the other.
+
+    Parameters
+    ----------
+    layers : tuple of Layer
+        A list will do; it is kept as a tuple.
+
+    Raises
+    ------
+    CompressionError
+        Something in it is not a `Layer`.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> model = Sequential((Dense(np.array([[1.0, -1.0]])), ReLU()))
+    >>> model(np.array([[3.0], [-4.0]]))
+    array([[3., 0.],
+           [0., 4.]])
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple | list):
+            raise CompressionError(
+                f"layers must be a tuple of layers, not {type(self.layers).__name__}"
+            )
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise CompressionError(f"layers[{i}] must be a Layer, not {layer!r}")
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    def __call__(self, x: Array) -> Array:
+        """`apply`, by another name."""
+        return apply(self, x)
+
+
+def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Array:
+    """The model's outputs for a batch of inputs.
+
+    Parameters
+    ----------
+    model : Sequential
+        Its weights may be representations; they are decoded once a call.
+    x : (N, ...) ndarray
+        As many rows as you like: they run in chunks, so that what lies between two layers does not
+        grow with N.
+    batch_size : int, optional
+        Rows in a chunk. By default as many as keep every array between two layers below 8 MB.
+
+    Returns
+    -------
+    y : (N, ...) ndarray
+
+    Raises
+    ------
+    CompressionError
+        A layer refuses its input; the message names the layer.
+
+    Notes
+    -----
+    Every row is computed by itself, and the chunks depend on shapes alone: the same call gives the
+    same bits on the same machine. In other company a row may come out with other last bits, since
+    BLAS orders a product's sum by the product's shape.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> apply(Sequential((Dense(np.ones((2, 1))),)), np.array([[1.0, 2.0]]))
+    array([[3.]])
+    """
+    x = _batch(model, x)
+    runs = [(i, part) for i, layer in enumerate(model.layers) for part in plain_layers(layer)]
+    if batch_size is None:
+        batch_size = chunk_rows(model, runs, x)
+    else:
+        batch_size = as_int(batch_size, "batch_size", 1)
+    y: Array | None = None
+    for start in range(0, max(len(x), 1), batch_size):  # an empty batch runs too, for its shape
+        part = x[start : start + batch_size]
+        for i, layer in runs:
+            with _naming(model, i):
+                part = layer.forward(part)
+        if y is None:
+            y = np.empty((len(x), *part.shape[1:]), part.dtype)
+        y[start : start + batch_size] = part
+    assert y is not None  # the loop ran
+    return y
+
+
+def vjp(
+    model: Sequential,
+    x: Array,
+    *,
+    rng: np.random.Generator | None = None,
+    input_gradient: bool = True,
+) -> tuple[Array, Callable[[Array], tuple[Array | None, Gradients]]]:
+    """The model's outputs, and the function that pulls a gradient back through it.
+
+    Parameters
+    ----------
+    model : Sequential
+        Of plain arrays.
+    x : (N, ...) ndarray
+        Runs in one piece; the pullback reads it again.
+    rng : numpy.random.Generator, optional
+        For `Dropout`, which does nothing without one.
+    input_gradient : bool
+        False spares the work of the gradient by `x`, which no training needs.
+
+    Returns
+    -------
+    y : (N, ...) ndarray
+    pullback : callable
+        ``pullback(dy)`` gives ``(dx, gradients)``: the gradient by `x` (None without
+        `input_gradient`), and for every layer a dict of those by its parameters.
+
+    Raises
+    ------
+    CompressionError
+        A layer refuses its input or holds a representation; the message names the layer.
+
+    Notes
+    -----
+    For any v, ``sum(v * (y(x + h u) - y(x)) / h)`` tends to ``sum(pullback(v)[0] * u)``.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> y, pullback = vjp(Sequential((Dense(np.array([[3.0]])),)), np.array([[2.0]]))
+    >>> pullback(np.array([[1.0]]))
+    (array([[3.]]), ({'weight': array([[2.]])},))
+    """
+    x = _batch(model, x)
+    # Layers up to the first with weights need not hand a gradient down: nobody is below to take it.
+    wanted, pullbacks = input_gradient, []
+    for i, layer in enumerate(model.layers):
+        with _naming(model, i):
+            x, pull = layer.vjp(x, rng=rng, input_gradient=wanted)
+        pullbacks.append((pull, wanted or bool(layer.parameters())))
+        wanted = pullbacks[-1][1]
+
+    def pullback(dy: Array) -> tuple[Array | None, Gradients]:
+        gradients: list[dict[str, Array]] = [{} for _ in pullbacks]
+        current: Array | None = dy
+        for i in reversed(range(len(pullbacks))):
+            pull, needed = pullbacks[i]
+            if not needed or current is None:
+                break
+            with _naming(model, i):
+                current, gradients[i] = pull(current)
+        return current if input_gradient else None, tuple(gradients)
+
+    return x, pullback
+
+
+def decoded(model: Sequential) -> Sequential:
+    """The model with every weight decoded to a plain array.
+
+    Decode once, then run many times, or train. Its outputs can differ in the last bits from those
+    of the model itself, whose `LowRank` weights run as their factors.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.representation import Clustered
+    >>> weight = Clustered(np.array([[0, 1]]), np.array([0.5, 2.0]))
+    >>> decoded(Sequential((Dense(weight),))).layers[0].weight
+    array([[0.5, 2. ]])
+    """
+    return Sequential(tuple(decoded_layer(layer) for layer in model.layers))
+
+
+def parameters(model: Sequential) -> Parameters:
+    """For every layer a dict of its weights by name, arrays or representations.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> parameters(Sequential((Dense(np.ones((1, 1))), ReLU())))
+    ({'weight': array([[1.]])}, {})
+    """
+    return tuple(layer.parameters() for layer in model.layers)
+
+
+def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
+    """The model with other weights.
+
+    Parameters
+    ----------
+    model : Sequential
+    parameters : tuple with one dict for each layer
+        A name that a dict leaves out keeps its weight.
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    CompressionError
+        Another number of dicts than of layers, a name that the layer has no weight of, or a weight
+        that the layer refuses.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> model = Sequential((Dense(np.ones((1, 1))),))
+    >>> with_parameters(model, ({"weight": np.zeros((1, 1))},)).layers[0].weight
+    array([[0.]])
+    """
+    if len(parameters) != len(model.layers):
+        raise CompressionError(
+            f"parameters must hold one dict for each of {len(model.layers)} layers, "
+            f"not {len(parameters)}"
+        )
+    layers = []
+    for i, (layer, changed) in enumerate(zip(model.layers, parameters, strict=True)):
+        with _naming(model, i):
+            known = layer.parameters()
+            if not changed.keys() <= known.keys():
+                raise CompressionError(
+                    f"parameters must be among {list(known)}, not {list(changed)}"
+                )
+            layers.append(dataclasses.replace(layer, **changed) if changed else layer)
+    return Sequential(tuple(layers))
+
+
+def output_shape(model: Sequential, input_shape: Shape) -> Shape:
+    """The shape of an output for an input's, both without the batch axis.
+
+    Parameters
+    ----------
+    model : Sequential
+    input_shape : tuple of int
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    CompressionError
+        A layer cannot take such an input; the message names the layer.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Conv2D, Flatten
+    >>> output_shape(Sequential((Conv2D(np.ones((3, 3, 1, 4))), Flatten())), (8, 8, 1))
+    (144,)
+    """
+    return layer_shapes(model, input_shape)[-1]
+
+
+def layer_shapes(model: Sequential, input_shape: Shape) -> tuple[Shape, ...]:
+    """The shapes between the layers: the input's, then each output's, without the batch axis.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Flatten, ReLU
+    >>> layer_shapes(Sequential((ReLU(), Flatten())), (2, 3))
+    ((2, 3), (2, 3), (6,))
+    """
+    _check(model)
+    shapes = [tuple(as_int(n, f"input_shape[{i}]", 0) for i, n in enumerate(input_shape))]
+    for i, layer in enumerate(model.layers):
+        with _naming(model, i):
+            shapes.append(layer.output_shape(shapes[-1]))
+    return tuple(shapes)
+
+
+def _check(model: Sequential) -> None:
+    if not isinstance(model, Sequential):
+        raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+
+
+def _batch(model: Sequential, x: Array) -> Array:
+    _check(model)
+    x = float_array(x, "x")
+    if x.ndim == 0:
+        raise CompressionError("x must be a batch of inputs, not a single number")
+    return x
+
+
+def chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> int:
+    """As many rows as keep the largest array between two layers within `CHUNK_BYTES`."""
+    shape, largest = x.shape[1:], 1
+    for i, layer in runs:
+        with _naming(model, i):
+            shape = layer.output_shape(shape)
+        largest = max(largest, math.prod(shape))
+    fit = max(CHUNK_BYTES // (largest * x.itemsize), 1)
+    return -(-len(x) // max(-(-len(x) // fit), 1)) or 1  # chunks of nearly the same size
+
+
+@contextmanager
+def _naming(model: Sequential, index: int) -> Iterator[None]:
+    """Say in which layer an error came up."""
+    try:
+        yield
+    except CompressionError as error:
+        name = type(model.layers[index]).__name__
+        raise CompressionError(f"layer {index} ({name}): {error}") from error

@@ -1,0 +1,196 @@
+"""Smaller kernels in place of larger ones, fitted by least squares."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike
+
+from minicompress.arrays import Array, as_int, finite_array, generator
+from minicompress.errors import CompressionError
+from minicompress.nn.convolution import conv2d
+from minicompress.nn.kernels.windows import pair, resolve_padding
+from minicompress.nn.layers import Conv2D
+from minicompress.representation import decode
+
+
+def shrink_kernel(
+    layer: Conv2D,
+    size: int | tuple[int, int],
+    *,
+    calibration: ArrayLike | None = None,
+    input_hw: tuple[int, int] | None = None,
+) -> Conv2D:
+    """A convolution with a smaller kernel, as near to the old one as can be.
+
+    Parameters
+    ----------
+    layer : Conv2D
+        Of groups=1.
+    size : int or (int, int)
+        Of the new kernel, at most the old one's: 3 for a 5x5, 2 for a 3x3.
+    calibration : (N, H, W, in) ndarray, optional
+        Inputs on which the new outputs are to be near the old ones; without them the middle of the
+        kernel is cut out.
+    input_hw : (int, int), optional
+        Size of the images, where there is no calibration and padding="same" depends on it.
+
+    Returns
+    -------
+    Conv2D
+        Its windows lie in the middle of the old ones, and as much padding is gone as they are
+        smaller. Where there is not that much padding the output grows, and what reads it has to
+        be fitted anew. A bias is added where there was none and calibration asks for it.
+
+    Raises
+    ------
+    CompressionError
+        The new kernel is larger, groups is not 1, or `calibration` does not fit the layer.
+
+    Notes
+    -----
+    With calibration: the least squares solution for weights and bias over all windows of the
+    inputs, in float64; its squared error there is never above that of cutting.
+
+    Examples
+    --------
+    >>> old = Conv2D(np.ones((5, 5, 1, 2)), padding=2)
+    >>> new = shrink_kernel(old, 3)
+    >>> new.weight.shape, new.padding
+    ((3, 3, 1, 2), ((1, 1), (1, 1)))
+    """
+    if layer.groups != 1:
+        raise CompressionError(f"layer must have groups=1, not {layer.groups}")
+    weight = decode(layer.weight)
+    old, new = weight.shape[:2], pair(size, "size", 1)
+    if new[0] > old[0] or new[1] > old[1]:
+        raise CompressionError(f"size must be at most {old}, not {new}")
+    images = None if calibration is None else finite_array(calibration, "calibration", ndim=4)
+    hw = (64, 64) if input_hw is None else pair(input_hw, "input_hw", 1)
+    if images is not None:
+        hw = (images.shape[1], images.shape[2])
+    strides, dilations = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
+    before = resolve_padding(layer.padding, hw, old, stride=strides, dilation=dilations)
+    after = resolve_padding(layer.padding, hw, new, stride=strides, dilation=dilations)
+    offsets = [
+        (b[0] - a[0]) // d if layer.padding == "same" else (o - n) // 2
+        for b, a, d, o, n in zip(before, after, dilations, old, new, strict=True)
+    ]
+    rows, columns = (slice(o, o + n) for o, n in zip(offsets, new, strict=True))
+    kernel, bias = weight[rows, columns], layer.bias
+    if images is not None:
+        kernel, bias = _fitted(layer, images, (rows, columns))
+    padding = layer.padding
+    if not isinstance(padding, str):
+        cut = [
+            (o * d, (a - n - o) * d)
+            for o, a, n, d in zip(offsets, old, new, dilations, strict=True)
+        ]
+        padding = tuple(  # type: ignore[assignment]
+            (max(p[0] - c[0], 0), max(p[1] - c[1], 0)) for p, c in zip(before, cut, strict=True)
+        )
+    return dataclasses.replace(layer, weight=kernel, bias=bias, padding=padding)
+
+
+def split_kernel(
+    layer: Conv2D, *, rng: np.random.Generator, channels: int | None = None, iterations: int = 50
+) -> tuple[Conv2D, Conv2D]:
+    """A convolution of odd kernel as two smaller ones: a 5x5 as two 3x3.
+
+    Parameters
+    ----------
+    layer : Conv2D
+        With a (k, k, in, out) kernel, k odd and at least 3, and groups=1.
+    rng : numpy.random.Generator
+        For the start of the iteration.
+    channels : int, optional
+        Between the two; by default as many as do not take more weights than the kernel did.
+    iterations : int
+        Of alternating least squares; the squared error never grows.
+
+    Returns
+    -------
+    tuple of two Conv2D
+        With kernels of h = (k + 1) / 2. The first has the padding, the second the stride and the
+        bias; together they are the convolution by their composed kernel, exactly.
+
+    Raises
+    ------
+    CompressionError
+        The kernel is not square or not odd, groups is not 1, or padding is "same" with a stride.
+
+    Notes
+    -----
+    ``K[a] = sum over b + c = a of K1[b] K2[c]``: linear in each of the two for a fixed other. After
+    K. Simonyan and A. Zisserman (2015), who stack small kernels for large ones.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> first, second = split_kernel(Conv2D(rng.normal(size=(5, 5, 4, 8))), rng=rng)
+    >>> first.weight.shape, second.weight.shape
+    ((3, 3, 4, 7), (3, 3, 7, 8))
+    """
+    kernel = decode(layer.weight)
+    k, k2, inputs, outputs = kernel.shape
+    if k != k2 or k % 2 == 0 or k < 3 or layer.groups != 1:
+        raise CompressionError(
+            f"layer must have a square kernel of odd size from 3 on and groups=1, not "
+            f"{kernel.shape} and {layer.groups}"
+        )
+    if layer.padding == "same" and layer.stride != (1, 1):
+        raise CompressionError('padding="same" with a stride depends on the image: give numbers')
+    h, target = (k + 1) // 2, kernel.astype(np.float64)
+    most = max(1, k * k * inputs * outputs // (h * h * (inputs + outputs)))
+    middle = most if channels is None else as_int(channels, "channels", 1)
+    second = generator(rng).normal(size=(h, h, middle, outputs))
+    for _ in range(as_int(iterations, "iterations", 1)):
+        turned = _solved(second, target.transpose(0, 1, 3, 2))  # the first kernel, (h, h, m, in)
+        second = _solved(turned, target)
+    first = turned.transpose(0, 1, 3, 2)
+    padding = ((k // 2,) * 2,) * 2 if layer.padding == "same" else layer.padding
+    dtype = kernel.dtype
+    return (
+        dataclasses.replace(
+            layer, weight=first.astype(dtype), bias=None, stride=1, padding=padding
+        ),
+        dataclasses.replace(layer, weight=second.astype(dtype), padding="valid"),
+    )
+
+
+def _fitted(layer: Conv2D, images: Array, window: tuple[slice, slice]) -> tuple[Array, Array]:
+    """Kernel and bias of least squared error over all windows of the images."""
+    weight = decode(layer.weight)
+    inputs = weight.shape[2]
+    h, w = (s.stop - s.start for s in window)
+    # A kernel of unit entries lays the part of each window that the new kernel sees in a row.
+    picks = np.zeros((*weight.shape[:2], inputs, h, w, inputs))
+    for i, j, c in np.ndindex(h, w, inputs):
+        picks[window[0].start + i, window[1].start + j, c, i, j, c] = 1.0
+    x = images.astype(np.float64)
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    seen = conv2d(x, picks.reshape(*weight.shape[:3], -1), **geometry)  # type: ignore[arg-type]
+    bias = None if layer.bias is None else decode(layer.bias).astype(np.float64)
+    wanted = conv2d(x, weight.astype(np.float64), bias, **geometry)  # type: ignore[arg-type]
+    a = seen.reshape(-1, h * w * inputs)
+    a = np.concatenate([a, np.ones((len(a), 1))], axis=1)
+    solution = scipy.linalg.lstsq(a, wanted.reshape(len(a), -1))[0]
+    kernel = solution[:-1].reshape(h, w, inputs, -1)
+    return kernel.astype(weight.dtype), solution[-1].astype(weight.dtype)
+
+
+def _solved(known: Array, target: Array) -> Array:
+    """The u (h, h, m, n) of ``target[a, p, n] = sum over b + c = a of known[b, m, p] u[c, m, n]``.
+
+    The places a, b, c are pairs; known is (h, h, m, p), target (k, k, p, n).
+    """
+    h, _, m, p = known.shape
+    k, n = target.shape[0], target.shape[3]
+    system = np.zeros((k, k, p, h, h, m))
+    for i, j in np.ndindex(h, h):
+        for u, v in np.ndindex(h, h):
+            system[i + u, j + v, :, u, v] = known[i, j].T
+    matrix, right = system.reshape(k * k * p, h * h * m), target.reshape(k * k * p, n)
+    return np.asarray(scipy.linalg.lstsq(matrix, right)[0]).reshape(h, h, m, n)

@@ -1,0 +1,496 @@
+"""ONNX: networks and layers, in onnxruntime as here."""
+
+import doctest
+import importlib
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from onnx_laws import (
+    HALF,
+    MATRIX,
+    RNG,
+    ROWS,
+    F,
+    law_outputs,
+    law_weights,
+    needs_onnx,
+    onnx,
+    reference,
+    run,
+    shared,
+    storage,
+)
+
+from minicompress.compressors.clustering import cluster
+from minicompress.compressors.pruning import prune_magnitude
+from minicompress.compressors.quantization import quantize
+from minicompress.compressors.svd import channel_svd, spatial_svd, truncated_svd
+from minicompress.compressors.tucker import tucker2
+from minicompress.datasets import load_digits
+from minicompress.errors import CompressionError
+from minicompress.interchange.onnx_file import save_onnx, to_onnx
+from minicompress.nn.architectures import digits_cnn, lenet5, lenet_300_100, seed_cnn
+from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.network import Sequential, layer_shapes
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import (
+    AvgPool2D,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from minicompress.representation import LowRank, decode, dtype_of
+from minicompress.search.weights import weights, with_weights
+from minicompress.testing.models import models
+
+
+def kinds(proto):
+    return [node.op_type for node in proto.graph.node]
+
+
+# The networks -------------------------------------------------------------------------------------
+
+
+def each(compressor):
+    return lambda array: compressor(array).rep
+
+
+def factored(array):
+    return (truncated_svd(array, rank=5) if array.ndim == 2 else channel_svd(array, rank=1)).rep
+
+
+def nested(array):
+    """Low rank, and its factors at 8 bits."""
+    rep = factored(array)
+    return LowRank(tuple(quantize(f, num_bits=8, axis=-1).rep for f in rep.factors), rep.subscripts)
+
+
+FORMS = {
+    "as it is": (lambda array: array, []),
+    "int8 per channel": (each(lambda a: quantize(a, num_bits=8, axis=-1)), ["INT8"]),
+    "int4": (each(lambda a: quantize(a, num_bits=4)), ["INT4"]),
+    "uint8 affine": (
+        each(lambda a: quantize(a, num_bits=8, signed=False, symmetric=False)),
+        ["UINT8"],
+    ),
+    "int4 in blocks": (each(lambda a: quantize(a, num_bits=4, axis=-2, block_size=16)), ["INT4"]),
+    "uint16": (
+        each(lambda a: quantize(a, num_bits=16, signed=False, symmetric=False, axis=-1)),
+        ["UINT16"],
+    ),
+    "pruned": (each(lambda a: prune_magnitude(a, amount=0.8)), []),
+    "clustered": (each(lambda a: cluster(a, n_clusters=16)), []),
+    "pruned and clustered": (shared, []),
+    "factorized": (factored, []),
+    "factorized, int8": (nested, ["INT8"]),
+}
+
+NETWORKS = {
+    "digits CNN": (digits_cnn, (8, 8, 1), FORMS),
+    "LeNet-5": (lenet5, (28, 28, 1), FORMS),
+    "seed CNN": (seed_cnn, (28, 28, 1), ("as it is", "int8 per channel", "pruned", "factorized")),
+    "seed CNN, strided": (
+        lambda rng: seed_cnn(rng, "strided"),
+        (28, 28, 1),
+        ("int4 in blocks", "uint8 affine"),
+    ),
+    "LeNet-300-100": (lenet_300_100, (28, 28, 1), ("int4", "uint8 affine")),
+}
+
+CASES = [(network, form) for network, (*_, forms) in NETWORKS.items() for form in forms]
+
+
+@needs_onnx
+@pytest.mark.parametrize(("network", "form"), CASES)
+def test_the_networks_in_all_their_forms(network, form):
+    make, shape, _ = NETWORKS[network]
+    rng = np.random.default_rng(0)
+    plain = make(rng)
+    compressed, types = FORMS[form]
+    model = with_weights(plain, {i: compressed(decode(w)) for i, w in weights(plain).items()})
+    x = rng.random((3, *shape), np.float32)
+    proto = law_weights(to_onnx, model, x)
+    law_outputs(lambda *_: proto, model, x)
+    assert storage(proto) == types
+    assert ("Gather" in kinds(proto)) == ("clustered" in form)
+    layers = sum(isinstance(layer, Conv2D | Dense) for layer in model.layers)
+    products = kinds(proto).count("Conv") + kinds(proto).count("Gemm")
+    assert products == layers * (2 if "factorized" in form else 1)
+    if types == ["INT4"]:  # of scales and biases there are a few
+        assert proto.ByteSize() < 0.33 * to_onnx(plain, shape).ByteSize()
+
+
+@needs_onnx
+def test_every_size_of_batch_and_the_class_of_every_digit():
+    x, _ = load_digits("test")
+    model = digits_cnn(np.random.default_rng(0))
+    proto = to_onnx(model, (8, 8, 1))
+    for rows in (0, 1, len(x)):
+        (got,) = run(proto, x[:rows])
+        assert got.shape == (rows, 10)
+    np.testing.assert_array_equal(got.argmax(1), model(x).argmax(1))
+
+
+# Layers -------------------------------------------------------------------------------------------
+
+
+IMAGE = RNG.standard_normal((2, 7, 6, 4), np.float32)
+
+NORM = BatchNorm(*(RNG.random((4, 4), np.float32) + F.type(0.5)), epsilon=0.25)
+
+
+def kernel(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+LAYERS = {
+    "Conv2D": (Conv2D(kernel(3, 2, 4, 5), kernel(5)), IMAGE),
+    "Conv2D, no bias": (Conv2D(kernel(3, 2, 4, 5)), IMAGE),
+    "Conv2D, stride": (Conv2D(kernel(3, 2, 4, 5), kernel(5), stride=(2, 1)), IMAGE),
+    "Conv2D, dilation": (Conv2D(kernel(2, 3, 4, 5), kernel(5), dilation=(3, 2)), IMAGE),
+    "Conv2D, same": (Conv2D(kernel(2, 4, 4, 5), padding="same", stride=2), IMAGE),
+    "Conv2D, sides": (Conv2D(kernel(3, 3, 4, 5), padding=((0, 2), (1, 3))), IMAGE),
+    "Conv2D, groups": (Conv2D(kernel(3, 3, 2, 6), kernel(6), groups=2), IMAGE),
+    "Conv2D, depthwise": (Conv2D(kernel(3, 3, 1, 8), kernel(8), groups=4, padding=1), IMAGE),
+    "Dense": (Dense(MATRIX, kernel(5)), ROWS),
+    "Dense, no bias": (Dense(MATRIX), ROWS),
+    "MaxPool2D": (MaxPool2D(2), IMAGE),
+    "MaxPool2D, same": (MaxPool2D((3, 2), (2, 1), "same"), IMAGE - 5),
+    "MaxPool2D, sides": (MaxPool2D(3, 2, ((2, 0), (0, 1))), IMAGE - 5),
+    "AvgPool2D": (AvgPool2D((2, 3)), IMAGE),
+    "AvgPool2D, same": (AvgPool2D(3, 2, "same"), IMAGE),
+    "AvgPool2D, padding counts": (AvgPool2D(3, 2, ((2, 1), (0, 1)), True), IMAGE),
+    "GlobalAvgPool2D": (GlobalAvgPool2D(), IMAGE),
+    "BatchNorm": (NORM, IMAGE),
+    "BatchNorm of rows": (NORM, ROWS[:, :4].copy()),
+    "BatchNorm of sequences": (NORM, IMAGE[:, 0]),
+    "ReLU": (ReLU(), IMAGE),
+    "LeakyReLU": (LeakyReLU(0.3), IMAGE),
+    "Sigmoid": (Sigmoid(), 8 * IMAGE),
+    "Tanh": (Tanh(), 4 * IMAGE),
+    "Softmax": (Softmax(), ROWS),
+    "Softmax of pixels": (Softmax(), 4 * IMAGE),
+    "Flatten": (Flatten(), IMAGE),
+    "Dropout": (Dropout(0.5), IMAGE),
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer(name):
+    layer, x = LAYERS[name]
+    law_outputs(to_onnx, Sequential((layer,)), x)
+
+
+@needs_onnx
+def test_channels_are_moved_only_where_they_have_to_be():
+    assert kinds(to_onnx(Sequential((ReLU(), Flatten(), Dropout(0.5))), (2, 2, 3))) == [
+        "Relu",
+        "Flatten",
+    ]
+    assert kinds(to_onnx(Sequential(()), (2,))) == ["Identity"]
+    model = Sequential((Conv2D(kernel(1, 1, 4, 4)), Softmax(), NORM, GlobalAvgPool2D()))
+    assert kinds(to_onnx(model, (7, 6, 4))).count("Transpose") == 1
+    law_outputs(to_onnx, model, IMAGE)
+
+
+CHAINS = {
+    "spatial": (spatial_svd, {"rank": 2}, {"stride": (2, 1), "padding": ((0, 2), (1, 3))}, 2),
+    "Tucker-2": (tucker2, {"rank_in": 2, "rank_out": 3}, {"stride": 2, "padding": "same"}, 3),
+    "groups, which have no chain": (channel_svd, {"rank": 1}, {"groups": 2}, 1),
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", CHAINS)
+def test_low_rank_kernels_are_chains(name):
+    factor, ranks, geometry, length = CHAINS[name]
+    groups = geometry.get("groups", 1)
+    rep = factor(kernel(3, 3, 4 // groups, 6), **ranks).rep
+    model = Sequential((Conv2D(rep, kernel(6), **geometry),))
+    proto = law_weights(to_onnx, model, IMAGE)
+    law_outputs(lambda *_: proto, model, IMAGE)
+    assert kinds(proto).count("Conv") == length
+
+
+@needs_onnx
+@settings(max_examples=40)
+@given(models(), st.sampled_from([13, 20, 21, 25]), st.data())
+def test_drawn_models(model, opset, data):
+    dtypes = {dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()}
+    assume(dtypes <= {F})
+    assert all(min(shape) > 0 for shape in layer_shapes(model, (5, 4, 2)))
+    x = RNG_IMAGE if data.draw(st.booleans()) else np.zeros((1, 5, 4, 2), F)
+    proto = law_weights(lambda *a: to_onnx(*a, opset=opset), model, x)
+    law_outputs(lambda *_: proto, model, x)
+
+
+RNG_IMAGE = np.random.default_rng(1).integers(-2, 3, (2, 5, 4, 2)).astype(F)
+
+
+@needs_onnx
+def test_float16_stays_float16():
+    weight = (MATRIX * 4).astype(HALF)
+    model = Sequential((Dense(quantize(weight, num_bits=8, axis=1).rep, weight[0]), ReLU()))
+    x = np.rint(ROWS).astype(HALF)
+    proto = law_weights(to_onnx, model, x)
+    assert storage(proto) == ["INT8"]
+    (got,) = run(proto, x)
+    expected, bound = reference(model, x, HALF)
+    assert got.dtype == HALF
+    assert (np.abs(got - expected) <= bound).all()
+
+
+# Files and refusals -------------------------------------------------------------------------------
+
+
+@needs_onnx
+def test_a_file_is_what_the_model_is(tmp_path):
+    model = digits_cnn(np.random.default_rng(0))
+    path = tmp_path / "model.onnx"
+    written = save_onnx(model, path, (8, 8, 1), opset=17)
+    assert written == path.stat().st_size
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    proto = onnx.load(path)
+    assert proto == to_onnx(model, (8, 8, 1), opset=17)
+    assert (proto.opset_import[0].version, proto.ir_version) == (17, 8)
+
+
+class Odd(ReLU):
+    """Derived from a layer that has a form, and not that layer."""
+
+
+class Own(Layer):
+    """A layer of somebody's own."""
+
+
+REFUSED = {
+    "a layer of one's own": (
+        Sequential((ReLU(), Own())),
+        (2,),
+        r"layer 1 \(Own\) has no ONNX form",
+    ),
+    "a derived layer": (Sequential((Odd(),)), (2,), r"layer 0 \(Odd\) has no ONNX form"),
+    "float64": (Sequential((Dense(np.ones((2, 2))),)), (2,), r"layer 0 \(Dense\).* not float64"),
+    "two dtypes": (
+        Sequential((Dense(np.ones((2, 2), F)), Dense(np.ones((2, 2), HALF)))),
+        (2,),
+        r"layer 1 \(Dense\) must be of float32 as layer 0 \(Dense\) is, not float16",
+    ),
+    "another shape": (Sequential((Dense(np.ones((2, 2), F)),)), (3,), r"layer 0 \(Dense\)"),
+    "padding as wide as the window": (
+        Sequential((MaxPool2D(2, padding=2),)),
+        (4, 4, 1),
+        r"layer 0 \(MaxPool2D\)",
+    ),
+    "no shape": (Sequential(()), (), "input_shape must be a tuple"),
+    "a number": (Sequential(()), 3, "input_shape must be a tuple"),
+    "a shape of nothing": (Sequential(()), (0,), r"input_shape\[0\] must be an int of at least 1"),
+    "no model": ((ReLU(),), (3,), "model must be a Sequential, not tuple"),
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_form_is_refused_by_name(name):
+    model, shape, message = REFUSED[name]
+    with pytest.raises(CompressionError, match=message):
+        to_onnx(model, shape)
+
+
+@needs_onnx
+@pytest.mark.parametrize("opset", [12, 26, 21.0])
+def test_opsets_beyond_the_known_are_refused(opset):
+    with pytest.raises(CompressionError, match="opset must be an int from 13 to 25"):
+        to_onnx(Sequential(()), (1,), opset=opset)
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(CompressionError, match=r"^ONNX .* pip install 'minicompress\[onnx\]'$"):
+        to_onnx(Sequential(()), (1,))
+
+
+@needs_onnx
+def test_the_examples_in_the_docstrings():
+    module = importlib.import_module("minicompress.interchange.onnx_file")
+    runner = doctest.DocTestRunner()
+    for function in (to_onnx, save_onnx):
+        text = function.__doc__.replace("  # doctest: +SKIP", "")
+        examples = doctest.DocTestParser().get_doctest(text, dict(vars(module)), "it", None, 0)
+        assert runner.run(examples) == (0, len(examples.examples))
+
+
+# Wrong implementations ----------------------------------------------------------------------------
+
+
+def altered(change):
+    """The right graph, then `change(node, constants by name)` on each node."""
+
+    def export(model, shape):
+        proto = to_onnx(model, shape)
+        constants = {c.name: c for c in proto.graph.initializer}
+        for node in proto.graph.node:
+            change(node, constants)
+        return proto
+
+    return export
+
+
+def attribute(kind, name, value):
+    """An attribute of every node of a kind, set to a function of what it was; None takes it out."""
+
+    def change(node, constants):
+        for i, a in reversed(list(enumerate(node.attribute))):
+            if node.op_type == kind and a.name == name:
+                old = onnx.helper.get_attribute_value(a)
+                del node.attribute[i]
+                if value is not None:
+                    node.attribute.append(onnx.helper.make_attribute(name, value(old)))
+
+    return altered(change)
+
+
+def without_input(kind, place):
+    def change(node, constants):
+        if node.op_type == kind:
+            del node.input[place]
+
+    return altered(change)
+
+
+def unturned(node, constants):
+    """Flatten of images with their channels first."""
+    if node.op_type == "Transpose" and node.output[0].endswith(".last"):
+        node.op_type = "Identity"
+        del node.attribute[:]
+
+
+def as_it_came(node, constants):
+    """A matrix as (in, out): the same product, until onnxruntime rounds the inputs to 8 bits."""
+    if node.op_type == "Gemm":
+        del node.attribute[:]
+        codes, zero = (constants[f"{node.input[1]}.{part}"] for part in ("codes", "zero_point"))
+        assert not zero.dims  # one scale, so that only codes have to be turned
+        turned = onnx.numpy_helper.to_array(codes).T
+        codes.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(turned), codes.name))
+
+
+def kernel_spun(node, constants):
+    if node.op_type == "Conv" and node.input[1] in constants:
+        w = constants[node.input[1]]
+        spun = onnx.numpy_helper.to_array(w).transpose(0, 1, 3, 2)
+        w.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(spun), w.name))
+
+
+def nibbles_swapped(node, constants):
+    for c in constants.values():
+        if node.op_type == "DequantizeLinear" and c.name == node.input[0]:
+            c.raw_data = bytes((b >> 4 | b << 4) & 255 for b in c.raw_data)
+
+
+def law_of(law, *layers, x):
+    return lambda export: law(export, Sequential(layers), x)
+
+
+def of_layer(name):
+    layer, x = LAYERS[name]
+    return law_of(law_outputs, layer, x=x)
+
+
+def of_weight(*, x=ROWS, **options):
+    matrix = MATRIX[:, [0, 1, 2, 3, 4, 0]]  # square: either axis would do
+    return law_of(law_weights, Dense(quantize(matrix, **options).rep), x=x)
+
+
+def rev(values):
+    return list(values)[::-1]
+
+
+SQUARE = Conv2D(kernel(3, 3, 4, 5), padding=((0, 2), (1, 3)))
+
+FLAT = (Conv2D(kernel(1, 1, 4, 4)), Flatten(), Dense(kernel(7 * 6 * 4, 3)))
+
+WIDE = np.random.default_rng(2)
+
+INT8 = Dense(quantize(WIDE.standard_normal((64, 32), np.float32), num_bits=8).rep)
+
+PLANTED = {
+    "flatten with the channels first": (law_of(law_outputs, *FLAT, x=IMAGE), altered(unturned)),
+    "padding sides swapped": (of_layer("Conv2D, sides"), attribute("Conv", "pads", rev)),
+    "padding of height and width swapped": (
+        of_layer("Conv2D, sides"),
+        attribute("Conv", "pads", lambda p: [p[1], p[0], p[3], p[2]]),
+    ),
+    "padding as ONNX does not order it": (
+        of_layer("Conv2D, sides"),
+        attribute("Conv", "pads", lambda p: [p[0], p[2], p[1], p[3]]),
+    ),
+    "SAME padding at the top": (
+        of_layer("Conv2D, same"),
+        attribute("Conv", "pads", lambda p: [p[2], p[3], p[0], p[1]]),
+    ),
+    "strides swapped": (
+        law_of(law_outputs, Conv2D(kernel(3, 3, 4, 5), stride=(1, 2)), GlobalAvgPool2D(), x=IMAGE),
+        attribute("Conv", "strides", rev),
+    ),
+    "dilation ignored": (
+        law_of(law_outputs, Conv2D(kernel(2, 2, 4, 5), dilation=2), GlobalAvgPool2D(), x=IMAGE),
+        attribute("Conv", "dilations", None),
+    ),
+    "height and width of the kernel swapped": (
+        law_of(law_outputs, SQUARE, x=IMAGE),
+        altered(kernel_spun),
+    ),
+    "the bias of a convolution forgotten": (of_layer("Conv2D"), without_input("Conv", 2)),
+    "the bias of a dense layer forgotten": (of_layer("Dense"), without_input("Gemm", 2)),
+    "padding counted in a mean": (
+        of_layer("AvgPool2D, same"),
+        attribute("AveragePool", "count_include_pad", lambda _: 1),
+    ),
+    "padding not counted in a mean": (
+        of_layer("AvgPool2D, padding counts"),
+        attribute("AveragePool", "count_include_pad", lambda _: 0),
+    ),
+    "the padding of a maximum at the other side": (
+        of_layer("MaxPool2D, sides"),
+        attribute("MaxPool", "pads", lambda p: [p[2], p[3], p[0], p[1]]),
+    ),
+    "epsilon forgotten": (of_layer("BatchNorm"), attribute("BatchNormalization", "epsilon", None)),
+    "the slope forgotten": (of_layer("LeakyReLU"), attribute("LeakyRelu", "alpha", None)),
+    "softmax over the wrong axis": (
+        of_layer("Softmax of pixels"),
+        attribute("Softmax", "axis", lambda _: 1),
+    ),
+    "the zero point dropped": (
+        of_weight(num_bits=8, signed=False, symmetric=False),
+        without_input("DequantizeLinear", 2),
+    ),
+    "scales along the wrong axis": (
+        of_weight(num_bits=8, axis=1),
+        attribute("DequantizeLinear", "axis", lambda a: 1 - a),
+    ),
+    "the high half of a byte first": (of_weight(num_bits=4), altered(nibbles_swapped)),
+    "a matrix that onnxruntime rounds the inputs for": (
+        law_of(law_outputs, INT8, x=WIDE.standard_normal((2, 64), np.float32)),
+        altered(as_it_came),
+    ),
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_caught(name):
+    law, wrong = PLANTED[name]
+    with pytest.raises(AssertionError):
+        law(wrong)
+    law(to_onnx)
