@@ -29,11 +29,10 @@ def main(figure="01_train.png"):
         print(f"{history.validation_accuracy[i]:10.2%}")
 
     print(f"\nuntrained: {mc.accuracy(untrained, *test):.2%} of the test images are right")
-    print(
-        f"trained:   {mc.accuracy(model, *test):.2%}, in a file of {len(mc.storage.dumps(model)):,} bytes"
-    )
+    file = mc.storage.dumps(model)
+    print(f"trained:   {mc.accuracy(model, *test):.2%}, in a file of {len(file):,} bytes")
     again, _ = trained(untrained, train, validation)
-    print(f"the same seed, the same file: {mc.storage.dumps(again) == mc.storage.dumps(model)}")
+    print(f"the same seed, the same file: {mc.storage.dumps(again) == file}")
 
     # Two things to see: the first two epochs do most of it; and of the images that a network learns
     # from, more are right in the end than of others.

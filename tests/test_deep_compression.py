@@ -19,8 +19,9 @@ from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import View, accuracy, fit
 from minicompress.recipes.recipe import deep_compression, retrained, run_recipe
+from minicompress.recipes.structure import preserve_structure, restore_structure
 from minicompress.representation import Clustered, LowRank, Sparse, decode, shape_of
-from minicompress.search.weights import preserve_structure, restore_structure, weights
+from minicompress.search.weights import weights
 from minicompress.storage.container import dumps, load
 from minicompress.testing.checks import same
 

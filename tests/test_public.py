@@ -151,6 +151,9 @@ CALLS = {
     "truncated_svd": (matrix,),
     "tucker2": (kernel,),
     "vjp": (model, rows),
+    "with_weights": (model, {0: matrix}),
+    "weights": (model,),
+    "total": ([mc.Certificate("fro", 6.0, 3.0)],),
     "to_state_dict": (model,),
     "with_parameters": (model, gradients),
 }
@@ -249,7 +252,7 @@ def test_optimizers_views_and_pullbacks_are_pure_too():
         _, state = optimizer.update(model, gradients, state)
         check_pure(optimizer.update, model, gradients, state)
     for view, model_of_it in (
-        (mc.search.preserve_structure(pruned), model),
+        (mc.recipes.preserve_structure(pruned), model),
         (mc.recipes.rate_view(float), latent),
     ):
         check_pure(view, model_of_it, 3)

@@ -9,6 +9,7 @@ from minicompress.recipes.recipe import (
     deep_compression,
     run_recipe,
 )
+from minicompress.recipes.structure import preserve_structure, restore_structure
 
 __all__ = [
     "RecipeResult",
@@ -17,7 +18,9 @@ __all__ = [
     "array_digest",
     "deep_compression",
     "latent_model",
+    "preserve_structure",
     "quantized_model",
     "rate_view",
+    "restore_structure",
     "run_recipe",
 ]

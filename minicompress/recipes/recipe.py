@@ -30,9 +30,10 @@ from minicompress.errors import CompressionError
 from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import fit
+from minicompress.recipes.structure import preserve_structure, restore_structure
 from minicompress.representation import Compressed
 from minicompress.search.plan import compress
-from minicompress.search.weights import Compressor, preserve_structure, restore_structure
+from minicompress.search.weights import Compressor
 from minicompress.storage.container import dumps, load
 from minicompress.storage.files import write_file
 

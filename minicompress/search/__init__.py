@@ -2,21 +2,13 @@
 
 from minicompress.search.plan import CompressedModel, compress
 from minicompress.search.searching import MeasuredPlan, SearchResult, search_plan
-from minicompress.search.weights import (
-    preserve_structure,
-    restore_structure,
-    total,
-    weights,
-    with_weights,
-)
+from minicompress.search.weights import total, weights, with_weights
 
 __all__ = [
     "CompressedModel",
     "MeasuredPlan",
     "SearchResult",
     "compress",
-    "preserve_structure",
-    "restore_structure",
     "search_plan",
     "total",
     "weights",
