@@ -52,7 +52,7 @@ def main(figure="05_hybrids.png"):
     print("method                      bytes   bound   error  accuracy  the last layer's weight is")
     points = []
     for name, steps in METHODS.items():
-        compressor = partial(chained, steps=steps)
+        compressor = mc.chain(*steps)
         made, certificates = mc.compress(model, dict.fromkeys(indices, compressor))
         size = mc.summary(made, (8, 8, 1)).packed_bytes
         # Squares add up from one weight to the next.
@@ -67,11 +67,6 @@ def main(figure="05_hybrids.png"):
     # the bytes; the bound of a hybrid is still one, and hardly looser than those of its steps; and
     # low rank is of no use here without the retraining that the main command gives it.
     draw(points, figure)
-
-
-def chained(weight, steps):
-    """`chain` as a compressor: array -> (representation, certificate)."""
-    return mc.chain(weight, *steps)
 
 
 def nesting(rep):

@@ -34,7 +34,7 @@ def originals():
     sparse = mc.prune_magnitude(matrix, amount=0.7).rep
     int4 = mc.quantize(matrix, num_bits=4, axis=-1).rep
     shared = mc.Clustered(rng.integers(0, 3, (16, 6)), np.array([0, 1, 2], np.float32))
-    mixed = mc.chain(matrix, lambda w: mc.truncated_svd(w, rank=2), mc.quantize).rep
+    mixed = mc.chain(lambda w: mc.truncated_svd(w, rank=2), mc.quantize)(matrix).rep
     pruned = mc.Quantized(
         mc.Sparse((16, 6), sparse.indices, rng.integers(1, 8, sparse.indices.size, np.int8)),
         np.array(0.5, np.float32), np.array(0), 4, True, None, None, np.dtype(np.float32),

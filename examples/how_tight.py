@@ -39,7 +39,7 @@ def stochastic(weight, norm):
 
 
 def chained(*steps):
-    return lambda weight, norm: mc.chain(weight, *steps)
+    return lambda weight, norm: mc.chain(*steps)(weight)
 
 
 COMPRESSORS = {

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress.compressors.chaining import chain
-from minicompress.compressors.clustering import _nearest, cluster
+from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.errors import CompressionError
 from minicompress.norms import UNIT, unit_roundoff
@@ -191,7 +191,7 @@ def test_every_law(method, w, k):
 @given(st.floats(-1, 1), st.floats(-1, 1))
 def test_borders_are_exact(a, b):
     assume(a != b)
-    law_borders_are_exact(_nearest, min(a, b), max(a, b))
+    law_borders_are_exact(nearest_borders, min(a, b), max(a, b))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -348,7 +348,7 @@ def test_contract(name):
 def test_deep_compression_is_a_chain():
     w = np.random.default_rng(0).standard_normal((8, 9))
     steps = partial(prune_magnitude, amount=0.5), partial(cluster, n_clusters=4)
-    rep, cert = chain(w, *steps)
+    rep, cert = chain(*steps)(w)
     assert isinstance(rep, Sparse)
     assert isinstance(rep.values, Clustered)
     # The supports are disjoint: the squares of the two errors add.
@@ -513,7 +513,7 @@ def test_planted_fault_is_found(name):
 
 def test_the_cases_of_the_planted_faults_are_lawful():
     """What catches a wrong implementation lets the right one pass."""
-    right = {"exact": partial(cluster, method="exact"), "borders": _nearest}
+    right = {"exact": partial(cluster, method="exact"), "borders": nearest_borders}
     for name, (law, _) in PLANTED.items():
         law(right.get(name.split(":")[0], cluster))
 

@@ -23,7 +23,7 @@ model = mc.Sequential((mc.Dense(matrix, bias), mc.ReLU(), mc.Dense(matrix.T[:, :
 other = mc.Sequential((mc.Dense(matrix * F(1.25), bias), *model.layers[1:]))
 rep = mc.Sparse((2, 2), np.array([1]), np.ones(1))
 gradients = ({"weight": matrix, "bias": bias}, {}, {"weight": matrix.T[:, :3], "bias": bias})
-low_rank = mc.Dense(mc.LowRank((matrix[:, :2], matrix[:2]), "ir,ro->io"), bias)
+factors = mc.Dense(mc.LowRank((matrix[:, :2], matrix[:2]), "ir,ro->io"), bias)
 rng = np.random.default_rng(0)
 half = partial(mc.prune_magnitude, amount=0.5)
 pruned = mc.compress(model, {0: half}).model
@@ -54,7 +54,7 @@ CALLS = {
     "avg_pool2d_vjp": (np.ones((2, 3, 3, 2), F), image, 2),
     "batch_norm": (rows, *np.ones((4, 4), F)),
     "batch_norm_vjp": (rows, rows, *np.ones((3, 4), F)),
-    "chain": (matrix, half, int4),
+    "chain": (half, int4),
     "ball_certificate": (model, other, rows[0]),
     "ball_certificates": (model, other, rows),
     "certified_fraction": (model, other, rows),
@@ -70,7 +70,7 @@ CALLS = {
     "cosine_lr": (1e-3, 10),
     "polynomial_sparsity": (3,),
     "decode": (rep,),
-    "decoded": (mc.Sequential((low_rank,)),),
+    "decoded": (mc.Sequential((factors,)),),
     "dense": (rows, matrix, bias),
     "dense_to_conv": (mc.Dense(np.ones((8, 2))), (2, 2)),
     "dense_to_global_pool": (mc.Dense(np.ones((8, 2))), (2, 2)),
@@ -82,8 +82,8 @@ CALLS = {
     "domain_certificate": (model, other, rows[0], rows[0] + 1),
     "dumps": (model,),
     "evaluate": (model, rows, labels),
-    "factor_layers": (low_rank,),
-    "factorize": (low_rank,),
+    "factor_layers": (factors,),
+    "factorize": (factors,),
     "fake_quantize": (matrix, q),
     "attack": (model, other, rows),
     "array_digest": (rows, labels),
@@ -149,6 +149,8 @@ CALLS = {
     "tanh_vjp": (rows, rows),
     "to_integer": (model, rows),
     "truncated_svd": (matrix,),
+    "low_rank": (matrix,),
+    "randomized_svd": (matrix,),
     "tucker2": (kernel,),
     "vjp": (model, rows),
     "with_weights": (model, {0: matrix}),
@@ -189,6 +191,8 @@ OPTIONS = {
     "choose_qparams": {"axis": 0, "block_size": 3, "method": "mse"},
     "spatial_svd": {"energy": 0.9},
     "truncated_svd": {"max_params": 10},
+    "low_rank": {"rank": 1},
+    "randomized_svd": {"rank": 1, "rng": rng},
     "conv2d": {"padding": "same", "stride": 2},
     "evaluate": {"batch_size": 1},
     "search_plan": {"max_bytes": 100},

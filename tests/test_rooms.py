@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parents[1] / "minicompress"
 
 ORDER = {
     "": "errors arrays norms subscripts integers qparams representation datasets",
-    "compressors/bounds": "",
-    "compressors": "svd tucker pruning schedules rounding quantization clustering chaining",
+    "compressors/bounds": "svd tucker pruning clustering quantization chaining",
+    "compressors": "svd randomized tucker pruning schedules rounding quantization "
+    "clustering chaining",
     "nn/kernels": "windows direct winograd",
     "nn": "convolution pooling activations losses factors stateless "
     "normalization layers network optimizers training architectures",

@@ -19,7 +19,15 @@ from hypothesis.extra.numpy import arrays
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress import norms
-from minicompress.compressors.svd import channel_svd, least_rank, spatial_svd, svd_of, truncated_svd
+from minicompress.compressors.bounds.svd import svd_of
+from minicompress.compressors.randomized import randomized_svd
+from minicompress.compressors.svd import (
+    channel_svd,
+    least_rank,
+    low_rank,
+    spatial_svd,
+    truncated_svd,
+)
 from minicompress.errors import CompressionError
 from minicompress.norms import UNIT
 from minicompress.representation import Certificate, Compressed, LowRank, decode, num_params
@@ -361,7 +369,7 @@ def test_kernels_by_budget_and_by_energy(method, kernel, budget, energy):
 
 def randomized(w, seed=0, **options):
     rng = np.random.default_rng(seed)
-    return truncated_svd(w, method="randomized", rng=rng, **options)
+    return randomized_svd(w, rng=rng, **options)
 
 
 @given(ranked(small))
@@ -424,7 +432,6 @@ def test_contract(name):
 
 
 W, K = np.ones((3, 4)), np.ones((2, 2, 3, 4))
-RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(
@@ -439,22 +446,17 @@ RNG = np.random.default_rng(0)
         (lambda: truncated_svd(W, energy=1.1), "energy"),
         (lambda: truncated_svd(W, max_params=-1), "max_params"),
         (lambda: truncated_svd(W, rank=1, norm="nuclear"), "norm"),
-        (lambda: truncated_svd(W, rank=1, method="fast"), "method"),
         (lambda: truncated_svd(K, rank=1), "weight"),
         (lambda: truncated_svd(W * np.nan, rank=1), "weight"),
         (lambda: channel_svd(W, rank=1), "kernel"),
         (lambda: channel_svd(K, rank=5), "rank"),
         (lambda: spatial_svd(W, rank=1), "kernel"),
         (lambda: spatial_svd(K, rank=7), "rank"),
-        (lambda: truncated_svd(W, rank=1, method="randomized"), "rng"),
-        (lambda: truncated_svd(W, rank=1, method="randomized", rng=0), "rng"),
-        (lambda: truncated_svd(W, energy=0.5, method="randomized", rng=RNG), "rank"),
-        (lambda: truncated_svd(W, rank=4, method="randomized", rng=RNG), "rank"),
+        (lambda: low_rank(W[0], rank=1), "weight"),
+        (lambda: randomized_svd(W, rank=1, rng=0), "rng"),
+        (lambda: randomized(W, rank=4), "rank"),
         (lambda: randomized(W, rank=1, oversampling=-1), "oversampling"),
         (lambda: randomized(W, rank=1, power_iterations=0.5), "power_iterations"),
-        (lambda: truncated_svd(W, rank=1, rng=RNG), "rng"),
-        (lambda: truncated_svd(W, rank=1, oversampling=3), "oversampling"),
-        (lambda: truncated_svd(W, rank=1, power_iterations=3), "power_iterations"),
     ],
 )
 def test_bad_arguments_are_named(call, name):
@@ -462,7 +464,15 @@ def test_bad_arguments_are_named(call, name):
         call()
 
 
-@pytest.mark.parametrize("method", [truncated_svd, channel_svd, spatial_svd])
+def test_low_rank_is_the_method_for_the_number_of_axes():
+    for w, method in ((W, truncated_svd), (K, channel_svd)):
+        rep, cert = low_rank(w, max_params=9, norm="max")
+        wanted = method(w, max_params=9, norm="max")
+        assert cert == wanted.cert
+        assert decode(rep).tobytes() == decode(wanted.rep).tobytes()
+
+
+@pytest.mark.parametrize("method", [truncated_svd, channel_svd, spatial_svd, low_rank])
 def test_unknown_options_raise(method):
     with pytest.raises(TypeError, match="ranks"):
         method(K, ranks=1)

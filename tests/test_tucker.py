@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress import norms
-from minicompress.compressors.svd import svd_of
+from minicompress.compressors.bounds.svd import svd_of
 from minicompress.compressors.tucker import tucker2
 from minicompress.errors import CompressionError
 from minicompress.norms import UNIT

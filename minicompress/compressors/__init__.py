@@ -9,12 +9,13 @@ from minicompress.compressors.pruning import (
     prune_n_m,
 )
 from minicompress.compressors.quantization import quantize
+from minicompress.compressors.randomized import randomized_svd
 from minicompress.compressors.schedules import (
     constant_schedule,
     linear_schedule,
     polynomial_sparsity,
 )
-from minicompress.compressors.svd import channel_svd, spatial_svd, truncated_svd
+from minicompress.compressors.svd import channel_svd, low_rank, spatial_svd, truncated_svd
 from minicompress.compressors.tucker import tucker2
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "cluster",
     "constant_schedule",
     "linear_schedule",
+    "low_rank",
     "polynomial_sparsity",
     "prune_channels",
     "prune_global",
     "prune_magnitude",
     "prune_n_m",
     "quantize",
+    "randomized_svd",
     "spatial_svd",
     "truncated_svd",
     "tucker2",

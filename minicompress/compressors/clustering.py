@@ -20,20 +20,62 @@ from minicompress.arrays import (
     flag,
     freeze,
 )
+from minicompress.compressors.bounds.clustering import clustering_bound
 from minicompress.norms import (
     NORMS,
-    UNIT,
-    as_matrix,
     error_norm,
-    fro_upper,
-    gamma,
     power_of_two_scaled,
-    spectral_norm_upper,
 )
 from minicompress.representation import Certificate, Clustered, Compressed, decode
 
 ROUNDS = 1000
 """Lloyd's iterations at most; an array of some thousand entries takes fewer to come to rest."""
+
+
+def linear_start(values: Array, limit: int, zero: bool) -> Array:
+    """Evenly spaced values; where zeros are kept, the one nearest to 0.0 moves there."""
+    start = np.linspace(values[0], values[-1], limit)
+    if zero:
+        start[np.argmin(np.abs(start))] = 0.0
+    return start
+
+
+def lloyd(x: Array, centers: Array, fixed: int | None, dtype: DType) -> tuple[Array, Array]:
+    """Centers that are the means of what is nearest to them, and the borders between those.
+
+    The center of index `fixed` stays. One that nothing is nearest to stays too, until something is.
+    """
+    y, exponent = power_of_two_scaled(x)
+    centers = cast_finite(centers, dtype).astype(np.float64)
+    for _ in range(ROUNDS):
+        borders = nearest(y, np.ldexp(centers, -exponent))
+        used = np.diff(borders) > 0
+        first, end = borders[:-1][used], borders[1:][used]
+        means = np.ldexp(np.add.reduceat(y, first) / (end - first), exponent)
+        moved = centers.copy()
+        # The mean of equal floats can differ from them: the ends of the cluster hold it.
+        moved[used] = np.clip(cast_finite(means, dtype), x[first], x[end - 1])
+        if fixed is not None:
+            moved[fixed] = 0.0
+        if np.array_equal(moved, centers):
+            break
+        centers = moved
+    return centers, nearest(y, np.ldexp(centers, -exponent))
+
+
+def nearest(y: Array, centers: Array) -> Array:
+    """The borders of the intervals that are nearest to each center, exactly; ties go down.
+
+    An entry is below the middle of two centers where twice the entry is below their sum, that is
+    below the sum as a float, or equal to it where the float lies below the sum (D. Knuth's
+    two-sum tells). A comparison with a rounded middle would err at ties.
+    """
+    low, high = centers[:-1], centers[1:]
+    total = low + high
+    part = total - low
+    below = (low - (total - part)) + (high - part) >= 0
+    ends = [np.searchsorted(2 * y, total, side) for side in ("right", "left")]
+    return np.concatenate([[0], np.where(below, *ends), [y.size]])
 
 
 def cluster(
@@ -104,9 +146,9 @@ def cluster(
         centers, borders = values, np.concatenate([[0], np.cumsum(counts)])
     else:
         y, exponent = power_of_two_scaled(values)
-        start = _exact_start(y, counts, limit, zero) if exact else _linear_start(y, limit, zero)
+        start = _exact_start(y, counts, limit, zero) if exact else linear_start(y, limit, zero)
         fixed = int(np.argmin(np.abs(start))) if zero else None
-        centers, borders = _lloyd(x, np.ldexp(start, exponent), fixed, w.dtype)
+        centers, borders = lloyd(x, np.ldexp(start, exponent), fixed, w.dtype)
     sizes = np.diff(borders)
     used = sizes > 0
     centers, sizes = centers[used], sizes[used]
@@ -114,54 +156,8 @@ def cluster(
     codes[order] = np.repeat(np.arange(sizes.size), sizes)
     codes = codes.reshape(w.shape)
     rep = Clustered(freeze(codes), freeze(centers.astype(w.dtype)))
-    bound = _bound(x, centers, sizes, codes, kind)
+    bound = clustering_bound(x, centers, sizes, codes, kind)
     return Compressed(rep, Certificate(kind, bound, error_norm(w, decode(rep), kind)))
-
-
-def _linear_start(values: Array, limit: int, zero: bool) -> Array:
-    """Evenly spaced values; where zeros are kept, the one nearest to 0.0 moves there."""
-    start = np.linspace(values[0], values[-1], limit)
-    if zero:
-        start[np.argmin(np.abs(start))] = 0.0
-    return start
-
-
-def _lloyd(x: Array, centers: Array, fixed: int | None, dtype: DType) -> tuple[Array, Array]:
-    """Centers that are the means of what is nearest to them, and the borders between those.
-
-    The center of index `fixed` stays. One that nothing is nearest to stays too, until something is.
-    """
-    y, exponent = power_of_two_scaled(x)
-    centers = cast_finite(centers, dtype).astype(np.float64)
-    for _ in range(ROUNDS):
-        borders = _nearest(y, np.ldexp(centers, -exponent))
-        used = np.diff(borders) > 0
-        first, end = borders[:-1][used], borders[1:][used]
-        means = np.ldexp(np.add.reduceat(y, first) / (end - first), exponent)
-        moved = centers.copy()
-        # The mean of equal floats can differ from them: the ends of the cluster hold it.
-        moved[used] = np.clip(cast_finite(means, dtype), x[first], x[end - 1])
-        if fixed is not None:
-            moved[fixed] = 0.0
-        if np.array_equal(moved, centers):
-            break
-        centers = moved
-    return centers, _nearest(y, np.ldexp(centers, -exponent))
-
-
-def _nearest(y: Array, centers: Array) -> Array:
-    """The borders of the intervals that are nearest to each center, exactly; ties go down.
-
-    An entry is below the middle of two centers where twice the entry is below their sum, that is
-    below the sum as a float, or equal to it where the float lies below the sum (D. Knuth's
-    two-sum tells). A comparison with a rounded middle would err at ties.
-    """
-    low, high = centers[:-1], centers[1:]
-    total = low + high
-    part = total - low
-    below = (low - (total - part)) + (high - part) >= 0
-    ends = [np.searchsorted(2 * y, total, side) for side in ("right", "left")]
-    return np.concatenate([[0], np.where(below, *ends), [y.size]])
 
 
 def _exact_start(values: Array, counts: Array, limit: int, zero: bool) -> Array:
@@ -248,42 +244,3 @@ def _means(values: Array, counts: Array, splits: list[Array], k: int) -> Array:
             means.append(np.average(values[start:end], weights=counts[start:end]))
         end = start
     return np.array(means[::-1])
-
-
-def _bound(x: Array, centers: Array, sizes: Array, codes: Array, kind: str) -> float:
-    """The law's error of a clustering of sorted entries, in a norm.
-
-    The sum of squares about the center c of n entries is ``q - 2 d s + n d**2``, with s and q the
-    sums of their distances from the lowest and of the squares, and d the distance of c. All three
-    terms are known within gamma_(n + 8). Each cluster is scaled by a power of two of its own.
-    """
-    if x.size == 0:
-        return 0.0
-    ends = np.cumsum(sizes)
-    first = ends - sizes
-    low, high = x[first], x[ends - 1]
-    with np.errstate(over="ignore", under="ignore"):
-        distances = np.maximum(high - centers, centers - low)
-        radii = np.where(distances > 0, np.nextafter(distances, np.inf), 0.0)
-        if kind == "max":
-            return float(radii.max())
-        width = np.maximum(high, centers) - np.minimum(low, centers)
-        exponents = np.frexp(np.minimum(width, np.finfo(np.float64).max))[1]
-        y = np.ldexp(x, -np.repeat(exponents, sizes))
-        y -= np.repeat(np.ldexp(low, -exponents), sizes)
-        d = np.ldexp(centers, -exponents) - np.ldexp(low, -exponents)
-        terms = (
-            np.add.reduceat(y * y, first),
-            2 * np.abs(d) * np.add.reduceat(y, first),
-            sizes * d**2,
-        )
-        squares = np.maximum(terms[0] - np.sign(d) * terms[1] + terms[2], 0)
-        squares += gamma(int(sizes.max()) + 8) * (terms[0] + terms[1] + terms[2])
-        parts = np.ldexp(np.sqrt(squares) * (1 + 8 * UNIT), exponents)
-        parts = np.where(parts > 0, np.nextafter(parts, np.inf), 0.0)
-    if not (np.isfinite(parts).all() and np.isfinite(radii).all()):
-        return float("inf")
-    frobenius = fro_upper(parts)
-    if kind == "fro":
-        return frobenius
-    return min(frobenius, spectral_norm_upper(as_matrix(np.asarray(radii[codes]))))

@@ -1,8 +1,8 @@
 """Pruning: keep the entries that matter, drop the others to zero.
 
-What to drop is chosen apart from dropping it, by the index of the sorted scores. So the counts are
-exact: among equal scores the entry with the lower C-order index is dropped first, and a constant
-array is pruned as far as any other.
+Two steps: sort the entries by score, then drop the first ones. So the counts are exact: of equal
+scores the entry with the lower C-order index goes first, and a constant array is pruned as far as
+any other.
 """
 
 from __future__ import annotations
@@ -24,18 +24,26 @@ from minicompress.arrays import (
     freeze,
     normal_axis,
 )
+from minicompress.compressors.bounds.pruning import dropped_norm
 from minicompress.errors import CompressionError
-from minicompress.norms import (
-    NORMS,
-    as_matrix,
-    error_norm,
-    fro_upper,
-    gamma,
-    norm_of,
-    smallest_subnormal,
-    spectral_norm_upper,
-)
+from minicompress.norms import NORMS, error_norm, norm_of
 from minicompress.representation import Certificate, Compressed, Sparse, decode
+
+
+def least(scores: Array, count: int) -> Array:
+    """The C-order indices of the `count` least scores; equal ones in the order of their index."""
+    return np.argsort(scores.reshape(-1), kind="stable")[:count]
+
+
+def drop(w: Array, indices: Array, kind: str) -> Compressed:
+    """Drop the entries at these C-order indices; the certificate is the norm of what they held."""
+    flat = w.reshape(-1)
+    keep = np.ones(w.size, bool)
+    keep[indices] = False
+    kept = np.flatnonzero(keep)
+    rep = Sparse(w.shape, freeze(kept), freeze(flat[kept]))
+    bound = dropped_norm(w, keep, kind)
+    return Compressed(rep, Certificate(kind, bound, error_norm(w, decode(rep), kind)))
 
 
 def prune_magnitude(
@@ -90,7 +98,7 @@ def prune_magnitude(
     w = finite_array(weight, "weight")
     kind = choice(norm, "norm", NORMS)
     dropped = _how_many(amount, count, w.size)
-    return drop(w, _least(_scores(importance_scores, w), dropped), kind)
+    return drop(w, least(_scores(importance_scores, w), dropped), kind)
 
 
 def prune_n_m(
@@ -192,8 +200,8 @@ def prune_channels(
     Returns
     -------
     rep : Sparse
-        Dropped channels decode to +0.0, the others are there bit for bit. Of equal ones the channel
-        of lower index is dropped first.
+        Dropped channels decode to +0.0, the others are there bit for bit. Norms are compared in
+        float64, as they are rounded; of equal ones the channel of lower index is dropped first.
     cert : Certificate
         The norm of the dropped entries, rounded upward.
 
@@ -225,10 +233,9 @@ def prune_channels(
     if count is not None:
         as_int(count, f"count, which must leave one of {channels} channels,", 0, most)
     dropped = min(_how_many(amount, count, channels), most)
-    slices = np.moveaxis(w.astype(np.float64), along, 0)
-    slices = np.ascontiguousarray(slices).reshape(channels, w.size // max(channels, 1))
-    gone = np.zeros(channels, bool)
-    gone[_least_rows(slices, order, dropped)] = True
+    with np.errstate(over="ignore"):
+        norms = [_channel_norm(x, order) for x in np.moveaxis(w.astype(np.float64), along, 0)]
+    gone = np.isin(np.arange(channels), least(np.array(norms), dropped))
     spread = gone.reshape([-1 if i == along else 1 for i in range(w.ndim)])
     return drop(w, np.flatnonzero(np.broadcast_to(spread, w.shape)), kind)
 
@@ -294,11 +301,11 @@ def prune_global(
         )
     given = _several(importance_scores, "importance_scores", len(arrays))
     scores = [_scores(s, w).astype(np.float64) for s, w in zip(given, arrays, strict=True)]
-    candidates = [_least(s, cap) for s, cap in zip(scores, caps, strict=True)]
+    candidates = [least(s, cap) for s, cap in zip(scores, caps, strict=True)]
     if not arrays:
         return ()
     ranked = np.concatenate([s.reshape(-1)[c] for s, c in zip(scores, candidates, strict=True)])
-    owner = np.repeat(np.arange(len(arrays)), caps)[_least(ranked, dropped)]
+    owner = np.repeat(np.arange(len(arrays)), caps)[least(ranked, dropped)]
     shares = np.bincount(owner, minlength=len(arrays))  # of each array its first so many go
     return tuple(
         drop(w, np.sort(c[:share]), kind)
@@ -306,64 +313,8 @@ def prune_global(
     )
 
 
-def drop(w: Array, indices: Array, kind: str) -> Compressed:
-    """Drop the entries at these C-order indices; the certificate is the norm of what they held."""
-    flat = w.reshape(-1)
-    keep = np.ones(w.size, bool)
-    keep[indices] = False
-    kept = np.flatnonzero(keep)
-    rep = Sparse(w.shape, freeze(kept), freeze(flat[kept]))
-    lost = flat[indices]
-    if kind == "fro":
-        bound = fro_upper(lost)
-    elif kind == "max":
-        bound = float(np.abs(lost).max(initial=0))
-    else:
-        bound = spectral_norm_upper(
-            as_matrix(np.where(keep, 0, flat).reshape(w.shape).astype(w.dtype))
-        )
-    return Compressed(rep, Certificate(kind, bound, error_norm(w, decode(rep), kind)))
-
-
-def _least(scores: Array, count: int) -> Array:
-    """The C-order indices of the `count` least scores; equal ones in the order of their index."""
-    return np.argsort(scores.reshape(-1), kind="stable")[:count]
-
-
-def _least_rows(rows: Array, order: float, count: int) -> list[int]:
-    """Which rows have the least norms; of equal ones those of lower index.
-
-    A norm in floats errs by at most gamma of the length, and by half a subnormal an entry. So what
-    is clearly below the last one that goes is gone, and only its neighbours are compared exactly.
-    """
-    if count == 0:
-        return []
-    length = rows.shape[1]
-    # Only as far down as the sum of a row needs in order not to overflow.
-    top = int(np.frexp(np.abs(rows).max(initial=0))[1]) + length.bit_length()
-    scaled = np.abs(np.ldexp(rows, min(1023 - top, 0)))
-    if order == 2:
-        norms = np.array([norm_of(row) for row in scaled])
-    else:
-        norms = scaled.sum(axis=1) if order == 1 else scaled.max(axis=1, initial=0)
-    cut = np.sort(norms)[count - 1]
-    reach = 4 * gamma(length + 4) * cut + 2 * (length + 1) * smallest_subnormal(norms.dtype)
-    gone: list[int] = np.flatnonzero(norms < cut - reach).tolist()
-    near: list[int] = np.flatnonzero(np.abs(norms - cut) <= reach).tolist()
-    if len(gone) + len(near) > count:
-        near.sort(key=lambda row: (_exact_power(rows[row], order), row))
-    return (gone + near)[:count]
-
-
-def _exact_power(row: Array, order: float) -> int:
-    """The norm of a row to the power of its order, in units that are the same for all rows."""
-    mantissas, exponents = np.frexp(np.abs(row[row != 0]))
-    wholes = np.ldexp(mantissas, 53).astype(np.int64).tolist()
-    # No float64 has an exponent below -1073.
-    values = [m << e for m, e in zip(wholes, (exponents + 1073).tolist(), strict=True)]
-    if order == math.inf:
-        return max(values, default=0)
-    return sum(value**2 if order == 2 else value for value in values)
+def _channel_norm(x: Array, order: float) -> float:
+    return norm_of(x) if order == 2 else float(np.linalg.norm(x.ravel(), order))
 
 
 def _how_many(amount: float | None, count: int | None, size: int) -> int:

@@ -1,8 +1,11 @@
-"""Tucker-2: a kernel as a small kernel between two 1x1 convolutions."""
+"""Tucker-2: a kernel as a small kernel between two 1x1 convolutions.
+
+One axis after the other is cut to the singular vectors of its unfolding: the inputs, then the
+outputs. "hosvd" takes both unfoldings of the kernel itself (L. De Lathauwer et al., 2000),
+"sthosvd" the second one of what the first cut left (N. Vannieuwenhoven et al., 2012).
+"""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,24 +21,42 @@ from minicompress.arrays import (
     finite_array,
     freeze,
 )
-from minicompress.compressors.svd import Svd, certified, dropped_squares, scaled_float64, svd_of
-from minicompress.errors import CompressionError
-from minicompress.norms import (
-    NORMS,
-    UNIT,
-    gamma,
-    norm_of,
-    orthogonality_factor,
-    smallest_subnormal,
-    unit_roundoff,
-    unscaled,
-    unscaled_upper,
-    upward,
+from minicompress.compressors.bounds.svd import Svd, scaled_float64, svd_of
+from minicompress.compressors.bounds.tucker import (
+    INPUTS,
+    OUTPUTS,
+    Tucker,
+    factor_shifts,
+    tucker_bound,
 )
+from minicompress.compressors.svd import certified, dropped_squares
+from minicompress.errors import CompressionError
+from minicompress.norms import NORMS
 from minicompress.representation import Compressed
 
-INPUTS, OUTPUTS = 2, 3
-"""The two axes of a kernel (kh, kw, in, out) that Tucker-2 shortens."""
+
+def truncated_hosvd(
+    a: Array, first: Svd, second: Svd | None, rank_in: int, rank_out: int
+) -> Tucker:
+    """Cut the inputs of a kernel to `rank_in`, then its outputs to `rank_out`.
+
+    `first` is the decomposition of the inputs' unfolding, `second` that of the outputs' ("hosvd");
+    without a second one, what is left after the first cut is decomposed ("sthosvd").
+    """
+    u_in = first.u[:, :rank_in]
+    partly = np.moveaxis(np.tensordot(a, u_in, (INPUTS, 0)), 3, INPUTS)  # (kh, kw, rank_in, out)
+    if second is None:
+        second = svd_of(unfolded(partly, OUTPUTS))
+    u_out = second.u[:, :rank_out]
+    # Fewer vectors are left where rank_out > kh kw rank_in: the others carry nothing.
+    u_out = np.pad(u_out, ((0, 0), (0, rank_out - u_out.shape[1])))
+    return Tucker(first, second, u_in, partly, partly @ u_out, u_out)
+
+
+def unfolded(a: Array, axis: int) -> Array:
+    """The matrix whose rows are the slices along an axis."""
+    rows = np.moveaxis(a, axis, 0)
+    return np.ascontiguousarray(rows).reshape(a.shape[axis], a.size // max(a.shape[axis], 1))
 
 
 def tucker2(
@@ -108,10 +129,9 @@ def tucker2(
     given = exactly_one(ranks=ranks, energy=energy, max_params=max_params)
     kh, kw, inputs, outputs = w.shape
     a, exponent = scaled_float64(w)
-    first = svd_of(_unfolded(a, INPUTS))
-    if given != "ranks" or not sequential:
-        second = svd_of(_unfolded(a, OUTPUTS))
-    if given != "ranks":
+    first = svd_of(unfolded(a, INPUTS))
+    second = None if given == "ranks" and sequential else svd_of(unfolded(a, OUTPUTS))
+    if second is not None and given != "ranks":
         tails = dropped_squares(first.s), dropped_squares(second.s)
         lost = np.minimum(np.add.outer(*tails), tails[0][0])
         params = _params(w.shape, lost.shape)
@@ -127,25 +147,10 @@ def tucker2(
     else:
         ri = as_int(rank_in, "rank_in", 0, min(inputs, kh * kw * outputs))
         ro = as_int(rank_out, "rank_out", 0, min(outputs, kh * kw * inputs))
-    u_in = first.u[:, :ri]
-    partly = np.moveaxis(np.tensordot(a, u_in, (INPUTS, 0)), 3, INPUTS)  # (kh, kw, ri, out)
-    if sequential:
-        second = svd_of(_unfolded(partly, OUTPUTS))
-    u_out = second.u[:, :ro]
-    # Fewer inputs than outputs are left where rank_out > kh kw rank_in: the others carry nothing.
-    u_out = np.pad(u_out, ((0, 0), (0, ro - u_out.shape[1])))
-    core = partly @ u_out
-    bound = _bound(
-        a, exponent, first, second, (u_in, partly, core, u_out), sequential, kind, w.dtype
-    )
-    factors = _stored(u_in, core, u_out, exponent, w.dtype)
+    cut = truncated_hosvd(a, first, None if sequential else second, ri, ro)
+    factors = _stored(cut, exponent, w.dtype)
+    bound = tucker_bound(a, exponent, cut, sequential, kind, w.dtype)
     return certified(w, factors, "ia,hwab,bo->hwio", kind, bound)
-
-
-def _unfolded(a: Array, axis: int) -> Array:
-    """The matrix whose rows are the slices along an axis."""
-    rows = np.moveaxis(a, axis, 0)
-    return np.ascontiguousarray(rows).reshape(a.shape[axis], a.size // max(a.shape[axis], 1))
 
 
 def _params(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Array:
@@ -163,80 +168,8 @@ def _least(allowed: Array, cost: Array, second: Array) -> tuple[int, int]:
     return int(ri), int(ro)
 
 
-def _stored(
-    u_in: Array, core: Array, u_out: Array, exponent: int, dtype: DType
-) -> tuple[Array, ...]:
+def _stored(cut: Tucker, exponent: int, dtype: DType) -> tuple[Array, ...]:
     """The factors in `dtype`, each with a third of the magnitude, as powers of two."""
-    shifts = _shifts(core, exponent)
+    parts = zip((cut.u_in, cut.core, cut.u_out.T), factor_shifts(cut.core, exponent), strict=True)
     with np.errstate(under="ignore"):
-        return tuple(
-            freeze(cast_finite(np.ldexp(f, shift), dtype))
-            for f, shift in zip((u_in, core, u_out.T), shifts, strict=True)
-        )
-
-
-def _shifts(core: Array, exponent: int) -> tuple[int, int, int]:
-    """The powers of two by which the factors are scaled: no factor alone may overflow."""
-    largest = int(np.frexp(np.abs(core).max(initial=0))[1])
-    third = (exponent + largest) // 3
-    return third, exponent - 2 * third, third
-
-
-def _bound(
-    a: Array,
-    exponent: int,
-    first: Svd,
-    second: Svd,
-    parts: tuple[Array, Array, Array, Array],
-    sequential: bool,
-    law: str,
-    dtype: DType,
-) -> float:
-    """The law's error of the dropped triples, and what computing and storing the rest can add.
-
-    With P the projection on the computed u_in, A - (decoded) is (A - P A), which the dropped
-    triples of the inputs bound, and beside it what lies in the range of u_in, orthogonal to it
-    whatever u_in is: the dropped triples of the outputs, and the rounding of both products. How
-    far u u' is from a projection is at most o = ||u'u - I||, which adds o ||A||. Then each factor
-    is cast to dtype and the product formed in float64 and rounded: entry by entry 4 u of dtype and
-    the gamma of its sums, relative to |u_in| |core| |u_out|', and an eta for each subnormal entry.
-    """
-    u_in, partly, core, u_out = parts
-    if not a.any():
-        return 0.0
-    size, (ri, ro) = norm_of(a), core.shape[2:]
-    f_in = orthogonality_factor(first.u, first.vt)
-    f_out = orthogonality_factor(second.u, second.vt) if second.s.size else 1.0
-    off_in, off_out = f_in**2 - 1 + 4 * UNIT, f_out**2 - 1 + 4 * UNIT
-    absolute = np.abs(core) @ np.abs(u_out.T)
-    product = np.tensordot(np.abs(u_in), absolute, (1, INPUTS))
-    saturated = unscaled(product.max(initial=0), exponent) >= float(np.finfo(dtype).max)
-    spectral = law == "spectral" and not saturated
-
-    cut_in = f_in * norm_of(first.s[ri:]) + first.residual
-    tail = second.s[ro:]
-    cut_out = f_out * (float(tail.max(initial=0)) if spectral else norm_of(tail))
-    cut_out += second.residual + off_out * size
-    partly_error = gamma(a.shape[INPUTS] + 2) * size * norm_of(u_in)
-    core_error = gamma(a.shape[OUTPUTS] + 2) * norm_of(partly) * norm_of(u_out)
-    if not sequential:  # the tail is that of the whole kernel, the cut is made in what is left
-        cut_out = f_in * cut_out + 2 * partly_error
-    cut_out = min(cut_out, (1 + off_out) * norm_of(partly))  # all that is left, at most
-    beside = off_in * size + f_in * (partly_error + cut_out + f_out * core_error)
-    unit, eta = unit_roundoff(dtype), smallest_subnormal(dtype)
-    sums = gamma(ri * ro + ri + ro + 8)
-    rounding = (4 * unit * (1 + 8 * unit) + sums) * norm_of(product)
-    law_error = upward(math.hypot(cut_in, beside) + rounding, 2 * (a.size + 8))
-
-    # One factor after the other moves by eta an entry, between the norms of the two others.
-    norms = [
-        math.ldexp(norm, shift)
-        for norm, shift in zip((f_in, 2 * size, f_out), _shifts(core, exponent), strict=True)
-    ]
-    moves = [eta * math.sqrt(f.size) for f in (u_in, core, u_out)]
-    lost = math.sqrt(a.size) * eta
-    for i, move in enumerate(moves):
-        before = math.prod(norms[:i])
-        after = math.prod(n + m for n, m in zip(norms[i + 1 :], moves[i + 1 :], strict=True))
-        lost += before * move * after
-    return upward(unscaled_upper(law_error, exponent) + upward(2 * lost))
+        return tuple(freeze(cast_finite(np.ldexp(f, shift), dtype)) for f, shift in parts)

@@ -16,11 +16,12 @@ from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import Sensitivity
 from minicompress.analysis.tables import aligned, wrap
 from minicompress.arrays import as_int
+from minicompress.compressors.chaining import chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError
-from minicompress.experiments.comparison import Progress, Setup, chained, low_rank, trained
+from minicompress.experiments.comparison import Progress, Setup, low_rank_share, trained
 from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.network import Sequential
 from minicompress.nn.training import accuracy
@@ -32,10 +33,6 @@ from minicompress.search.weights import Compressor, weights
 LEFT_ALONE = "-"
 
 
-def _then(first: Compressor, second: Compressor) -> Compressor:
-    return partial(chained, steps=(first, second))
-
-
 METHODS: Mapping[str, Mapping[str, Compressor]] = {
     "a scale per channel": {
         f"int{bits} per channel": partial(quantize, num_bits=bits, axis=-1)
@@ -44,22 +41,22 @@ METHODS: Mapping[str, Mapping[str, Compressor]] = {
     "one scale": {f"int{bits}": partial(quantize, num_bits=bits) for bits in range(8, 1, -1)},
     "clustering": {f"{n} clusters": partial(cluster, n_clusters=n) for n in (32, 16, 8, 4)},
     "pruning, one scale": {
-        f"prune {amount:.0%} int{bits}": _then(
+        f"prune {amount:.0%} int{bits}": chain(
             partial(prune_magnitude, amount=amount), partial(quantize, num_bits=bits)
         )
         for amount in (0.3, 0.5, 0.7, 0.9)
         for bits in (5, 4)
     },
     "pruning, clustering": {
-        f"prune {amount:.0%} {n} clusters": _then(
+        f"prune {amount:.0%} {n} clusters": chain(
             partial(prune_magnitude, amount=amount), partial(cluster, n_clusters=n)
         )
         for amount in (0.3, 0.5, 0.7)
         for n in (16, 8)
     },
     "low rank, int8": {
-        f"rank {share} int8": _then(
-            partial(low_rank, share=share), partial(quantize, num_bits=8, axis=-1)
+        f"rank {share} int8": chain(
+            partial(low_rank_share, share=share), partial(quantize, num_bits=8, axis=-1)
         )
         for share in (Fraction(3, 4), Fraction(1, 2), Fraction(1, 4), Fraction(1, 8))
     },

@@ -20,7 +20,7 @@ from minicompress.certify.certificates import domain_certificate
 from minicompress.compressors.chaining import chain
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
-from minicompress.compressors.svd import channel_svd, truncated_svd
+from minicompress.compressors.svd import low_rank
 from minicompress.datasets import Images
 from minicompress.nn.architectures import digits_cnn, seed_cnn
 from minicompress.nn.network import Sequential, apply
@@ -155,19 +155,13 @@ def retraining_epochs(epochs: int) -> int:
     return max(1, epochs // 3)
 
 
-def low_rank(weight: Array, *, share: Fraction) -> Compressed:
+def low_rank_share(weight: Array, *, share: Fraction) -> Compressed:
     """A dense weight or a kernel at a share of the rank that its shape allows, but at least 1."""
     full = min(weight.size // weight.shape[-1], weight.shape[-1])
-    rank = max(1, int(full * share))
-    return (truncated_svd if weight.ndim == 2 else channel_svd)(weight, rank=rank)
+    return low_rank(weight, rank=max(1, int(full * share)))
 
 
-half_rank = partial(low_rank, share=Fraction(1, 2))
-
-
-def chained(weight: Array, *, steps: tuple[Compressor, ...]) -> Compressed:
-    """`chain` as a compressor."""
-    return chain(weight, *steps)
+half_rank = partial(low_rank_share, share=Fraction(1, 2))
 
 
 def _candidates(run: Run) -> list[Candidate]:
@@ -216,7 +210,7 @@ def _retrained(
     # It has the rank, or the zeros, already: the same step again loses nothing.
     again, _ = compress(plain, steps)
     both: dict[int, Compressor] = dict.fromkeys(weights(plain), INT8)
-    both |= dict.fromkeys(large, partial(chained, steps=(step, rounding)))
+    both |= dict.fromkeys(large, chain(step, rounding))
     hybrid = _compressed(f"{method} + int8", plain, both, RETRAINED)
     return [before._replace(model=again), hybrid]
 

@@ -31,7 +31,6 @@ from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import fit
 from minicompress.recipes.structure import preserve_structure, restore_structure
-from minicompress.representation import Compressed
 from minicompress.search.plan import compress
 from minicompress.search.weights import Compressor
 from minicompress.storage.container import dumps, load
@@ -262,17 +261,13 @@ def deep_compression(
             Step(f"retrain {i}", partial(training, epochs=epochs), settings),
         ]
     share: dict[int, Compressor] = {
-        k: partial(_shared, prune=prune[k], n_clusters=2 ** as_int(bits[k], "bits", 0, 16))
+        # What is zero already is what `prune` drops first: it loses nothing more.
+        k: chain(prune[k], partial(cluster, n_clusters=2 ** as_int(bits[k], "bits", 0, 16)))
         for k in left
     }
     tune = partial(training, epochs=fine_tuning, learning_rate=learning_rate / 10)
     last = Step("share", partial(compressed, plan=share), settings), Step("tune", tune, settings)
     return (*steps, *last)
-
-
-def _shared(weight: Array, *, prune: Compressor, n_clusters: int) -> Compressed:
-    """The weights that are left as few values; `prune` loses nothing on what it pruned before."""
-    return chain(weight, prune, partial(cluster, n_clusters=n_clusters))
 
 
 def array_digest(*arrays: Array) -> str:

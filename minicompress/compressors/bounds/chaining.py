@@ -1,0 +1,91 @@
+"""Chains: how the error of a later step adds to that of the steps before it."""
+
+from __future__ import annotations
+
+import math
+
+from minicompress.arrays import Array
+from minicompress.norms import (
+    fro_upper,
+    gamma,
+    smallest_subnormal,
+    spectral_norm_upper,
+    unit_roundoff,
+    upward,
+)
+
+
+def disjoint_sum(first: float, second: float) -> float:
+    """Two errors at different entries: their squares add (Pythagoras)."""
+    return upward(math.hypot(first, second), 8)
+
+
+def overlapping_sum(first: float, second: float) -> float:
+    """Two errors at the same entries: they add at most (triangle inequality)."""
+    return upward(first + second, 8)
+
+
+def product_rule(
+    before: list[Array], after: list[Array], errors: list[float], subscripts: str
+) -> float:
+    """How far a product moves when its factors move by at most `errors` in the Frobenius norm.
+
+    One factor after the other is exchanged. The change of factor i then stands between the old
+    factors on one side and the new ones on the other, and cannot grow by more than their 2-norms.
+    Which side is new is free: both are tried.
+    """
+    left, output = subscripts.split("->")
+    terms = left.split(",")
+    old = [_two_norms(terms, i, f) for i, f in enumerate(before)]
+    new = [_two_norms(terms, i, f) for i, f in enumerate(after)]
+    moved = min(_exchange(old, new, errors), _exchange(new, old, errors))
+    # The product itself is formed in float64 and rounded once, before the exchange and after it.
+    inner = math.prod(
+        n
+        for t, f in zip(terms, before, strict=True)
+        for c, n in zip(t, f.shape, strict=True)
+        if c not in output
+    )
+    entries = math.prod(
+        n
+        for t, f in zip(terms, before, strict=True)
+        for c, n in zip(t, f.shape, strict=True)
+        if c in output
+    )
+    dtype = before[0].dtype
+    sizes = math.prod(map(fro_upper, before)) + math.prod(map(fro_upper, after))
+    rounding = (unit_roundoff(dtype) + gamma(inner + 8)) * sizes
+    return upward(moved + rounding + 2 * math.sqrt(entries) * smallest_subnormal(dtype))
+
+
+def _exchange(
+    first: list[tuple[float, float]], last: list[tuple[float, float]], errors: list[float]
+) -> float:
+    return upward(
+        sum(
+            error
+            * math.prod(toward_right for toward_right, _ in first[:i])
+            * math.prod(toward_left for _, toward_left in last[i + 1 :])
+            for i, error in enumerate(errors)
+        )
+    )
+
+
+def _two_norms(terms: list[str], i: int, factor: Array) -> tuple[float, float]:
+    """The 2-norms of a factor as the matrix that a change on its right, or on its left, meets.
+
+    The columns are the letters it shares with the next factor, or with the one before. Where it
+    shares some with a factor further off there is no such matrix, and its Frobenius norm serves.
+    """
+    near = [set(terms[j]) if 0 <= j < len(terms) else set() for j in (i + 1, i - 1)]
+    far = set("".join(t for j, t in enumerate(terms) if abs(j - i) > 1))
+    if far & set(terms[i]):
+        return fro_upper(factor), fro_upper(factor)
+    norms = []
+    for shared in near:
+        columns = [k for k, letter in enumerate(terms[i]) if letter in shared]
+        rows = [k for k, letter in enumerate(terms[i]) if letter not in shared]
+        width = math.prod(factor.shape[k] for k in columns)
+        matrix = factor.transpose(rows + columns).reshape(-1 if width else 0, width)
+        norms.append(spectral_norm_upper(matrix) if matrix.size else 0.0)
+    return norms[0], norms[1]

@@ -1,0 +1,124 @@
+"""Low rank: how far a product of truncated factors can be from the matrix.
+
+In exact arithmetic the error is what the dropped singular values hold (C. Eckart and G. Young,
+1936). LAPACK promises no constant for what it computes. So the computed triples are taken for what
+they are: how far their product is from the matrix is computed, and how far U and V are from
+orthogonal.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from minicompress.arrays import Array, DType
+from minicompress.norms import (
+    UNIT,
+    fro_upper,
+    gamma,
+    norm_of,
+    orthogonality_factor,
+    power_of_two_scaled,
+    smallest_subnormal,
+    spectral_norm_upper,
+    svd_residual,
+    unit_roundoff,
+    unscaled,
+    unscaled_upper,
+    upward,
+)
+
+
+class Svd(NamedTuple):
+    """Singular triples of a matrix in float64, and how far their product is from it."""
+
+    u: Array
+    s: Array
+    vt: Array
+    residual: float
+
+
+def svd_of(a: Array) -> Svd:
+    """The thin decomposition of a float64 matrix of ordinary magnitude."""
+    if a.size == 0:
+        m, n = a.shape
+        return Svd(np.zeros((m, 0)), np.zeros(0), np.zeros((0, n)), 0.0)
+    try:
+        u, s, vt = scipy.linalg.svd(a, full_matrices=False, check_finite=False)
+    except np.linalg.LinAlgError:  # the divide and conquer did not converge; this one does
+        u, s, vt = scipy.linalg.svd(a, full_matrices=False, lapack_driver="gesvd")
+    return Svd(u, s, vt, svd_residual(a, u, s, vt))
+
+
+def scaled_float64(w: Array) -> tuple[Array, int]:
+    """`power_of_two_scaled` in float64 and C order: BLAS sums other layouts in another order."""
+    return power_of_two_scaled(np.array(w, np.float64, order="C"))
+
+
+def truncation_bound(svd: Svd, exponent: int, rank: int, law: str, dtype: DType) -> float:
+    """The law's error of the dropped triples, and what computing and storing the rest can add.
+
+    W = U S V + E with ||E||_F <= residual. The kept triples become L and R by a root, a product
+    and a cast; the product of L and R is formed in float64 and rounded to dtype once. Entry by
+    entry that is at most 3 u of dtype and gamma_(rank + 8) of float64, relative to |U| S |V|, and
+    where numbers are subnormal one eta for each entry of L, of R and of their product.
+    """
+    if svd.s.max(initial=0) == 0:
+        return 0.0
+    u, s, vt = svd.u[:, rank:], svd.s[rank:], svd.vt[rank:]
+    product = np.abs(svd.u[:, :rank] * svd.s[:rank]) @ np.abs(svd.vt[:rank])
+    law = _unsaturated(law, product, exponent, dtype)
+    if law == "max":
+        sums = np.abs(u) @ (s[:, None] * np.abs(vt))
+        dropped = float(np.abs((u * s) @ vt).max() + gamma(len(s) + 8) * sums.max())
+    else:
+        tail = norm_of(s) if law == "fro" else float(s.max(initial=0))
+        dropped = orthogonality_factor(svd.u, svd.vt) * tail
+    unit, eta = unit_roundoff(dtype), smallest_subnormal(dtype)
+    rounding = (3 * unit * (1 + 4 * unit) + gamma(rank + 8)) * _size(product, law)
+    scaled = unscaled_upper(
+        upward(dropped + svd.residual + rounding, 4 * len(svd.s) + 64), exponent
+    )
+    m, n = svd.u.shape[0], svd.vt.shape[1]
+    # ||L||_F**2 is the sum of the kept singular values, and so is ||R||_F**2.
+    roots = math.sqrt(float(svd.s[:rank].sum())) * 2.0 ** ((exponent + 1) // 2)
+    lost = roots * (math.sqrt(rank * n) + math.sqrt(rank * m)) + math.sqrt(m * n) * (1 + rank * eta)
+    return upward(scaled + upward(lost) * eta)
+
+
+def product_bound(
+    a: Array, exponent: int, factors: tuple[Array, Array], law: str, dtype: DType
+) -> float:
+    """How far the product of two stored factors is from the scaled matrix, rounding included.
+
+    Forming the product here, forming it again when decoding (gamma_(rank + 2) each) and rounding
+    it to dtype (u, or eta where it is subnormal) is what a difference of floats does not show.
+    """
+    half = exponent // 2
+    left = np.ldexp(factors[0].astype(np.float64), half - exponent)
+    right = np.ldexp(factors[1].astype(np.float64), -half)
+    difference, product = a - left @ right, np.abs(left) @ np.abs(right)
+    law = _unsaturated(law, product, exponent, dtype)
+    if law == "spectral":
+        seen = spectral_norm_upper(difference)
+    else:
+        seen = fro_upper(difference) if law == "fro" else float(np.abs(difference).max(initial=0))
+    rank, unit = left.shape[1], unit_roundoff(dtype)
+    rounding = (unit + 2 * gamma(rank + 4)) * (1 + 4 * unit) * _size(product, law)
+    rounding += 2 * UNIT * _size(a, law)
+    scaled = unscaled_upper(upward(seen + rounding, 2 * (a.size + 8)), exponent)
+    return upward(scaled + math.sqrt(a.size) * smallest_subnormal(dtype)) if a.any() else 0.0
+
+
+def _unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
+    """The law, or "fro": saturated entries come nearer to the original, but only one by one."""
+    highest = unscaled(product.max(initial=0), exponent)
+    return "fro" if law == "spectral" and highest >= float(np.finfo(dtype).max) else law
+
+
+def _size(x: Array, law: str) -> float:
+    """A norm that one known entry by entry bounds: largest magnitude, or Frobenius."""
+    return float(np.abs(x).max(initial=0)) if law == "max" else norm_of(x)

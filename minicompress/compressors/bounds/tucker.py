@@ -1,0 +1,99 @@
+"""Tucker-2: how far the product of three truncated factors can be from the kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from minicompress.arrays import Array, DType
+from minicompress.compressors.bounds.svd import Svd
+from minicompress.norms import (
+    UNIT,
+    gamma,
+    norm_of,
+    orthogonality_factor,
+    smallest_subnormal,
+    unit_roundoff,
+    unscaled,
+    unscaled_upper,
+    upward,
+)
+
+INPUTS, OUTPUTS = 2, 3
+"""The two axes of a kernel (kh, kw, in, out) that Tucker-2 shortens."""
+
+
+class Tucker(NamedTuple):
+    """Both decompositions, and what they made of a kernel: u_in x core x u_out.
+
+    `partly` is the kernel with its inputs cut and its outputs not.
+    """
+
+    first: Svd
+    second: Svd
+    u_in: Array
+    partly: Array
+    core: Array
+    u_out: Array
+
+
+def factor_shifts(core: Array, exponent: int) -> tuple[int, int, int]:
+    """The powers of two by which the factors are scaled: no factor alone may overflow."""
+    largest = int(np.frexp(np.abs(core).max(initial=0))[1])
+    third = (exponent + largest) // 3
+    return third, exponent - 2 * third, third
+
+
+def tucker_bound(
+    a: Array, exponent: int, cut: Tucker, sequential: bool, law: str, dtype: DType
+) -> float:
+    """The law's error of the dropped triples, and what computing and storing the rest can add.
+
+    With P the projection on the computed u_in, A - (decoded) is (A - P A), which the dropped
+    triples of the inputs bound, and beside it what lies in the range of u_in, orthogonal to it
+    whatever u_in is: the dropped triples of the outputs, and the rounding of both products. How
+    far u u' is from a projection is at most o = ||u'u - I||, which adds o ||A||. Then each factor
+    is cast to dtype and the product formed in float64 and rounded: entry by entry 4 u of dtype and
+    the gamma of its sums, relative to |u_in| |core| |u_out|', and an eta for each subnormal entry.
+    """
+    first, second, u_in, partly, core, u_out = cut
+    if not a.any():
+        return 0.0
+    size, (ri, ro) = norm_of(a), core.shape[2:]
+    f_in = orthogonality_factor(first.u, first.vt)
+    f_out = orthogonality_factor(second.u, second.vt) if second.s.size else 1.0
+    off_in, off_out = f_in**2 - 1 + 4 * UNIT, f_out**2 - 1 + 4 * UNIT
+    absolute = np.abs(core) @ np.abs(u_out.T)
+    product = np.tensordot(np.abs(u_in), absolute, (1, INPUTS))
+    saturated = unscaled(product.max(initial=0), exponent) >= float(np.finfo(dtype).max)
+    spectral = law == "spectral" and not saturated
+
+    cut_in = f_in * norm_of(first.s[ri:]) + first.residual
+    tail = second.s[ro:]
+    cut_out = f_out * (float(tail.max(initial=0)) if spectral else norm_of(tail))
+    cut_out += second.residual + off_out * size
+    partly_error = gamma(a.shape[INPUTS] + 2) * size * norm_of(u_in)
+    core_error = gamma(a.shape[OUTPUTS] + 2) * norm_of(partly) * norm_of(u_out)
+    if not sequential:  # the tail is that of the whole kernel, the cut is made in what is left
+        cut_out = f_in * cut_out + 2 * partly_error
+    cut_out = min(cut_out, (1 + off_out) * norm_of(partly))  # all that is left, at most
+    beside = off_in * size + f_in * (partly_error + cut_out + f_out * core_error)
+    unit, eta = unit_roundoff(dtype), smallest_subnormal(dtype)
+    sums = gamma(ri * ro + ri + ro + 8)
+    rounding = (4 * unit * (1 + 8 * unit) + sums) * norm_of(product)
+    law_error = upward(math.hypot(cut_in, beside) + rounding, 2 * (a.size + 8))
+
+    # One factor after the other moves by eta an entry, between the norms of the two others.
+    norms = [
+        math.ldexp(norm, shift)
+        for norm, shift in zip((f_in, 2 * size, f_out), factor_shifts(core, exponent), strict=True)
+    ]
+    moves = [eta * math.sqrt(f.size) for f in (u_in, core, u_out)]
+    lost = math.sqrt(a.size) * eta
+    for i, move in enumerate(moves):
+        before = math.prod(norms[:i])
+        after = math.prod(n + m for n, m in zip(norms[i + 1 :], moves[i + 1 :], strict=True))
+        lost += before * move * after
+    return upward(unscaled_upper(law_error, exponent) + upward(2 * lost))
