@@ -20,6 +20,7 @@ from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress.compressors.chaining import chain
 from minicompress.compressors.clustering import cluster
+from minicompress.compressors.clustering import nearest as nearest_borders
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.errors import CompressionError
 from minicompress.norms import UNIT, unit_roundoff
