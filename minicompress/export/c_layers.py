@@ -39,8 +39,8 @@ class LayerCode(NamedTuple):
     output_shape : tuple of int
     weights : Weights or None
     arrays : tuple of CArray
-    name, function : str
-        The function's name, and all of it.
+    name, text : str
+        The function's name; the definitions of the arrays and of the function.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class LayerCode(NamedTuple):
     weights: Weights | None
     arrays: tuple[CArray, ...]
     name: str
-    function: str
+    text: str
 
     @property
     def nbytes(self) -> int:
@@ -99,8 +99,10 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
         title += f"\n * Weights: {weights}, {weights.nbytes} bytes."
     called = f"{prefix}_layer_{index}"
     head = f"static void {called}(const int8_t *in, int8_t *out)"
-    function = f"/* {title} */\n{head}\n{{\n{indent(body, INDENT)}\n}}"
-    return LayerCode(kind, output_shape, weights, arrays, called, function)
+    function = f"{head}\n{{\n{indent(body, INDENT)}\n}}"
+    definitions = [array.definition(f"{prefix}_PLACEMENT") for array in arrays]
+    text = "\n\n".join([f"/* {title} */", *definitions, function])
+    return LayerCode(kind, output_shape, weights, arrays, called, text)
 
 
 def fits(*sizes: int) -> None:
@@ -125,7 +127,10 @@ def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, pref
     start = ""
     if weights.gaps is not None:  # once through the list of weights for every pixel
         first = weights.gaps.read(f"{name}_gap", prefix, "0")
-        start = f"int32_t end = 0, entry = 0, place = {first};"
+        start = _lines(
+            "/* Only weights that are not 0 are stored. Number `entry` is weight `place`. */",
+            f"int32_t end = 0, entry = 0, place = {first};",
+        )
     total = f"int32_t sum = {name}_bias[o];"
     code = (
         f"{prefix}_requantize(\n"
@@ -142,7 +147,7 @@ def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, pref
     (kh, kw, count, _), (oh, ow, _) = layer.weight.shape, layer.output_shape(input_shape)
     h, w, channels = input_shape
     lines, inside = _pixel(layer, (h, w), layer.dilation)
-    at = f"(row * {w} + column) * {channels}"
+    at = _times(f"(row * {w} + column)", channels)
     if layer.groups > 1:
         at += f" + o / {outputs // layer.groups} * {count}"
     k = f"((o * {kh} + p) * {kw} + q) * {count}"
@@ -208,7 +213,7 @@ def _pooling(layer: IntegerMaxPool2D | IntegerAvgPool2D, input_shape: Shape) -> 
     oh, ow, _ = layer.output_shape(input_shape)
     lines, inside = _pixel(layer, (h, w), (1, 1))
     skip = f"if (!({inside})) {{\n{INDENT}continue;\n}}" if inside else ""
-    code = f"in[(row * {w} + column) * {channels} + c]"
+    code = f"in[{_times(f'(row * {w} + column)', channels)} + c]"
     size = math.prod(layer.window)
     if isinstance(layer, IntegerMaxPool2D):
         start, end, result = "int8_t best = -128;", "", "best"
