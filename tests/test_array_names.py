@@ -139,12 +139,38 @@ def test_shapes_tell_layers_apart_where_the_alphabet_says_nothing(stems, layout)
     same_weights(load_weights(NARROWING, dict(sorted(named.items())), layout=layout), NARROWING)
 
 
+def test_depthwise_kernels_among_others_in_alphabetical_order():
+    """A 5 by 5 kernel that comes before the 3 by 3 one in the alphabet, and after it in the model."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": (3, 3, 1, 4),
+        "wide": (3, 3, 1, 4),
+        "conv_1": (1, 1, 4, 4),
+        "deep": (5, 5, 1, 4),
+    }
+    groups = {"wide": 4, "deep": 4}
+    model = Sequential(
+        tuple(
+            Conv2D(rng.standard_normal(shape, F), groups=groups.get(name, 1))
+            for name, shape in shapes.items()
+        )
+    )
+    arrays = {
+        f"{name}/vars/0": layer.weight for name, layer in zip(shapes, model.layers, strict=True)
+    }
+    for name in ("wide/vars/0", "deep/vars/0"):
+        arrays[name] = arrays[name].swapaxes(2, 3)  # (kh, kw, channels, multiplier)
+    same_weights(load_weights(model, dict(sorted(arrays.items()))), model)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_keras_numbers_the_arrays_that_a_normalization_has(count):
     """In .weights.h5 the arrays are vars/0, vars/1, ...: beta is vars/0 where there is no gamma."""
     model = Sequential((BatchNorm(*np.arange(12, dtype=F).reshape(4, 3)),))
     values = list(weights_out(model).values())[4 - count :]
     arrays = {f"layers/batch_normalization/vars/{i}": v for i, v in enumerate(values)}
+    arrays = dict(reversed(arrays.items()))
+    arrays = dict(reversed(arrays.items()))
     if count == 4:
         same_weights(load_weights(model, arrays), model)
     elif count == 2:

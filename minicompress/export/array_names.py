@@ -42,7 +42,7 @@ OTHER = {"keras": ("torch", "PyTorch"), "torch": ("keras", "Keras")}
 
 
 def refuse_foreign(names: Iterable[str], layout: str) -> None:
-    """Raise if only the other framework uses such names: its arrays lie otherwise."""
+    """Raise if the names are those of the other framework: its arrays have another layout."""
     other, framework = OTHER[layout]
     own, foreign = ([n for n in names if _split(n, side)] for side in (layout, other))
     only = [name for name in foreign if name not in own]
@@ -154,7 +154,7 @@ def _layer(
     """The kind of the layer that arrays of one prefix belong to, and their names by our fields."""
     words = WORDS[layout]
     if layout == "keras" and all(end.startswith("vars/") for end in ends):
-        ends = _numbered(prefix, [ends[end] for end in sorted(ends, key=by_number)], arrays)
+        ends = _numbered(prefix, [ends[end] for end in sorted(ends)], arrays)
     if ends.keys() & ({words[field] for field in NORM} - {words[field] for field in AFFINE}):
         return "norm", {field: ends[words[field]] for field in NORM if words[field] in ends}
     affine = {field: ends[words[field]] for field in AFFINE if words[field] in ends}

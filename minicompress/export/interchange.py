@@ -70,9 +70,9 @@ def load_weights(
         array, where names are such that they have to be told. None for a scale or an offset that
         is not there. No other arrays are looked at.
     dtype : "float16" | "float32" | "float64", optional
-        Convert arrays of other float dtypes to this one, which the model then has. So are the
-        bfloat16 and float8 of the package ml_dtypes, and all that float64 holds exactly; numbers
-        are rounded once. By default each array must have the model's dtype.
+        Convert arrays of other float dtypes to this one, which the model then has: float16,
+        float32, float64 and those of the package ml_dtypes, such as bfloat16. Each number is
+        rounded once. By default every array must have the model's dtype.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def _trouble(array: Array, slot: Slot, dtype: DType | None) -> list[tuple[str, s
     if array.dtype.hasobject:
         trouble.append(("pickled", f"must be of {target}, not Python objects"))
     elif "float" not in array.dtype.name or not np.can_cast(array.dtype, np.float64):
-        # The dtypes of ml_dtypes are of no kind of NumPy's, but say in their names what they are.
+        # By name, since most floats of ml_dtypes are of kind "V", as its integers are.
         trouble.append(("wrong dtype", f"must be of {target}, not {array.dtype}"))
     elif dtype is None and array.dtype.newbyteorder("=") != target:
         text = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
