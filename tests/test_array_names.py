@@ -140,7 +140,7 @@ def test_shapes_tell_layers_apart_where_the_alphabet_says_nothing(stems, layout)
 
 
 def test_depthwise_kernels_among_others_in_alphabetical_order():
-    """A 5 by 5 kernel that comes before the 3 by 3 one in the alphabet, and after it in the model."""
+    """The 5 by 5 kernel is before the 3 by 3 one in the alphabet, and behind it in the model."""
     rng = np.random.default_rng(0)
     shapes = {
         "conv": (3, 3, 1, 4),
