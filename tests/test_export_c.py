@@ -40,6 +40,7 @@ from minicompress.nn.integer_weightless import (
 from minicompress.nn.layers import BatchNorm, Dense
 from minicompress.nn.model import Sequential
 from minicompress.nn.optimizers import adam
+from minicompress.nn.requantize import fixed_point
 from minicompress.nn.training import fit
 from minicompress.pipeline.weights import weights, with_weights
 from minicompress.qparams import QParams
@@ -375,13 +376,17 @@ IMAGE = small(BORDERED, PICTURE.shape[1:]), PICTURE
 
 NARROW = small(dataclasses.replace(BORDERED, weight=BORDERED.weight // 16), (5, 5, 2)), PICTURE
 
-POOL = small(IntegerAvgPool2D((2, 2), (2, 2)), (5, 5, 2)), PICTURE
+MEANS = dict(zip(("multiplier", "shift"), fixed_point(1 / np.arange(1, 5)), strict=True))
+
+POOL = IntegerAvgPool2D(
+    (2, 2), (2, 2), ((1, 0), (1, 0)), **MEANS, input_zero_point=9, output_zero_point=3
+)
+
+POOL = small(POOL, (5, 5, 2)), PICTURE
 
 MAXIMUM = small(IntegerMaxPool2D((1, 2), (1, 2)), (5, 5, 2)), PICTURE
 
 HALVES = small(ONE, (1,)), RAMP
-
-INCLUDED = IntegerAvgPool2D((2, 2), (2, 2), ((1, 0), (1, 0)), zero_point=9, count_include_pad=True)
 
 PLANTED = {
     "sums are not rounded": (HALVES, " + ((int64_t)1 << (shift - 1))", ""),
@@ -395,10 +400,9 @@ PLANTED = {
                                       "logits[i] > logits[best]", "logits[i] >= logits[best]"),
     "4-bit codes are not centred": (NARROW, " - 8)", ")"),
     "low bits come first": (NARROW, "4 - bit % 8", "bit % 8"),
-    "means are rounded down": (POOL, "2 * sum + count", "2 * sum"),
-    "means of negative codes are rounded toward zero": (POOL, "128", "0"),
-    "padding is not in the mean": ((small(INCLUDED, (5, 5, 2)), PICTURE),
-                                   "count = 4;", "(void)0;"),
+    "means are rounded down": (POOL, " + ((int64_t)1 << (shift - 1))", ""),
+    "a mean's zero point is forgotten": (POOL, " - 9;", ";"),
+    "all means are of whole windows": (POOL, "[last]", "[3]"),
     "the maximum starts at 0": (MAXIMUM, "best = -128", "best = 0"),
 }  # fmt: skip
 
