@@ -27,6 +27,8 @@ from minicompress.nn.weightless import Shape
 Affine: TypeAlias = IntegerConv2D | IntegerDense
 Windowed: TypeAlias = IntegerConv2D | IntegerMaxPool2D | IntegerAvgPool2D
 
+C_TYPES = (IntegerConv2D, IntegerDense, IntegerMaxPool2D, IntegerAvgPool2D, IntegerReLU)
+
 INDENT = " " * 4
 LARGEST = 2**28
 """Numbers in one array at most: so the place of any bit in it fits int32."""
@@ -77,6 +79,11 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
     output_shape = layer.output_shape(input_shape)
     weights: Weights | None = None
     arrays: tuple[CArray, ...] = ()
+    if type(layer) not in C_TYPES:
+        raise CompressionError(
+            "it has no C form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D "
+            "and Flatten, as integer layers"
+        )
     if isinstance(layer, Affine):
         fits(math.prod(input_shape), math.prod(output_shape), layer.weight.size)
         # Output by output, and for each in the order of the loops over its window.
@@ -88,14 +95,10 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
         if isinstance(layer, IntegerAvgPool2D) and layer.shift.size > 1:
             arrays = _rescaling(layer, name)
         body = _pooling(layer, input_shape, name, prefix)
-    elif isinstance(layer, IntegerReLU):
+    else:
+        assert isinstance(layer, IntegerReLU)
         fits(math.prod(input_shape))
         body = _relu(layer, input_shape)
-    else:
-        raise CompressionError(
-            "it has no C form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D "
-            "and Flatten, as integer layers"
-        )
     title = f"Layer {index}: {kind}, {input_shape} to {output_shape}."
     if weights is not None:
         title += f"\n * Weights: {weights}, {weights.nbytes} bytes."

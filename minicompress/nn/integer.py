@@ -26,6 +26,7 @@ from minicompress.nn.integer_weightless import (
     IntegerReLU,
 )
 from minicompress.nn.layers import (
+    LAYER_TYPES,
     AvgPool2D,
     BatchNorm,
     Conv2D,
@@ -49,6 +50,11 @@ from minicompress.representation import Quantized, Rep, decode, shape_of
 
 Rescaled: TypeAlias = Conv2D | Dense | AvgPool2D | GlobalAvgPool2D
 """Layers whose output has a scale of its own; the others keep their input's."""
+
+NO_FORM = (
+    "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, "
+    "GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
+)
 
 QUANTILES = 1 << 17
 """Of the values between two layers, this many are looked at where the whole range is not taken."""
@@ -169,6 +175,9 @@ def to_integer(
 
 def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
     """The layers that are left, each with its place in the model and whether a ReLU is in it."""
+    for index, layer in enumerate(model.layers):
+        if type(layer) not in LAYER_TYPES:
+            raise CompressionError(f"layer {index} ({type(layer).__name__}): {NO_FORM}")
     chain = [
         (index, part)
         for index, layer in enumerate(model.layers)
@@ -338,7 +347,4 @@ def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLay
             )
         case Softmax():
             raise CompressionError("softmax has an integer form at the end of a model only")
-    raise CompressionError(
-        "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, "
-        "AvgPool2D, GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
-    )
+    raise CompressionError(NO_FORM)
