@@ -56,7 +56,7 @@ def slow_product(layer, codes):
     return y
 
 
-def slow_pooling(layer, codes):
+def slow_pooling(layer, codes, code=slow_code):
     n, h, w, _ = codes.shape
     y = np.zeros((n, *layer.output_shape(codes.shape[1:])), np.int8)
     for i, j, k, c in np.ndindex(y.shape):
@@ -70,8 +70,8 @@ def slow_pooling(layer, codes):
         if isinstance(layer, IntegerMaxPool2D):
             y[i, j, k, c] = max(seen)
             continue
-        total = sum(code - layer.input_zero_point for code in seen)  # padding is the real 0
-        y[i, j, k, c] = slow_code(total, layer, len(seen) - 1 if layer.shift.size > 1 else 0)
+        total = sum(seen) - len(seen) * layer.input_zero_point  # padding is the real 0
+        y[i, j, k, c] = code(total, layer, len(seen) - 1 if layer.shift.size > 1 else 0)
     return y
 
 

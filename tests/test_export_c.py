@@ -37,7 +37,7 @@ from minicompress.nn.integer_weightless import (
     IntegerMaxPool2D,
     IntegerReLU,
 )
-from minicompress.nn.layers import BatchNorm, Dense
+from minicompress.nn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, GlobalAvgPool2D, ReLU
 from minicompress.nn.model import Sequential
 from minicompress.nn.optimizers import adam
 from minicompress.nn.requantize import fixed_point
@@ -193,10 +193,25 @@ def moving():
     return model, rng.integers(-128, 128, (50, 3)).astype(np.int8)
 
 
+def averaging():
+    """Every kind of average: without padding, with it in the mean, and beside it."""
+    rng = np.random.default_rng(2)
+    layers = (
+        AvgPool2D(3, 1, 1),
+        Conv2D(rng.standard_normal((2, 2, 2, 3))),
+        AvgPool2D((2, 3), (2, 1), ((1, 0), (0, 2)), count_include_pad=True),
+        ReLU(),
+        GlobalAvgPool2D(),
+        Dense(rng.standard_normal((3, 4))),
+    )
+    model = to_integer(Sequential(layers), rng.standard_normal((20, 5, 5, 2)), activation_bits=6)
+    return model, PICTURE
+
+
 @needs_cc
 def test_drawn_networks(tmp_path, sanitizers):
     """All that Hypothesis draws become one program; the laws are asked when it has run."""
-    cases = [moving()]
+    cases = [moving(), averaging()]
     for bits in range(1, 9):
         weight = BORDERED.weight.astype(int) // 2 ** (8 - bits)
         layer = dataclasses.replace(BORDERED, weight=weight.astype(np.int8))

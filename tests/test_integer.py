@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from integer_oracles import BORDERED, PICTURE, floats, forward, int8s, law_model, run
+from integer_oracles import (
+    BORDERED,
+    PICTURE,
+    floats,
+    forward,
+    int8s,
+    law_model,
+    run,
+    slow_pooling,
+)
 
 import minicompress.nn.integer_layers as integer_layers
 import minicompress.nn.integer_model as integer_model
@@ -207,6 +216,16 @@ def input_scale_kept(model, codes):
     return kept.forward(codes)
 
 
+def rounded_down(total, layer, o):
+    n = total * int(layer.multiplier[o]) >> int(layer.shift[o])
+    return min(max(n + layer.output_zero_point, layer.low), layer.high)
+
+
+def truncated(total, layer, o):
+    n = int(Fraction(total * int(layer.multiplier[o]), 2 ** int(layer.shift[o])))
+    return min(max(n + layer.output_zero_point, layer.low), layer.high)
+
+
 WRONG_AVERAGES = {
     "keeps its input's scale": input_scale_kept,
     "whole windows at the borders": changed_pool(
@@ -215,11 +234,8 @@ WRONG_AVERAGES = {
     "one pixel too few": changed_pool(
         multiplier=lambda a, _: np.roll(a.multiplier, 1), shift=lambda a, _: np.roll(a.shift, 1)
     ),
-    "truncated": lambda model, codes: np.where(
-        model.layers[0].forward(codes) > model.layers[0].output_zero_point,
-        model.layers[0].forward(codes) - 1,
-        model.layers[0].forward(codes),
-    ),
+    "rounded down": lambda model, codes: slow_pooling(model.layers[0], codes, rounded_down),
+    "truncated": lambda model, codes: slow_pooling(model.layers[0], codes, truncated),
     "padding is the code 0": changed_pool(input_zero_point=lambda a, _: 0),
     "the output's zero point forgotten": changed_pool(output_zero_point=lambda a, _: 0),
     "unclamped": changed_pool(low=lambda a, _: -128, high=lambda a, _: 127),
