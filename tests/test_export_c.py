@@ -37,9 +37,10 @@ from minicompress.nn.integer_weightless import (
     IntegerMaxPool2D,
     IntegerReLU,
 )
-from minicompress.nn.layers import BatchNorm, Dense
+from minicompress.nn.layers import AvgPool2D, BatchNorm, Conv2D, Dense, GlobalAvgPool2D, ReLU
 from minicompress.nn.model import Sequential
 from minicompress.nn.optimizers import adam
+from minicompress.nn.requantize import fixed_point
 from minicompress.nn.training import fit
 from minicompress.pipeline.weights import weights, with_weights
 from minicompress.qparams import QParams
@@ -194,10 +195,25 @@ def moving():
     return model, rng.integers(-128, 128, (50, 3)).astype(np.int8)
 
 
+def averaging():
+    """Every kind of average: without padding, with it in the mean, and beside it."""
+    rng = np.random.default_rng(2)
+    layers = (
+        AvgPool2D(3, 1, 1),
+        Conv2D(rng.standard_normal((2, 2, 2, 3))),
+        AvgPool2D((2, 3), (2, 1), ((1, 0), (0, 2)), count_include_pad=True),
+        ReLU(),
+        GlobalAvgPool2D(),
+        Dense(rng.standard_normal((3, 4))),
+    )
+    model = to_integer(Sequential(layers), rng.standard_normal((20, 5, 5, 2)), activation_bits=6)
+    return model, PICTURE
+
+
 @needs_cc
 def test_drawn_networks(tmp_path, sanitizers):
     """All that Hypothesis draws become one program; the laws are asked when it has run."""
-    cases = [moving()]
+    cases = [moving(), averaging()]
     for bits in range(1, 9):
         weight = BORDERED.weight.astype(int) // 2 ** (8 - bits)
         layer = dataclasses.replace(BORDERED, weight=weight.astype(np.int8))
@@ -364,13 +380,17 @@ IMAGE = small(BORDERED, PICTURE.shape[1:]), PICTURE
 
 NARROW = small(dataclasses.replace(BORDERED, weight=BORDERED.weight // 16), (5, 5, 2)), PICTURE
 
-POOL = small(IntegerAvgPool2D((2, 2), (2, 2)), (5, 5, 2)), PICTURE
+MEANS = dict(zip(("multiplier", "shift"), fixed_point(1 / np.arange(1, 5)), strict=True))
+
+POOL = IntegerAvgPool2D(
+    (2, 2), (2, 2), ((1, 0), (1, 0)), **MEANS, input_zero_point=9, output_zero_point=3
+)
+
+POOL = small(POOL, (5, 5, 2)), PICTURE
 
 MAXIMUM = small(IntegerMaxPool2D((1, 2), (1, 2)), (5, 5, 2)), PICTURE
 
 HALVES = small(ONE, (1,)), RAMP
-
-INCLUDED = IntegerAvgPool2D((2, 2), (2, 2), ((1, 0), (1, 0)), zero_point=9, count_include_pad=True)
 
 PLANTED = {
     "sums are not rounded": (HALVES, " + ((int64_t)1 << (shift - 1))", ""),
@@ -384,10 +404,9 @@ PLANTED = {
                                       "logits[i] > logits[best]", "logits[i] >= logits[best]"),
     "4-bit codes are not centred": (NARROW, " - 8)", ")"),
     "low bits come first": (NARROW, "(4 - (index) * 4 % 8)", "((index) * 4 % 8)"),
-    "means are rounded down": (POOL, "2 * sum + count", "2 * sum"),
-    "means of negative codes are rounded toward zero": (POOL, "128", "0"),
-    "padding is not in the mean": ((small(INCLUDED, (5, 5, 2)), PICTURE),
-                                   "count = 4;", "(void)0;"),
+    "means are rounded down": (POOL, " + ((int64_t)1 << (shift - 1))", ""),
+    "a mean's zero point is forgotten": (POOL, " - 9;", ";"),
+    "all means are of whole windows": (POOL, "[last]", "[3]"),
     "the maximum starts at 0": (MAXIMUM, "best = -128", "best = 0"),
 }  # fmt: skip
 

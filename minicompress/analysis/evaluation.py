@@ -7,7 +7,7 @@ import numpy as np
 from minicompress.arrays import FLOATS, Array, DType
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d, uses_winograd
-from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
 from minicompress.nn.weightless import (
     AvgPool2D,
     Dropout,
@@ -62,6 +62,8 @@ def float_error(layer: Layer, size: Array, error: Array, dtype: DType) -> Array:
     True
     """
     match layer:
+        case _ if type(layer) not in LAYER_TYPES:
+            pass
         case Conv2D() | Dense():
             return _affine_error(layer, size, error, dtype)
         case Flatten():

@@ -30,7 +30,7 @@ import numpy as np
 from minicompress.arrays import Array, integer
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d
-from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
 from minicompress.nn.model import Sequential
 from minicompress.nn.weightless import (
     AvgPool2D,
@@ -187,6 +187,8 @@ def _capped(pair: Pair, most: int | None) -> Pair:
 
 def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
     match a, b:
+        case _ if type(a) not in LAYER_TYPES:
+            pass
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
             return _affine(a, b, pair)
         case Flatten(), _:

@@ -154,7 +154,7 @@ def export_c(
     codes, leads = [], []
     shape = model.input_shape
     for index, layer in enumerate(model.layers):
-        if not isinstance(layer, IntegerFlatten):
+        if type(layer) is not IntegerFlatten:
             try:
                 codes.append(layer_code(layer, shape, index, name))
             except CompressionError as error:

@@ -118,7 +118,7 @@ def source_text(
 
 def _helpers(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
     """The functions that layers share; no more than are called, for a compiler warns of others."""
-    if any(code.weights for code in codes):
+    if any(f"{name}_requantize(" in code.text for code in codes):
         yield f"""/* A sum as a code: sum * multiplier / 2^shift, halves up, plus zero, clamped. */
 static int8_t {name}_requantize(
     int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high)
