@@ -219,7 +219,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a .mcz file")
     parser.add_argument("--target", choices=("c", "onnx"), required=True, help="what to write")
     parser.add_argument("--out", metavar="FILE", required=True, help="the file to write")
-    parser.add_argument("--name", default="predict", help="C: of the function (default: predict)")
+    parser.add_argument("--name", default="predict", help="C: of the network (default: predict)")
     parser.add_argument("--bits", type=int, default=8, help="C: of a weight (default: 8)")
     _image_options(parser)
 

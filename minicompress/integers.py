@@ -58,6 +58,13 @@ def spread(
     return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
+def zero_points(zero_point: ArrayLike | None, scale: Array) -> Array:
+    """The zero points; left out, they are 0 for each scale."""
+    if zero_point is None:
+        return np.zeros(scale.shape, np.int64)
+    return integer_array(zero_point, "zero_point")
+
+
 def code_dtype(num_bits: int, signed: bool) -> DType:
     """The narrowest integer dtype that holds the codes."""
     return np.dtype(f"{'int' if signed else 'uint'}{8 if num_bits <= 8 else 16}")
@@ -66,7 +73,7 @@ def code_dtype(num_bits: int, signed: bool) -> DType:
 def quantize_linear(
     x: ArrayLike,
     scale: ArrayLike,
-    zero_point: ArrayLike,
+    zero_point: ArrayLike | None = None,
     *,
     num_bits: int = 8,
     signed: bool = True,
@@ -83,6 +90,7 @@ def quantize_linear(
         Shape ``()``, ``(x.shape[axis],)``, or with `block_size` the shape of `x` but for
         ``ceil(n / block_size)`` along `axis`.
     zero_point : integer ndarray of the shape of `scale`, in the range of the codes
+        Left out, it is 0 for each scale, as it is in ONNX.
     num_bits : int from 2 to 16
     signed : bool
     axis, block_size : int, optional
@@ -100,7 +108,7 @@ def quantize_linear(
 
     Examples
     --------
-    >>> quantize_linear(np.array([0.5, 1.5, 2.5, 1e9]), 1.0, 0).tolist()
+    >>> quantize_linear(np.array([0.5, 1.5, 2.5, 1e9]), 1.0).tolist()
     [0, 2, 2, 127]
     """
     array = float_array(x, "x")
@@ -115,7 +123,7 @@ def quantize_linear(
 def dequantize_linear(
     codes: ArrayLike,
     scale: ArrayLike,
-    zero_point: ArrayLike,
+    zero_point: ArrayLike | None = None,
     *,
     axis: int | None = None,
     block_size: int | None = None,
@@ -131,6 +139,7 @@ def dequantize_linear(
     scale : positive float ndarray
         Its dtype is the result's. Shapes as in `quantize_linear`.
     zero_point : integer ndarray of the shape of `scale`
+        Left out, it is 0 for each scale.
     axis, block_size : int, optional
 
     Returns
@@ -150,7 +159,7 @@ def dequantize_linear(
     """
     array = integer_array(codes, "codes")
     s = finite_array(scale, "scale")
-    z = integer_array(zero_point, "zero_point")
+    z = zero_points(zero_point, s)
     s, z = _spread_params(s, z, array.shape, axis, block_size)
     steps, _ = _difference(array, z, "codes")
     with np.errstate(over="ignore", under="ignore"):
@@ -158,7 +167,10 @@ def dequantize_linear(
 
 
 def matmul_integer(
-    a: ArrayLike, b: ArrayLike, a_zero_point: ArrayLike = 0, b_zero_point: ArrayLike = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    a_zero_point: ArrayLike | None = None,
+    b_zero_point: ArrayLike | None = None,
 ) -> Array:
     """The exact product of two integer matrices, zero points subtracted.
 
@@ -167,9 +179,9 @@ def matmul_integer(
     a : (m, k) ndarray of integers
     b : (k, n) ndarray of integers
     a_zero_point : int, or (m,) or (m, 1) ndarray of integers
-        One for the matrix or one per row.
+        One for the matrix or one per row; left out, 0.
     b_zero_point : int, or (n,) ndarray of integers
-        One for the matrix or one per column.
+        One for the matrix or one per column; left out, 0.
 
     Returns
     -------
@@ -225,9 +237,10 @@ def matmul_integer(
     return total
 
 
-def _zero_point(zero_point: ArrayLike, name: str, per_line: tuple[int, int]) -> Array:
+def _zero_point(zero_point: ArrayLike | None, name: str, per_line: tuple[int, int]) -> Array:
     """One zero point, or one per row or column as an array that broadcasts against the matrix."""
-    zero, lines = integer_array(zero_point, name), per_line[0] * per_line[1]
+    zero = integer_array(0 if zero_point is None else zero_point, name)
+    lines = per_line[0] * per_line[1]
     if zero.ndim == 0:
         return zero
     if zero.shape not in {(lines,), per_line}:
@@ -273,7 +286,7 @@ def _spread_params(
 
 def _linear_params(
     scale: ArrayLike,
-    zero_point: ArrayLike,
+    zero_point: ArrayLike | None,
     array: Array,
     num_bits: int,
     signed: bool,
@@ -284,7 +297,7 @@ def _linear_params(
     # A Python number takes the dtype of the array, as numpy's own operators have it.
     s = finite_array(np.asarray(scale, array.dtype) if type(scale) is float else scale, "scale")
     same_dtype(x=array, scale=s)
-    z = integer_array(zero_point, "zero_point")
+    z = zero_points(zero_point, s)
     if z.size and not (low <= int(z.min()) and int(z.max()) <= high):
         raise CompressionError(f"zero_point must lie in [{low}, {high}], not {z.tolist()}")
     s, z = _spread_params(s, z, array.shape, axis, block_size)

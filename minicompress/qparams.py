@@ -19,11 +19,10 @@ from minicompress.arrays import (
     finite_array,
     flag,
     frozen,
-    integer_array,
     normal_axis,
 )
 from minicompress.errors import CompressionError
-from minicompress.integers import code_range, qparam_shape, spread
+from minicompress.integers import code_range, qparam_shape, spread, zero_points
 
 METHODS = ("minmax", "percentile", "mse")
 
@@ -68,7 +67,8 @@ class QParams(Value):
         Of the dtype of the arrays it is for. Shape ``()``; ``(channels,)`` with `axis`; with
         `block_size` one per block along `axis`.
     zero_point : integer ndarray of the shape of `scale`
-        The code of 0.0. It may lie outside the codes, where the range does not hold 0.0.
+        The code of 0.0. It may lie outside the codes, where the range does not hold 0.0. Left out,
+        it is 0 for each scale.
     num_bits : int from 2 to 16
     signed, narrow_range : bool
         Codes from ``-2**(num_bits - 1)`` on, or from 0 on; `narrow_range` leaves the lowest out.
@@ -76,7 +76,7 @@ class QParams(Value):
     """
 
     scale: Array
-    zero_point: Array
+    zero_point: Array = None  # type: ignore[assignment]
     num_bits: int = 8
     signed: bool = True
     narrow_range: bool = False
@@ -85,7 +85,7 @@ class QParams(Value):
 
     def __post_init__(self) -> None:
         scale = finite_array(self.scale, "scale")
-        zero_point = integer_array(self.zero_point, "zero_point").astype(np.int64, copy=False)
+        zero_point = zero_points(self.zero_point, scale).astype(np.int64, copy=False)
         if not (scale > 0).all():
             raise CompressionError("scale must be positive")
         if scale.shape != zero_point.shape:
@@ -266,7 +266,7 @@ def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
 
     Examples
     --------
-    >>> q = QParams(np.array(0.5), np.array(0), num_bits=2)
+    >>> q = QParams(np.array(0.5), num_bits=2)
     >>> fake_quantize(np.array([-9.0, -0.3, 0.2, 9.0]), q).tolist()
     [-1.0, -0.5, 0.0, 0.5]
     """

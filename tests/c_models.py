@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
-from integer_oracles import CODE, int8s
+from integer_oracles import averages, int8s
 from test_integer_layers import PAIR, affine_fields
 
 from minicompress.integer.layers import IntegerConv2D
-from minicompress.integer.stateless import IntegerAvgPool2D, IntegerMaxPool2D
+from minicompress.integer.stateless import IntegerMaxPool2D
 
 
 @st.composite
@@ -49,7 +49,4 @@ def pools(draw, h, w):
     assume(window[0] <= h + sum(pads[0]) and window[1] <= w + sum(pads[1]))
     if draw(st.booleans()):
         return IntegerMaxPool2D(window, draw(PAIR), pads)
-    included = draw(st.booleans())
-    return IntegerAvgPool2D(
-        window, draw(PAIR), pads, zero_point=draw(CODE), count_include_pad=included
-    )
+    return draw(averages(window, draw(PAIR), pads))

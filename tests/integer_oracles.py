@@ -6,14 +6,18 @@ data sets. And the layers and inputs that planted wrong code is shown.
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
-from minicompress.integer.stateless import IntegerFlatten, IntegerMaxPool2D, IntegerReLU
+from minicompress.integer.requantization import quantize_multiplier
+from minicompress.integer.stateless import (
+    IntegerAvgPool2D,
+    IntegerFlatten,
+    IntegerMaxPool2D,
+    IntegerReLU,
+)
 
 F = np.float32
 
@@ -52,7 +56,7 @@ def slow_product(layer, codes):
     return y
 
 
-def slow_pooling(layer, codes):
+def slow_pooling(layer, codes, code=slow_code):
     n, h, w, _ = codes.shape
     y = np.zeros((n, *layer.output_shape(codes.shape[1:])), np.int8)
     for i, j, k, c in np.ndindex(y.shape):
@@ -66,9 +70,8 @@ def slow_pooling(layer, codes):
         if isinstance(layer, IntegerMaxPool2D):
             y[i, j, k, c] = max(seen)
             continue
-        if layer.count_include_pad:
-            seen += [layer.zero_point] * (layer.window[0] * layer.window[1] - len(seen))
-        y[i, j, k, c] = (Fraction(sum(seen), len(seen)) + Fraction(1, 2)).__floor__()
+        total = sum(seen) - len(seen) * layer.input_zero_point  # padding is the real 0
+        y[i, j, k, c] = code(total, layer, len(seen) - 1 if layer.shift.size > 1 else 0)
     return y
 
 
@@ -124,8 +127,9 @@ def int64_layer(layer, codes):
     windows = np.lib.stride_tricks.sliding_window_view(codes, (w0, w1), (1, 2))[:, ::s0, ::s1]
     if isinstance(layer, IntegerMaxPool2D):
         return windows.max((-2, -1))
-    sums, count = windows.sum((-2, -1), dtype=np.int64), w0 * w1
-    return ((2 * sums + count) // (2 * count)).astype(np.int8)
+    return int64_requantize(
+        (windows.astype(np.int64) - layer.input_zero_point).sum((-2, -1)), layer
+    )
 
 
 def law_model(impl, model, codes):
@@ -144,6 +148,26 @@ def int8s(shape, low=-128):
 
 
 CODE = st.integers(-128, 127)
+
+
+@st.composite
+def averages(draw, window, stride, padding):
+    """Means of one kind of window, or of every number of pixels; all scales near 1 and none."""
+    size = draw(st.sampled_from([1, window[0] * window[1]]))
+    factors = npst.arrays(np.float64, size, elements=st.floats(0.01, 4), fill=st.nothing())
+    multiplier, shift = quantize_multiplier(draw(factors))
+    low, high = sorted((draw(CODE), draw(CODE)))
+    return IntegerAvgPool2D(
+        window,
+        stride,
+        padding,
+        multiplier=multiplier,
+        shift=shift,
+        input_zero_point=draw(CODE),
+        output_zero_point=draw(CODE),
+        low=draw(st.sampled_from([-128, low])),
+        high=draw(st.sampled_from([127, high])),
+    )
 
 
 def floats(shape, low=-2.0, high=2.0):

@@ -211,7 +211,7 @@ def test_export_writes_c(tmp_path, capsys):
     arguments = ["export", str(tmp_path / "model.mcz"), "--target", "c", "--name", "digits"]
     assert main([*arguments, "--bits", "4", "--out", str(out)]) == 0
     assert "of constants in flash" in capsys.readouterr().out
-    assert "int digits(const int8_t *input)" in out.with_suffix(".h").read_text()
+    assert "int digits_class(const int8_t *input)" in out.with_suffix(".h").read_text()
     small = out.stat().st_size
     assert main([*arguments, "--out", str(out)]) == 0
     assert small < out.stat().st_size

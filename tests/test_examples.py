@@ -27,6 +27,7 @@ HEADS = {
 # How the methods of lesson 5 begin.
 KINDS = ("int4", "prun", "shar", "half")
 OTHERS = {
+    "00_in_one_file",  # test_in_one_file.py
     "06_your_own_compressor",
     "against_others",
     "c_sizes",
@@ -69,11 +70,11 @@ def test_every_example_is_tested():
 
 
 def test_lessons_are_numbered_and_short():
-    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(1, 11)]
+    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(11)]
     readme = (ROOT / "README.md").read_text()
     for name in LESSONS:
         source = (ROOT / "examples" / f"{name}.py").read_text()
-        assert len(source.splitlines()) <= 120
+        assert len(source.splitlines()) <= (200 if name == "00_in_one_file" else 120)
         assert f"python examples/{name}.py" in source
         assert f"(examples/{name}.py)" in readme
     for figure in (ROOT / "examples" / "figures").iterdir():

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from integer_oracles import BORDERED, PICTURE, floats, forward, int8s, law_model, run
+from integer_oracles import (
+    BORDERED,
+    PICTURE,
+    floats,
+    forward,
+    int8s,
+    law_model,
+    run,
+    slow_pooling,
+)
 
 import minicompress.integer.layers as integer_layers
 import minicompress.integer.model as integer_model
@@ -21,7 +30,8 @@ from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.layers import IntegerConv2D, IntegerDense
-from minicompress.integer.stateless import IntegerFlatten
+from minicompress.integer.requantization import quantize_multiplier
+from minicompress.integer.stateless import IntegerAvgPool2D, IntegerFlatten
 from minicompress.nn.architectures import digits_cnn, lenet5
 from minicompress.nn.convolution import conv2d, dense
 from minicompress.nn.layers import (
@@ -82,6 +92,8 @@ def test_a_drawn_network_is_its_oracle(kind, data):
         if isinstance(layer, IntegerConv2D | IntegerDense):
             assert np.abs(layer.weight.astype(int)).max(initial=0) <= top
             assert low <= layer.low <= layer.output_zero_point <= layer.high == high
+        elif isinstance(layer, IntegerAvgPool2D):
+            assert low <= layer.low <= layer.output_zero_point <= layer.high == high
     codes = made.quantize_input(calibration)
     assert low <= codes.min()
     assert codes.max() <= high
@@ -107,8 +119,137 @@ def test_a_mean_over_zeros_and_padding_is_zero():
     pool = AvgPool2D(3, 1, padding=1, count_include_pad=True)
     model = to_integer(Sequential((pool,)), x)
     assert not model(np.zeros((1, 4, 4, 1), F)).any()
-    # A mean of codes is off by half a step, and the codes by half a step each.
-    assert np.abs(model(x) - pool.forward(x)).max() <= 1.001 * model.input_qparams.scale
+    # Half a step of the input for the codes of x, and half a step of the output for the mean.
+    steps = model.input_qparams.scale + model.output_qparams.scale
+    assert np.abs(model(x) - pool.forward(x)).max() <= 0.501 * steps
+
+
+# ---- averages
+
+
+def as_convolution(pool, channels, window):
+    """The same average as a depthwise convolution, whose weights keep code and scale."""
+    shape, each = (*window, 1, channels), np.array(1 / (window[0] * window[1]))
+    weight = Quantized(np.ones(shape, int), each, np.array(0), 8, True, None, None, each.dtype)
+    if isinstance(pool, GlobalAvgPool2D):
+        return Conv2D(weight, groups=channels), Flatten()
+    stride = window if pool.stride is None else pool.stride
+    return (Conv2D(weight, stride=stride, padding=pool.padding, groups=channels),)
+
+
+def law_average_is_a_convolution(layers, others, x, codes, **options):
+    """The same codes and the same meaning of the last of them, bit for bit.
+
+    Both averages of `x` are exact in float64, so both models see the same ranges.
+    """
+    np.testing.assert_array_equal(Sequential(layers)(x), Sequential(others)(x))
+    made, right = (to_integer(Sequential(part), x, **options) for part in (layers, others))
+    np.testing.assert_array_equal(made.run(codes), right.run(codes))
+    assert made.output_qparams.scale == right.output_qparams.scale
+    assert made.output_qparams.zero_point == right.output_qparams.zero_point
+
+
+@given(st.data())
+def test_an_average_is_its_convolution(data):
+    """Windows of 1, 2, 4 or 8 pixels: their means are exact, as are products with 1 / n."""
+    window = data.draw(st.sampled_from([(1, 1), (1, 2), (2, 2), (4, 1), (2, 4)]))
+    pads = tuple((data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, n - 1)))
+                 for n in window)  # fmt: skip
+    pool = AvgPool2D(window, data.draw(st.integers(1, 2)), pads, count_include_pad=True)
+    x = data.draw(floats((2, 4, 4, 2))).astype(np.float64)
+    if data.draw(st.booleans()):
+        pool, window = GlobalAvgPool2D(), (4, 4)
+    before = (ReLU(),) if data.draw(st.booleans()) else ()
+    after = (ReLU(),) if data.draw(st.booleans()) else ()
+    layers = (*before, pool, *after)
+    others = (*before, *as_convolution(pool, 2, window), *after)
+    bits = data.draw(st.integers(2, 8))
+    codes = data.draw(int8s((2, 4, 4, 2)))
+    if isinstance(pool, GlobalAvgPool2D) and after:  # one ReLU clamps, the other is a layer
+        others = (*before, others[len(before)], ReLU(), Flatten())
+    law_average_is_a_convolution(layers, others, x, codes, activation_bits=bits)
+
+
+def law_average(impl, pool, x, codes, bits=8):
+    """A code is within 1/2 + 2**-22 of the real mean in steps of the output, clamped."""
+    model = to_integer(Sequential((pool,)), x, activation_bits=bits)
+    made, source, target = impl(model, codes), model.input_qparams, model.output_qparams
+    (w0, w1), pads, ratio = pool.window, pool.padding, Fraction(float(source.scale))
+    ratio /= Fraction(float(target.scale))
+    stride = pool.stride or (w0, w1)
+    for i, j, k, c in np.ndindex(made.shape):
+        top, left = j * stride[0] - pads[0][0], k * stride[1] - pads[1][0]
+        seen = [
+            int(codes[i, a, b, c]) - int(source.zero_point)
+            for a in range(max(top, 0), min(top + w0, codes.shape[1]))
+            for b in range(max(left, 0), min(left + w1, codes.shape[2]))
+        ]
+        count = w0 * w1 if pool.count_include_pad else len(seen)
+        real = Fraction(sum(seen), count) * ratio + int(target.zero_point)
+        clamped = min(max(real, target.qmin), target.qmax)
+        assert abs(int(made[i, j, k, c]) - clamped) <= Fraction(1, 2) + Fraction(1, 2**22)
+
+
+@given(st.data())
+def test_an_average_is_the_nearest_code(data):
+    window = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
+    pads = tuple((data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, n - 1)))
+                 for n in window)  # fmt: skip
+    pool = AvgPool2D(window, (1, 2), pads, count_include_pad=data.draw(st.booleans()))
+    x, bits = data.draw(floats((2, 3, 4, 1))), data.draw(st.integers(2, 8))
+    law_average(run, pool, x, data.draw(int8s((2, 3, 4, 1))), bits)
+
+
+def changed_pool(**change):
+    def impl(model, codes):
+        (layer,) = model.layers
+        new = {name: f(layer, model) for name, f in change.items()}
+        return dataclasses.replace(layer, **new).forward(codes)
+
+    return impl
+
+
+def input_scale_kept(model, codes):
+    (layer,), q = model.layers, model.input_qparams
+    m, s = quantize_multiplier(1 / np.arange(1, 10))
+    kept = dataclasses.replace(layer, multiplier=m, shift=s, output_zero_point=int(q.zero_point))
+    return kept.forward(codes)
+
+
+def rounded_down(total, layer, o):
+    n = total * int(layer.multiplier[o]) >> int(layer.shift[o])
+    return min(max(n + layer.output_zero_point, layer.low), layer.high)
+
+
+def truncated(total, layer, o):
+    n = int(Fraction(total * int(layer.multiplier[o]), 2 ** int(layer.shift[o])))
+    return min(max(n + layer.output_zero_point, layer.low), layer.high)
+
+
+WRONG_AVERAGES = {
+    "keeps its input's scale": input_scale_kept,
+    "whole windows at the borders": changed_pool(
+        multiplier=lambda a, _: a.multiplier[-1:], shift=lambda a, _: a.shift[-1:]
+    ),
+    "one pixel too few": changed_pool(
+        multiplier=lambda a, _: np.roll(a.multiplier, 1), shift=lambda a, _: np.roll(a.shift, 1)
+    ),
+    "rounded down": lambda model, codes: slow_pooling(model.layers[0], codes, rounded_down),
+    "truncated": lambda model, codes: slow_pooling(model.layers[0], codes, truncated),
+    "padding is the code 0": changed_pool(input_zero_point=lambda a, _: 0),
+    "the output's zero point forgotten": changed_pool(output_zero_point=lambda a, _: 0),
+    "unclamped": changed_pool(low=lambda a, _: -128, high=lambda a, _: 127),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_AVERAGES)
+def test_a_wrong_average_is_caught(name):
+    pool = AvgPool2D((3, 3), (1, 1), 1)
+    x = np.random.default_rng(8).standard_normal((3, 5, 6, 2)) + 2
+    codes = np.random.default_rng(9).integers(-128, 128, (2, 5, 6, 2)).astype(np.int8)
+    law_average(run, pool, x, codes, 7)
+    with pytest.raises(AssertionError):
+        law_average(WRONG_AVERAGES[name], pool, x, codes, 7)
 
 
 # ---- pieces
@@ -533,6 +674,49 @@ def test_digits(digits_model, method):
     assert right >= 580
     assert correct(made.run(codes), y) >= right - 1
     assert correct(made(x), y) == correct(made.run(codes), y)
+
+
+def dyadic(layer):
+    """Weights of a few bits behind the point: every sum of them is exact in float64."""
+    fields = {
+        name: decode(quantize(value.astype(np.float64), num_bits=8, power_of_two=True).rep)
+        for name, value in layer.parameters().items()
+    }
+    return dataclasses.replace(layer, **fields)
+
+
+@pytest.fixture(scope="module")
+def averaging_digits():
+    """A network with both averages, and the same one with convolutions for them."""
+    x, y = load_digits("train")
+    rng = np.random.default_rng(0)
+    layers = (
+        Conv2D(F(0.4) * rng.standard_normal((3, 3, 1, 8)).astype(F), np.zeros(8, F)),
+        ReLU(),
+        AvgPool2D(2, 1),
+        Conv2D(F(0.2) * rng.standard_normal((2, 2, 8, 24)).astype(F), np.zeros(24, F)),
+        ReLU(),
+        GlobalAvgPool2D(),
+        Dense(F(0.4) * rng.standard_normal((24, 10)).astype(F), np.zeros(10, F)),
+    )
+    model, _ = fit(Sequential(layers), x, y, optimizer=adam(2e-2), epochs=8, batch_size=64, rng=rng)
+    layers = tuple(dyadic(layer) for layer in model.layers)
+    small, whole = as_convolution(layers[2], 8, (2, 2)), as_convolution(layers[5], 24, (4, 4))
+    others = (*layers[:2], *small, *layers[3:5], *whole, *layers[6:])
+    return Sequential(layers), Sequential(others)
+
+
+@pytest.mark.parametrize("num_bits", [8, 6, 4])
+def test_an_average_costs_what_its_convolution_costs(averaging_digits, num_bits):
+    """The windows hold 4 and 16 pixels, so all is exact: the same codes, the same accuracy."""
+    calibration, (x, y) = load_digits("train")[0][:200], load_digits("test")
+    made, other = (
+        to_integer(model, calibration.astype(np.float64), activation_bits=num_bits)
+        for model in averaging_digits
+    )
+    codes = made.quantize_input(x.astype(np.float64))
+    np.testing.assert_array_equal(made.run(codes), other.run(codes))
+    assert correct(made.run(codes), y) == correct(other.run(codes), y)
 
 
 def test_agreement_with_simulated_quantization_layer_by_layer(digits_model):

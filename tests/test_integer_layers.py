@@ -13,6 +13,7 @@ from integer_oracles import (
     BORDERED,
     CODE,
     PICTURE,
+    averages,
     forward,
     int8s,
     int64_convolution,
@@ -99,10 +100,11 @@ def test_pooling_of_codes(data, kind):
         (data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, size - 1)))
         for size in window
     )
-    options = {}
-    if kind is IntegerAvgPool2D:
-        options = {"zero_point": data.draw(CODE), "count_include_pad": data.draw(st.booleans())}
-    layer = kind(window, stride, padding, **options)
+    layer = data.draw(
+        st.builds(IntegerMaxPool2D, st.just(window), st.just(stride), st.just(padding))
+        if kind is IntegerMaxPool2D
+        else averages(window, stride, padding)
+    )
     n, h, w, c = (data.draw(st.integers(low, 4)) for low in (0, 1, 1, 1))
     assume(window[0] <= h + sum(padding[0]) and window[1] <= w + sum(padding[1]))
     law_codes(forward, layer, data.draw(int8s((n, h, w, c))), slow_pooling)
@@ -320,7 +322,17 @@ def test_layers_check_their_fields(change, message):
 def test_pooling_checks_its_fields():
     with pytest.raises(CompressionError, match="padding must be narrower than the window"):
         IntegerMaxPool2D((2, 2), (1, 1), ((2, 0), (0, 0)))
-    with pytest.raises(CompressionError, match="zero_point must be"):
-        IntegerAvgPool2D((2, 2), (1, 1), zero_point=200)
+    good = {"multiplier": np.array([2**30]), "shift": np.array([30])}
+    for change, message in (
+        ({"input_zero_point": 200}, "input_zero_point must be"),
+        ({"output_zero_point": -129}, "zero_point must be"),
+        ({"low": 3, "high": 2}, "high must be"),
+        ({"shift": np.array([63])}, "shift must lie in"),
+        ({"multiplier": np.array([1.0])}, "multiplier must be of an integer dtype"),
+        ({"shift": np.full(4, 30)}, r"must both hold 1 number or 4, .* shapes \(1,\) and \(4,\)"),
+        ({"multiplier": np.full(3, 2**30), "shift": np.full(3, 30)}, "must both hold 1 number"),
+    ):
+        with pytest.raises(CompressionError, match=message):
+            IntegerAvgPool2D((2, 2), (1, 1), **(good | change))
     with pytest.raises(CompressionError, match="window must hold at most"):
-        IntegerAvgPool2D((2**12, 2**12), (1, 1))
+        IntegerAvgPool2D((2**12, 2**12), (1, 1), **good)

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as npst
 
 from minicompress.errors import CompressionError
 from minicompress.integers import code_range, dequantize_linear, matmul_integer, quantize_linear
+from minicompress.qparams import QParams, fake_quantize
 from minicompress.testing.checks import check_pure
 from minicompress.testing.strategies import LAYOUTS, in_layout
 
@@ -283,6 +284,109 @@ def test_wrapping_on_the_way_is_harmless():
     law_matmul(matmul_integer, np.array([[2**31 - 1]], np.int32), np.array([[1]]), -(2**31))
     assert dequantize_linear(np.array(2**31 - 1), 1.0, -(2**31)) == 2.0**32 - 1
     assert dequantize_linear(np.array(2**63 + 3, np.uint64), 1.0, np.array(2**63, np.uint64)) == 3
+
+
+# ---- zero points that are left out
+
+
+def law_left_out_is_zero(quantizer, dequantizer, x, scale, options):
+    """The very numbers of the call with a 0 for each scale."""
+    zeros = np.zeros(scale.shape, np.int64)
+    codes = quantizer(x, scale, **options)
+    right = quantize_linear(x, scale, zeros, **options)
+    assert codes.dtype == right.dtype
+    np.testing.assert_array_equal(codes, right)
+    where = {name: options[name] for name in ("axis", "block_size")}
+    back, right = (
+        dequantizer(codes, scale, **where),
+        dequantize_linear(codes, scale, zeros, **where),
+    )
+    assert back.dtype == right.dtype
+    np.testing.assert_array_equal(back, right)
+
+
+@given(linear_cases())
+def test_a_zero_point_that_is_left_out_is_zero(case):
+    x, scale, _, options = case
+    law_left_out_is_zero(quantize_linear, dequantize_linear, x, scale, options)
+    narrow = {name: value for name, value in options.items() if name != "signed"}
+    explicit = QParams(scale, np.zeros(scale.shape, int), signed=options["signed"], **narrow)
+    left_out = QParams(scale, signed=options["signed"], **narrow)
+    np.testing.assert_array_equal(left_out.zero_point, explicit.zero_point)
+    assert left_out.zero_point.dtype == np.int64
+    finite = np.where(np.isinf(x), 0, x).astype(x.dtype)
+    np.testing.assert_array_equal(fake_quantize(finite, left_out), fake_quantize(finite, explicit))
+
+
+@given(integer_matrices())
+def test_a_product_without_zero_points(matrices):
+    a, b, za, zb = matrices
+    left, right = np.zeros((len(a), 1), int), np.zeros((1, b.shape[1]), int)
+    for given_, explicit in (({}, (left, right)), ({"a_zero_point": za}, (za, 0)),
+                             ({"b_zero_point": zb}, (0, zb))):  # fmt: skip
+        made, wanted = matmul_integer(a, b, **given_), matmul_integer(a, b, *explicit)
+        assert made.dtype == wanted.dtype
+        np.testing.assert_array_equal(made, wanted)
+
+
+def in_the_middle(x, scale, **options):
+    """Unsigned codes around 128: what symmetric codes have, not what is left out."""
+    middle = 0 if options["signed"] else 2 ** (options["num_bits"] - 1)
+    return quantize_linear(x, scale, np.full(scale.shape, middle), **options)
+
+
+def one_scale(codes, scale, **where):
+    return codes * scale.ravel()[0]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "dequantizer"),
+    [(in_the_middle, dequantize_linear), (quantize_linear, one_scale)],
+    ids=["the middle code", "one scale for all blocks"],
+)
+def test_another_zero_is_found(quantizer, dequantizer):
+    x, scale = np.arange(6.0).reshape(2, 3), np.array([[1.0, 2.0], [0.5, 4.0]])
+    options = {"num_bits": 8, "signed": False, "axis": 1, "block_size": 2}
+    law_left_out_is_zero(quantize_linear, dequantize_linear, x, scale, options)
+    with pytest.raises(AssertionError):
+        law_left_out_is_zero(quantizer, dequantizer, x, scale, options)
+
+
+@given(st.data())
+def test_onnx_leaves_zero_points_out_too(data):
+    """ONNX's own reference, where there is one; of 8 and 16 bits, the codes that it knows."""
+    onnx = pytest.importorskip("onnx")
+    reference = pytest.importorskip("onnx.reference").ReferenceEvaluator
+
+    def run(kind, arrays, **attributes):
+        arrays = dict(zip("abcd", arrays, strict=False))
+        node = onnx.helper.make_node(kind, [*arrays], ["y"], **attributes)
+        return reference(node).run(None, arrays)[0]
+
+    shape = data.draw(npst.array_shapes(min_dims=2, max_dims=3, max_side=4))
+    axis, kind = data.draw(st.integers(0, len(shape) - 1)), data.draw(st.integers(0, 2))
+    block_size = data.draw(st.integers(1, 3)) if kind == 2 else None
+    blocks = -(-shape[axis] // (block_size or 1))
+    groups = [(), (shape[axis],), (*shape[:axis], blocks, *shape[axis + 1 :])][kind]
+    scales = st.sampled_from([1.0, 0.5, 15.0, 0.1, 1 / 3])
+    scale = data.draw(npst.arrays(np.float32, groups, elements=scales, fill=st.nothing()))
+    halves = data.draw(npst.arrays(np.float32, shape, elements=st.integers(-300, 300)))
+    x = halves / 2 * data.draw(scales.map(np.float32))
+    num_bits, signed = data.draw(st.sampled_from([8, 16])), data.draw(st.booleans())
+    where = {"axis": axis if kind else None, "block_size": block_size}
+    attributes = {"axis": axis} | ({"block_size": block_size} if block_size else {})
+    name = f"{'' if signed else 'U'}INT{num_bits}"
+    codes = quantize_linear(x, scale, num_bits=num_bits, signed=signed, **where)
+    right = run(
+        "QuantizeLinear", [x, scale], output_dtype=getattr(onnx.TensorProto, name), **attributes
+    )
+    assert codes.dtype == right.dtype
+    np.testing.assert_array_equal(codes, right)
+    back = dequantize_linear(codes, scale, **where)
+    np.testing.assert_array_equal(back, run("DequantizeLinear", [codes, scale], **attributes))
+    a = data.draw(npst.arrays(np.uint8, (2, 3), fill=st.nothing()))
+    b = data.draw(npst.arrays(np.int8, (3, 2), fill=st.nothing()))
+    np.testing.assert_array_equal(matmul_integer(a, b), run("MatMulInteger", [a, b]))
 
 
 # ---- what is refused

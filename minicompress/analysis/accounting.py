@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from minicompress.arrays import Array, Value
+from minicompress.arrays import Array, Value, as_int
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import BatchNorm, Conv2D, Dense, Layer, factor_layers
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, factor_layers
 from minicompress.nn.network import Sequential, layer_shapes
 from minicompress.representation import (
     LowRank,
@@ -141,7 +141,8 @@ def summary(model: Sequential, input_shape: tuple[int, ...], *, file: bool = Fal
     Raises
     ------
     CompressionError
-        A layer cannot take such an input, or is of a kind whose MACs are not known.
+        A layer cannot take such an input, or cannot be counted: it is not of this package, and
+        does not define both `parameters` and `macs` as `Layer` says.
 
     Examples
     --------
@@ -173,6 +174,14 @@ def _layer_account(
     output_shape: tuple[int, ...],
     itemsize: int,
 ) -> LayerSummary:
+    kind = type(layer)
+    inherited = kind.parameters in {known.parameters for known in LAYER_TYPES}
+    if kind not in LAYER_TYPES and (inherited or not hasattr(kind, "macs")):
+        raise CompressionError(
+            f"layer {index} ({kind.__name__}) cannot be counted: its class must define "
+            "parameters(), all of its weights by name, and macs(input_shape), its "
+            "multiply-accumulates for one input"
+        )
     reps = _reps(layer)
     dense_bytes = sum(math.prod(shape_of(rep)) * dtype_of(rep).itemsize for rep in reps)
     packed_bytes = sum(-(-storage_bits(rep) // 8) for rep in reps)
@@ -182,7 +191,7 @@ def _layer_account(
     )
     return LayerSummary(
         index,
-        type(layer).__name__,
+        kind.__name__,
         output_shape,
         sum(num_params(rep) for rep in reps),
         sum(_nonzeros(rep) for rep in reps),
@@ -212,15 +221,13 @@ def _nonzeros(rep: Rep) -> int:
 
 def _macs(layer: Layer, input_shape: tuple[int, ...]) -> int:
     """Every output entry of a product costs one multiplication for each weight it sees."""
+    if type(layer) not in LAYER_TYPES:
+        return as_int(layer.macs(input_shape), f"{type(layer).__name__}.macs", 0)  # type: ignore[attr-defined]
     total, shape = 0, input_shape
     for part in factor_layers(layer):
         output = part.output_shape(shape)
         if isinstance(part, Conv2D | Dense):
             total += math.prod(output) * math.prod(shape_of(part.weight)[:-1])
-        elif part.parameters() and not isinstance(part, BatchNorm):
-            raise CompressionError(
-                f"layer must be one whose MACs are known, not {type(part).__name__}"
-            )
         shape = output
     return total
 

@@ -9,7 +9,7 @@ from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d, uses_winograd
 from minicompress.nn.kernels.windows import geometry
 from minicompress.nn.kernels.winograd import winograd_error_bound
-from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
 from minicompress.nn.stateless import (
     AvgPool2D,
     Dropout,
@@ -62,6 +62,8 @@ def float_error(layer: Layer, size: Array, error: Array, dtype: DType) -> Array:
     True
     """
     match layer:
+        case _ if type(layer) not in LAYER_TYPES:
+            pass
         case Conv2D() | Dense():
             return _affine_error(layer, size, error, dtype)
         case Flatten():

@@ -17,7 +17,7 @@ from minicompress.arrays import Array, as_float, finite_array
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d
 from minicompress.nn.kernels.windows import Geometry, Padding, Pair, geometry
-from minicompress.nn.layers import Conv2D, Dense, Layer, Shape
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape
 from minicompress.nn.network import Sequential
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.pooling import avg_pool2d_vjp
@@ -260,6 +260,8 @@ def _unshaped(layer: Layer) -> Shape | None:
 
 def _constants(a: Layer, b: Layer, shape: Shape | None) -> _Constants:
     match a, b:
+        case _ if type(a) not in LAYER_TYPES:
+            pass
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
             return _affine(a, b, shape)  # type: ignore[arg-type]
         case (BatchNorm(), BatchNorm()):

@@ -31,7 +31,7 @@ from minicompress.arrays import Array, as_int
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d
 from minicompress.nn.kernels.windows import geometry
-from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
 from minicompress.nn.network import Sequential
 from minicompress.nn.stateless import (
     AvgPool2D,
@@ -187,6 +187,8 @@ def _capped(pair: Pair, most: int | None) -> Pair:
 
 def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
     match a, b:
+        case _ if type(a) not in LAYER_TYPES:
+            pass
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
             return _affine(a, b, pair)
         case Flatten(), _:

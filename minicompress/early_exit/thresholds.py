@@ -20,7 +20,7 @@ from minicompress.arrays import Array, as_float, as_int, exactly_one, float_arra
 from minicompress.early_exit.exits import NEVER, EarlyExit, checked, confidence, exit_logits
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Shape
-from minicompress.nn.network import output_shape
+from minicompress.nn.network import Sequential, output_shape
 
 # Thresholds that all heads could share, of which the search sets out from the best.
 SHARED = 200
@@ -287,11 +287,18 @@ def _macs(exits: EarlyExit, input_shape: Shape) -> tuple[Array, Array]:
     """Of the segments up to each exit, and of each head."""
     segments, heads, shape = [], [], input_shape
     for i, segment in enumerate(exits.segments):
-        segments.append(summary(segment, shape).macs)
+        segments.append(_macs_of(segment, f"segments[{i}]", shape))
         shape = output_shape(segment, shape)
         if i < len(exits.heads):
-            heads.append(summary(exits.heads[i], shape).macs)
+            heads.append(_macs_of(exits.heads[i], f"heads[{i}]", shape))
     return np.cumsum(segments, dtype=np.int64), np.array(heads, np.int64)
+
+
+def _macs_of(part: Sequential, name: str, input_shape: Shape) -> int:
+    try:
+        return summary(part, input_shape).macs
+    except CompressionError as error:
+        raise CompressionError(f"{name}: {error}") from error
 
 
 def _spent(segments: Array, heads: Array, thresholds: Array) -> Array:

@@ -7,6 +7,9 @@ fixed-point multipliers.
 
 from __future__ import annotations
 
+import math
+from typing import TypeAlias
+
 import numpy as np
 
 from minicompress.arrays import Array, as_int, cast_finite, finite_array
@@ -15,6 +18,7 @@ from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
 from minicompress.integer.model import IntegerModel
 from minicompress.integer.requantization import quantize_multiplier
 from minicompress.integer.stateless import (
+    NO_PADDING,
     IntegerAvgPool2D,
     IntegerFlatten,
     IntegerLayer,
@@ -22,8 +26,9 @@ from minicompress.integer.stateless import (
     IntegerReLU,
 )
 from minicompress.integers import code_range
-from minicompress.nn.kernels.windows import pair, resolve_padding
+from minicompress.nn.kernels.windows import Pads, pair, resolve_padding
 from minicompress.nn.layers import (
+    LAYER_TYPES,
     AvgPool2D,
     BatchNorm,
     Conv2D,
@@ -42,6 +47,14 @@ from minicompress.nn.layers import (
 from minicompress.nn.network import Sequential
 from minicompress.qparams import QParams, choose_qparams
 from minicompress.representation import Quantized, Rep, decode, shape_of
+
+Rescaled: TypeAlias = Conv2D | Dense | AvgPool2D | GlobalAvgPool2D
+"""Layers whose output has a scale of its own; the others keep their input's."""
+
+NO_FORM = (
+    "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, "
+    "GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
+)
 
 QUANTILES = 1 << 17
 """Of the values between two layers, this many are looked at where the whole range is not taken."""
@@ -102,7 +115,9 @@ def to_integer(
     than 0 can be raised so. An output's scale is never finer than the largest step of its
     accumulators: it is raised where needed.
 
-    A ReLU behind a layer with weights is done by clamping. Pooling keeps scale and zero point.
+    A ReLU behind a layer with weights or an average is done by clamping. An average gives the
+    codes of the depthwise convolution that it is, with weights of code 1 and scale 1 / n. Maximum
+    pooling keeps scale and zero point.
 
     Against simulated quantization (decoded weights and biases, real arithmetic, the same scales):
     a layer's code is never farther than 1/2 + 2**-22 from the real value in steps of the output,
@@ -134,18 +149,24 @@ def to_integer(
     input_shape = x.shape[1:]
     first = source = _range(x, between, method, percentile)
     layers: list[IntegerLayer] = []
+    layer: IntegerLayer
     for index, part, clamped in _parts(model):
         try:
             shape, x = x.shape[1:], decoded_layer(part).forward(x)
             x = ReLU().forward(x) if clamped else x
             if not np.isfinite(x).all():
                 raise CompressionError("its output must be finite for the calibration's inputs")
+            if not isinstance(part, Rescaled):
+                layers.append(_weightless(part, shape, int(source.zero_point)))
+                continue
+            target = _range(x, between, method, percentile)
             if isinstance(part, Conv2D | Dense):
-                target = _range(x, between, method, percentile)
                 layer, source = _affine(part, shape, bits, source, target, clamped)
-                layers.append(layer)
             else:
-                layers.extend(_weightless(part, shape, int(source.zero_point)))
+                layer, source = _average(part, shape, source, target, clamped)
+            layers.append(layer)
+            if isinstance(part, GlobalAvgPool2D):
+                layers.append(IntegerFlatten())
         except CompressionError as error:
             name = type(model.layers[index]).__name__
             raise CompressionError(f"layer {index} ({name}): {error}") from error
@@ -154,6 +175,9 @@ def to_integer(
 
 def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
     """The layers that are left, each with its place in the model and whether a ReLU is in it."""
+    for index, layer in enumerate(model.layers):
+        if type(layer) not in LAYER_TYPES:
+            raise CompressionError(f"layer {index} ({type(layer).__name__}): {NO_FORM}")
     chain = [
         (index, part)
         for index, layer in enumerate(model.layers)
@@ -164,7 +188,7 @@ def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
         chain.pop()
     parts: list[tuple[int, Layer, bool]] = []
     for index, part in chain:
-        if isinstance(part, ReLU) and parts and isinstance(parts[-1][1], Conv2D | Dense):
+        if isinstance(part, ReLU) and parts and isinstance(parts[-1][1], Rescaled):
             parts[-1] = (*parts[-1][:2], True)
         else:
             parts.append((index, part, False))
@@ -266,33 +290,56 @@ def _no_finer(q: QParams, step: float) -> QParams:
     return QParams(scale, np.asarray(round(q.qmin - below)), num_bits=q.num_bits)
 
 
-def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> list[IntegerLayer]:
-    """A layer without weights in integers: it keeps the scale and the zero point of its input."""
+def _average(
+    part: AvgPool2D | GlobalAvgPool2D,
+    input_shape: Shape,
+    source: QParams,
+    target: QParams,
+    clamped: bool,
+) -> tuple[IntegerAvgPool2D, QParams]:
+    """An average in integers, and what the codes of its output stand for."""
+    window, stride, pads = _geometry(part, (input_shape[0], input_shape[1]))
+    pixels = np.array([math.prod(window)])
+    if isinstance(part, AvgPool2D) and pads != NO_PADDING and not part.count_include_pad:
+        pixels = np.arange(1, pixels[0] + 1)
+    step = np.maximum(float(source.scale) * (1 / pixels), np.finfo(np.float64).tiny)
+    target = _no_finer(target, step[-1])
+    multiplier, shift = quantize_multiplier(step / float(target.scale))
+    zero_point = int(target.zero_point)
+    layer = IntegerAvgPool2D(
+        window,
+        stride,
+        pads,
+        multiplier=multiplier,
+        shift=shift,
+        input_zero_point=int(source.zero_point),
+        output_zero_point=zero_point,
+        low=zero_point if clamped else target.qmin,
+        high=target.qmax,
+    )
+    return layer, target
+
+
+def _geometry(
+    layer: MaxPool2D | AvgPool2D | GlobalAvgPool2D, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int], Pads]:
+    """Window, stride and padding for one size of image."""
+    if isinstance(layer, GlobalAvgPool2D):
+        return size, size, NO_PADDING
+    window = pair(layer.window, "window", 1)
+    stride = window if layer.stride is None else pair(layer.stride, "stride", 1)
+    return window, stride, resolve_padding(layer.padding, size, window, stride=stride)
+
+
+def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLayer:
+    """A layer that keeps the scale and the zero point of its input, in integers."""
     match layer:
         case Flatten():
-            return [IntegerFlatten()]
+            return IntegerFlatten()
         case ReLU():
-            return [IntegerReLU(zero_point)]
-        case GlobalAvgPool2D():
-            window = (input_shape[0], input_shape[1])
-            return [IntegerAvgPool2D(window, window), IntegerFlatten()]
-        case MaxPool2D() | AvgPool2D():
-            window = pair(layer.window, "window", 1)
-            stride = window if layer.stride is None else pair(layer.stride, "stride", 1)
-            pads = resolve_padding(
-                layer.padding, (input_shape[0], input_shape[1]), window, stride=stride
-            )
-            if isinstance(layer, MaxPool2D):
-                return [IntegerMaxPool2D(window, stride, pads)]
-            return [
-                IntegerAvgPool2D(
-                    window,
-                    stride,
-                    pads,
-                    zero_point=zero_point,
-                    count_include_pad=layer.count_include_pad,
-                )
-            ]
+            return IntegerReLU(zero_point)
+        case MaxPool2D():
+            return IntegerMaxPool2D(*_geometry(layer, (input_shape[0], input_shape[1])))
         case BatchNorm():
             raise CompressionError(
                 "batch normalization has no integer form of its own: fold it into the weights of "
@@ -300,7 +347,4 @@ def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> list[Integ
             )
         case Softmax():
             raise CompressionError("softmax has an integer form at the end of a model only")
-    raise CompressionError(
-        "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, "
-        "AvgPool2D, GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
-    )
+    raise CompressionError(NO_FORM)

@@ -1,6 +1,7 @@
-"""What an integer layer is, and those without weights: they keep scale and zero point.
+"""What an integer layer is, and those without weights.
 
-A code q stands for the real number ``(q - zero_point) * scale``. Geometry is explicit: what "same"
+A code q stands for the real number ``(q - zero_point) * scale``. An average has a scale of its own,
+as a convolution has; the others keep scale and zero point. Geometry is explicit: what "same"
 padding means has been worked out for the one size of image that a layer is for.
 """
 
@@ -11,9 +12,9 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, as_int, flag
+from minicompress.arrays import Array, Value, as_int, frozen, integer_array
 from minicompress.errors import CompressionError
-from minicompress.integer.requantization import HIGHEST, LOWEST
+from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
 from minicompress.nn.kernels.windows import Pads, cut, geometry, pair, resolve_padding, taps
 from minicompress.nn.stateless import Shape, image_shape
 
@@ -122,51 +123,81 @@ class IntegerMaxPool2D(_IntegerPool2D):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegerAvgPool2D(_IntegerPool2D):
-    """The mean code of every window, rounded to the nearest, ties up.
+    """The mean of every window in a scale of its own: a depthwise convolution with equal weights.
 
-    ``floor((2 * sum + count) / (2 * count))``; scale and zero point stay what they are. Where the
-    sum could be negative, C, which rounds quotients toward zero, takes codes + 128 instead and
-    takes 128 off again: the same number.
+    ``sum of (x - input_zero_point)`` in int32, what lies outside of the image being
+    `input_zero_point`; then `requantize`, whose multiplier divides by the number of pixels too.
 
     Parameters
     ----------
     window, stride : (int, int)
+        A window has at most 2**22 pixels: 255 times as many fit int32.
     padding : ((top, bottom), (left, right))
         Narrower than the window.
-    zero_point : int
-        What the padding counts as with `count_include_pad`.
-    count_include_pad : bool
-        Divide by the size of the window everywhere; or by the pixels that lie in the image.
+    multiplier, shift : (1,) or (window[0] * window[1],) ndarray of integers
+        Those of every window; or, at place n - 1, of the windows with n pixels in the image, where
+        padding is not part of the mean.
+    input_zero_point, output_zero_point, low, high : int
+        As for `IntegerConv2D`.
+
+    Raises
+    ------
+    CompressionError
+        A number or a shape is not as above.
 
     Examples
     --------
-    >>> codes = np.array([0, 1, 1, 0], np.int8).reshape(1, 2, 2, 1)
-    >>> IntegerAvgPool2D((2, 2), (2, 2)).forward(codes).ravel()
-    array([1], dtype=int8)
+    >>> from minicompress.integer.requantization import quantize_multiplier
+    >>> multiplier, shift = fixed_point([0.5 / 4])  # the output's steps are twice as large
+    >>> pool = IntegerAvgPool2D((2, 2), (2, 2), multiplier=multiplier, shift=shift)
+    >>> codes = np.array([10, 12, 14, 13], np.int8).reshape(1, 2, 2, 1)
+    >>> pool.forward(codes).ravel()
+    array([6], dtype=int8)
     """
 
     _: KW_ONLY
-    zero_point: int = 0
-    count_include_pad: bool = False
+    multiplier: Array
+    shift: Array
+    input_zero_point: int = 0
+    output_zero_point: int = 0
+    low: int = LOWEST
+    high: int = HIGHEST
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        as_int(self.zero_point, "zero_point", LOWEST, HIGHEST)
-        flag(self.count_include_pad, "count_include_pad")
-        if math.prod(self.window) > 2**22:
+        size = math.prod(self.window)
+        if size > 2**22:
             raise CompressionError(f"window must hold at most 2**22 pixels, not be {self.window}")
+        for name in ("multiplier", "shift"):
+            object.__setattr__(self, name, frozen(integer_array(getattr(self, name), name)))
+        if not self.multiplier.shape == self.shift.shape or self.shift.shape not in {(1,), (size,)}:
+            raise CompressionError(
+                f"multiplier and shift must both hold 1 number or {size}, one for each number of "
+                f"pixels, not be of shapes {self.multiplier.shape} and {self.shift.shape}"
+            )
+        as_int(self.input_zero_point, "input_zero_point", LOWEST, HIGHEST)
+        self._requantized(np.zeros((0, self.shift.size), np.int32), np.arange(self.shift.size))
 
     def forward(self, codes: Array) -> Array:
-        fill = self.zero_point if self.count_include_pad else 0
-        sums = self._windows(codes, fill).sum((0, 1), dtype=np.int32)
-        counts: Array | int = math.prod(self.window)
-        if self.padding != NO_PADDING and not self.count_include_pad:
-            inside = np.ones((1, *codes.shape[1:3], 1), np.int8)
-            counts = self._windows(inside, 0).sum((0, 1), dtype=np.int32)
-        sums *= 2
-        sums += counts
-        means: Array = sums // (2 * counts)
-        return means.astype(np.int8)
+        sums = self._windows(codes, self.input_zero_point).sum((0, 1), dtype=np.int32)
+        sums -= math.prod(self.window) * self.input_zero_point
+        place = np.zeros(sums.shape[1:], np.int32)
+        if self.shift.size > 1:
+            inside = np.ones((1, *codes.shape[1:]), np.int8)
+            place = self._windows(inside, 0).sum((0, 1), dtype=np.int32)[0] - 1
+        made = self._requantized(sums.reshape(len(sums), place.size), place.ravel())
+        return made.reshape(sums.shape)
+
+    def _requantized(self, sums: Array, place: Array) -> Array:
+        """The codes of rows of sums, whose columns have the multipliers at these places."""
+        return requantize(
+            sums,
+            self.multiplier[place],
+            self.shift[place],
+            zero_point=self.output_zero_point,
+            low=self.low,
+            high=self.high,
+        )
 
 
 def explicit(padding: Pads) -> Pads:

@@ -4,67 +4,78 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
 
 from minicompress.arrays import Array
+from minicompress.errors import CompressionError
+from minicompress.interchange.layouts import KINDS, Slot
+from minicompress.nn.stateless import Shape
 
-Shape: TypeAlias = tuple[int, ...]
-
-KINDS = ("conv", "dense", "norm")
-
-# The end of a name, for a layer with one weight matrix and for a batch normalization.
-AFFINE = {
-    "kernel": "weight",
-    "depthwise_kernel": "weight",
-    "weight": "weight",
-    "bias": "bias",
-    "vars/0": "weight",
-    "vars/1": "bias",
+# The end of an array's name for each of our fields.
+WORDS = {
+    "keras": {
+        "weight": "kernel",
+        "bias": "bias",
+        "scale": "gamma",
+        "offset": "beta",
+        "mean": "moving_mean",
+        "variance": "moving_variance",
+    },
+    "torch": {
+        "weight": "weight",
+        "bias": "bias",
+        "scale": "weight",
+        "offset": "bias",
+        "mean": "running_mean",
+        "variance": "running_var",
+    },
 }
-NORM = {
-    "gamma": "scale",
-    "beta": "offset",
-    "moving_mean": "mean",
-    "moving_variance": "variance",
-    "weight": "scale",
-    "bias": "offset",
-    "running_mean": "mean",
-    "running_var": "variance",
-    "vars/0": "scale",
-    "vars/1": "offset",
-    "vars/2": "mean",
-    "vars/3": "variance",
+AFFINE = ("weight", "bias")
+NORM = ("scale", "offset", "mean", "variance")
+STAND_INS = {"scale": 1.0, "offset": 0.0}  # for a batch normalization without gamma or beta
+
+ENDS = {
+    "keras": rf"{'|'.join(WORDS['keras'].values())}|depthwise_kernel|vars/\d+",
+    "torch": "|".join(WORDS["torch"].values()),
 }
-ENDS = re.compile(rf"^(?:(.*)[./])?({'|'.join(sorted({*AFFINE, *NORM}, key=len, reverse=True))})$")
+OTHER = {"keras": ("torch", "PyTorch"), "torch": ("keras", "Keras")}
+
+
+def refuse_foreign(names: Iterable[str], layout: str) -> None:
+    """Raise if the names are those of the other framework: its arrays have another layout."""
+    other, framework = OTHER[layout]
+    own, foreign = ([n for n in names if _split(n, side)] for side in (layout, other))
+    only = [name for name in foreign if name not in own]
+    if only and set(own) <= set(foreign):
+        raise CompressionError(
+            f"layout={layout!r} does not fit arrays with the names of {framework}, "
+            f"{listed(only)}: give layout={other!r}"
+        )
 
 
 def matched(
-    slots: Sequence[tuple[str, str, Shape]], arrays: Mapping[str, Array], problems: list[str]
-) -> dict[int, str]:
+    slots: Sequence[Slot], arrays: Mapping[str, Array], layout: str
+) -> dict[int, str | None]:
     """The name of the array for each slot, by the slot's index.
 
     Parameters
     ----------
-    slots : sequence of (kind, field, shape)
-        In the order of the layers. Kinds are "conv", "dense" and "norm"; a layer's slots stand
-        together, and begin with "weight" or "scale".
+    slots : sequence of Slot
+        In the order of the layers.
     arrays : mapping
-    problems : list of str
-        Gets a line for each pair of layers that cannot be told apart.
+    layout : "keras" | "torch"
+        Whose names they have.
 
     Returns
     -------
     dict
-        A slot that no array is meant for is left out.
+        None for the gamma or beta that a batch normalization does not have. A slot that no array
+        is meant for is left out.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> slots = [("conv", "weight", (1, 1, 2, 3)), ("norm", "scale", (3,)), ("norm", "mean", (3,))]
-    >>> names = {"a.weight": (1, 1, 2, 3), "b.running_mean": (3,), "b.weight": (3,)}
-    >>> matched(slots, {name: np.empty(shape) for name, shape in names.items()}, [])
-    {0: 'a.weight', 1: 'b.weight', 2: 'b.running_mean'}
+    Raises
+    ------
+    CompressionError
+        Neither names nor order nor shapes tell which layer is which.
     """
     in_order = list(arrays)
     alphabetical = in_order == sorted(in_order)
@@ -72,28 +83,33 @@ def matched(
         in_order = sorted(in_order, key=by_number)
     groups: dict[str, dict[str, str]] = {}
     for name in in_order:
-        if known := ENDS.match(re.sub(r":\d+$", "", name)):
-            groups.setdefault(known[1] or "", {}).setdefault(known[2], name)
+        if parts := _split(name, layout):
+            groups.setdefault(parts[0], {}).setdefault(parts[1], name)
     if not groups:
-        if alphabetical and len({_without_numbers(name) for name in in_order}) > 1:
-            problems.append(_unordered(in_order))
-            return {}
+        if alphabetical:
+            _refuse_unordered(in_order)
         return dict(enumerate(in_order[: len(slots)]))
-    of_kind: dict[str, list[str]] = defaultdict(list)
-    for prefix, members in groups.items():
-        of_kind[_kind(members, arrays)].append(prefix)
-    if alphabetical:
-        for prefixes in of_kind.values():
-            problems += _ambiguous(prefixes, groups, arrays)
-    found, taken = {}, dict.fromkeys(KINDS, -1)
-    for index, (kind, field, _) in enumerate(slots):
-        taken[kind] += field in {"weight", "scale"}
-        if taken[kind] < len(of_kind[kind]):
-            members = groups[of_kind[kind][taken[kind]]]
-            ends = NORM if kind == "norm" else AFFINE
-            for end, name in members.items():
-                if ends.get(end) == field:
-                    found[index] = name
+    layers = {prefix: _layer(prefix, ends, arrays, layout) for prefix, ends in groups.items()}
+    found: dict[int, str | None] = {}
+    for kind in KINDS.values():
+        ours: dict[int, list[int]] = defaultdict(list)
+        for index, slot in enumerate(slots):
+            if slot.kind == kind:
+                ours[slot.layer].append(index)
+        theirs = {prefix: fields for prefix, (k, fields) in layers.items() if k == kind}
+        shapes = {p: arrays[next(iter(fields.values()))].shape for p, fields in theirs.items()}
+        if alphabetical:
+            for shape in set(shapes.values()):
+                _refuse_unordered([prefix for prefix in theirs if shapes[prefix] == shape])
+        prefixes: Sequence[str | None] = list(theirs)
+        if len(ours) != len(theirs) or (alphabetical and _differ(prefixes)):
+            prefixes = _by_shape([slots[indices[0]] for indices in ours.values()], shapes)
+        for indices, prefix in zip(ours.values(), prefixes, strict=True):
+            fields = {} if prefix is None else theirs[prefix]
+            for index in indices:
+                field = slots[index].field
+                if field in fields or (fields and field in STAND_INS):
+                    found[index] = fields.get(field)
     return found
 
 
@@ -109,35 +125,75 @@ def by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _kind(members: Mapping[str, str], arrays: Mapping[str, Array]) -> str:
-    """What layer arrays of one prefix belong to."""
-    ends = set(members)
-    if ends - set(AFFINE):
-        return "norm" if ends <= set(NORM) else ""
-    first = next((members[e] for e in members if AFFINE[e] == "weight"), None)
-    ndim = 0 if first is None else arrays[first].ndim
-    return {4: "conv", 2: "dense", 1: "norm"}.get(ndim, "")
+def summed(items: Sequence[str], most: int) -> list[str]:
+    """The first items, at most so many lines with the one that counts the rest.
+
+    Examples
+    --------
+    >>> summed(["a", "b", "c", "d"], 3)
+    ['a', 'b', 'and 2 more']
+    """
+    kept = items if len(items) <= most else items[: most - 1]
+    return [*kept, *([f"and {len(items) - len(kept)} more"] if len(kept) < len(items) else [])]
 
 
-def _ambiguous(
-    prefixes: list[str], groups: Mapping[str, dict[str, str]], arrays: Mapping[str, Array]
-) -> list[str]:
-    """Layers of one shape in alphabetical order that differ by more than numbers."""
-    lines = []
-    alike: dict[object, list[str]] = defaultdict(list)
-    for prefix in prefixes:
-        shapes = sorted((end, arrays[name].shape) for end, name in groups[prefix].items())
-        alike[tuple(shapes)].append(prefix)
-    for same in alike.values():
-        if len({_without_numbers(prefix) for prefix in same}) > 1:
-            lines.append(_unordered(same))
-    return lines
+def listed(names: Iterable[str]) -> str:
+    """The first few names, for an error."""
+    return ", ".join(summed([repr(name) for name in names], 4))
 
 
-def _without_numbers(name: str) -> str:
-    return re.sub(r"_?\d+", "", name)
+def _split(name: str, layout: str) -> tuple[str, str] | None:
+    """The layer's part of a name and the word at its end, if that is one the framework uses."""
+    parts = re.fullmatch(rf"(?:(.*)[./])?({ENDS[layout]})(?::\d+)?", name)
+    return parts and (parts[1] or "", parts[2].removeprefix("depthwise_"))
 
 
-def _unordered(names: Sequence[str]) -> str:
-    listed = ", ".join(map(repr, names))
-    return f"ambiguous: the order of {listed} is alphabetical and says nothing: give names="
+def _layer(
+    prefix: str, ends: Mapping[str, str], arrays: Mapping[str, Array], layout: str
+) -> tuple[str, dict[str, str]]:
+    """The kind of the layer that arrays of one prefix belong to, and their names by our fields."""
+    words = WORDS[layout]
+    if layout == "keras" and all(end.startswith("vars/") for end in ends):
+        ends = _numbered(prefix, [ends[end] for end in sorted(ends)], arrays)
+    if ends.keys() & ({words[field] for field in NORM} - {words[field] for field in AFFINE}):
+        return "norm", {field: ends[words[field]] for field in NORM if words[field] in ends}
+    affine = {field: ends[words[field]] for field in AFFINE if words[field] in ends}
+    ndim = arrays[affine["weight"]].ndim if "weight" in affine else 0
+    return {4: "conv", 2: "dense"}.get(ndim, ""), affine
+
+
+def _numbered(prefix: str, names: list[str], arrays: Mapping[str, Array]) -> dict[str, str]:
+    """The words that Keras's vars/0, vars/1, ... stand for: it numbers those that are there."""
+    vectors = arrays[names[0]].ndim == 1
+    if vectors and len(names) == 3:
+        raise CompressionError(
+            f"arrays of {prefix!r} are ambiguous: vars/0 may be gamma or beta: give names="
+        )
+    fields = {4: NORM, 2: NORM[2:]}.get(len(names), ()) if vectors else AFFINE
+    return {WORDS["keras"][field]: name for field, name in zip(fields, names, strict=False)}
+
+
+def _by_shape(ours: Sequence[Slot], theirs: Mapping[str, Shape]) -> list[str | None]:
+    """For each layer the first of its shape that is left, or else the first that is left over."""
+    left = dict(theirs)
+    found = []
+    for slot in ours:
+        fits = (prefix for prefix, shape in left.items() if shape in {slot.shape, slot.depthwise})
+        found.append(next(fits, None))
+        left.pop(found[-1] or "", None)
+    over = iter(left)
+    return [next(over, None) if prefix is None else prefix for prefix in found]
+
+
+def _differ(names: Iterable[str | None]) -> bool:
+    """Whether names differ by more than their numbers."""
+    return len({re.sub(r"_?\d+", "", name or "") for name in names}) > 1
+
+
+def _refuse_unordered(names: Sequence[str]) -> None:
+    """Raise if names of arrays of one shape, in alphabetical order, differ by more than numbers."""
+    if _differ(names):
+        raise CompressionError(
+            f"arrays are ambiguous: the order of {listed(names)} is alphabetical and says "
+            "nothing: give names= or prefix="
+        )

@@ -32,13 +32,6 @@ from minicompress.rewrite.structure import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
 
-KEYWORDS = """
-auto break case char const continue default do double else enum extern float for goto if inline int
-long main register restrict return short signed sizeof static struct switch typedef union unsigned
-void volatile while
-"""
-"""C99's, and `main`, of which a program has one."""
-
 
 class CLayer(NamedTuple):
     """One layer of the C file.
@@ -95,12 +88,11 @@ def export_c(
         Of the file; the header lies beside it and ends in ".h". Both are written beside and
         renamed, the header first: what was there before stays until the new files are whole.
     name : str
-        Of the function ``int name(const int8_t *input)``, which returns the class: the place of the
-        largest code of the logits, of equally large ones the first. It is the first part of all
-        other names: ``const int8_t *name_logits(const int8_t *input)`` gives the codes of the
-        logits, which stay until the next call; ``NAME_INPUTS``, ``NAME_OUTPUTS``,
-        ``NAME_FLASH_BYTES`` and ``NAME_RAM_BYTES`` are the sizes. Two networks of different
-        names fit in one program.
+        First part of all names in C: letters, digits and single underscores between them.
+        ``int name_class(const int8_t *input)`` returns the class: the place of the largest code of
+        the logits, of equally large ones the first. ``const int8_t *name_logits(const int8_t
+        *input)`` returns the codes of the logits, which stay until the next call. The sizes are
+        ``name_INPUTS``, ``name_OUTPUTS``, ``name_FLASH_BYTES`` and ``name_RAM_BYTES``.
 
     Returns
     -------
@@ -109,7 +101,7 @@ def export_c(
     Raises
     ------
     CompressionError
-        A layer has no C form, `name` is no name that C allows, or `path` does not end in ".c".
+        A layer has no C form, `name` is not as above, or `path` does not end in ".c".
     OSError
         A file cannot be written. Nothing is left behind.
 
@@ -125,7 +117,20 @@ def export_c(
     RAM is one array, in which outputs overwrite inputs that are not needed any more: see `plan`.
     No function can be entered twice at a time, therefore.
 
-    The code relies on nothing that C leaves open: no shift of a negative number, no overflow.
+    The code relies on nothing that C leaves open: no shift of a negative number, no overflow. It is
+    C++ too.
+
+    Any two networks with different names fit in one program. All that a file defines is called
+    ``name_part``, and no part ends in ``_`` and another part. So ``first_part`` equals
+    ``second_part`` only where `first` is `second`. Macros keep the case of the name: ``net`` and
+    ``Net`` are two names. No name is a bare one, so ``class`` or ``time`` is as good as any.
+
+    ``name_PLACEMENT`` is a macro in the definition of every constant, ``static const name_PLACEMENT
+    int8_t ...``, and empty by default. To place the constants in a section, compile with
+    ``-D'name_PLACEMENT=__attribute__((section(".weights")))'``. They are read as plain arrays, and
+    no pointer to one is made. So on AVR use ``__flash`` (or ``__memx`` for more than 64 KB), with
+    which avr-gcc reads from flash by itself, in C with ``-std=gnu99``. ``PROGMEM`` gives wrong
+    results there: it places constants in flash, but without ``pgm_read_byte`` RAM is read.
 
     Examples
     --------
@@ -149,7 +154,7 @@ def export_c(
     codes, leads = [], []
     shape = model.input_shape
     for index, layer in enumerate(model.layers):
-        if not isinstance(layer, IntegerFlatten):
+        if type(layer) is not IntegerFlatten:
             try:
                 codes.append(layer_code(layer, shape, index, name))
             except CompressionError as error:
@@ -253,13 +258,12 @@ def _source_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name, re.ASCII):
+    # C++ keeps names with two underscores in a row for itself, and `name` is followed by one.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", name):
         raise CompressionError(
-            f"name must be an identifier of C, a letter and then letters, digits and underscores, "
+            f"name must be a letter, then letters, digits and single underscores between them, "
             f"not {name!r}"
         )
-    if name in KEYWORDS.split() or re.fullmatch(r"u?int\w*_t", name):
-        raise CompressionError(f"name must be free to use, and {name!r} is C's own")
 
 
 def _table(layers: Sequence[CLayer]) -> str:

@@ -27,6 +27,8 @@ from minicompress.nn.stateless import Shape
 Affine: TypeAlias = IntegerConv2D | IntegerDense
 Windowed: TypeAlias = IntegerConv2D | IntegerMaxPool2D | IntegerAvgPool2D
 
+C_TYPES = (IntegerConv2D, IntegerDense, IntegerMaxPool2D, IntegerAvgPool2D, IntegerReLU)
+
 INDENT = " " * 4
 LARGEST = 2**28
 """Numbers in one array at most: so the place of any bit in it fits int32."""
@@ -39,8 +41,8 @@ class LayerCode(NamedTuple):
     output_shape : tuple of int
     weights : Weights or None
     arrays : tuple of CArray
-    name, function : str
-        The function's name, and all of it.
+    name, text : str
+        The function's name; the definitions of the arrays and of the function.
     """
 
     kind: str
@@ -48,7 +50,7 @@ class LayerCode(NamedTuple):
     weights: Weights | None
     arrays: tuple[CArray, ...]
     name: str
-    function: str
+    text: str
 
     @property
     def nbytes(self) -> int:
@@ -77,6 +79,11 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
     output_shape = layer.output_shape(input_shape)
     weights: Weights | None = None
     arrays: tuple[CArray, ...] = ()
+    if type(layer) not in C_TYPES:
+        raise CompressionError(
+            "it has no C form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D "
+            "and Flatten, as integer layers"
+        )
     if isinstance(layer, Affine):
         fits(math.prod(input_shape), math.prod(output_shape), layer.weight.size)
         # Output by output, and for each in the order of the loops over its window.
@@ -85,22 +92,22 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
         body = _affine(layer, input_shape, weights, name, prefix)
     elif isinstance(layer, IntegerMaxPool2D | IntegerAvgPool2D):
         fits(math.prod(input_shape), math.prod(output_shape))
-        body = _pooling(layer, input_shape)
-    elif isinstance(layer, IntegerReLU):
+        if isinstance(layer, IntegerAvgPool2D) and layer.shift.size > 1:
+            arrays = _rescaling(layer, name)
+        body = _pooling(layer, input_shape, name, prefix)
+    else:
+        assert isinstance(layer, IntegerReLU)
         fits(math.prod(input_shape))
         body = _relu(layer, input_shape)
-    else:
-        raise CompressionError(
-            "it has no C form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D "
-            "and Flatten, as integer layers"
-        )
     title = f"Layer {index}: {kind}, {input_shape} to {output_shape}."
     if weights is not None:
         title += f"\n * Weights: {weights}, {weights.nbytes} bytes."
     called = f"{prefix}_layer_{index}"
     head = f"static void {called}(const int8_t *in, int8_t *out)"
-    function = f"/* {title} */\n{head}\n{{\n{indent(body, INDENT)}\n}}"
-    return LayerCode(kind, output_shape, weights, arrays, called, function)
+    function = f"{head}\n{{\n{indent(body, INDENT)}\n}}"
+    definitions = [array.definition(f"{prefix}_PLACEMENT") for array in arrays]
+    text = "\n\n".join([f"/* {title} */", *definitions, function])
+    return LayerCode(kind, output_shape, weights, arrays, called, text)
 
 
 def fits(*sizes: int) -> None:
@@ -115,8 +122,24 @@ def _arrays(layer: Affine, weights: Weights, name: str) -> tuple[CArray, ...]:
         *weights.values.arrays(f"{name}_weight"),
         *(weights.gaps.arrays(f"{name}_gap") if weights.gaps else ()),
         CArray(f"{name}_bias", layer.bias),
-        CArray(f"{name}_multiplier", layer.multiplier),
+        *_rescaling(layer, name),
+    )
+
+
+def _rescaling(layer: Affine | IntegerAvgPool2D, name: str) -> tuple[CArray, ...]:
+    return (
+        CArray(f"{name}_multiplier", layer.multiplier.astype(np.int32)),
         CArray(f"{name}_shift", layer.shift.astype(np.uint8)),
+    )
+
+
+def _code(
+    layer: Affine | IntegerAvgPool2D, prefix: str, multiplier: str | int, shift: str | int
+) -> str:
+    """The expression that is the code of `sum`."""
+    return (
+        f"{prefix}_requantize(\n{INDENT}sum, {multiplier}, {shift}, "
+        f"{layer.output_zero_point}, {layer.low}, {layer.high})"
     )
 
 
@@ -125,13 +148,12 @@ def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, pref
     start = ""
     if weights.gaps is not None:  # once through the list of weights for every pixel
         first = weights.gaps.read(f"{name}_gap", prefix, "0")
-        start = f"int32_t end = 0, entry = 0, place = {first};"
+        start = _lines(
+            "/* Only weights that are not 0 are stored. Number `entry` is weight `place`. */",
+            f"int32_t end = 0, entry = 0, place = {first};",
+        )
     total = f"int32_t sum = {name}_bias[o];"
-    code = (
-        f"{prefix}_requantize(\n"
-        f"{INDENT}sum, {name}_multiplier[o], {name}_shift[o], "
-        f"{layer.output_zero_point}, {layer.low}, {layer.high})"
-    )
+    code = _code(layer, prefix, f"{name}_multiplier[o]", f"{name}_shift[o]")
     outputs = layer.weight.shape[-1]
     if isinstance(layer, IntegerDense):
         count = layer.weight.shape[0]
@@ -142,7 +164,7 @@ def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, pref
     (kh, kw, count, _), (oh, ow, _) = layer.weight.shape, layer.output_shape(input_shape)
     h, w, channels = input_shape
     lines, inside = _pixel(layer, (h, w), layer.dilation)
-    at = f"(row * {w} + column) * {channels}"
+    at = _times(f"(row * {w} + column)", channels)
     if layer.groups > 1:
         at += f" + o / {outputs // layer.groups} * {count}"
     k = f"((o * {kh} + p) * {kw} + q) * {count}"
@@ -168,18 +190,18 @@ def _products(
     `inside` is the condition that there are such inputs, not padding, which adds nothing.
     """
     begin, plus = (f"const int32_t at = {at};", "at + ") if at else ("", "")
-    zero = f"{'-' if layer.input_zero_point > 0 else '+'} {abs(layer.input_zero_point)}"
+    zero = _less(layer.input_zero_point)
     if weights.gaps is None:
         weight = weights.values.read(f"{name}_weight", prefix, "k + c")
         return _lines(
             f"if (!({inside})) {{\n{INDENT}continue;\n}}" if inside else "",
             begin,
             f"const int32_t k = {k};",
-            _loop("c", count, f"sum += (in[{plus}c] {zero}) * {weight};"),
+            _loop("c", count, f"sum += (in[{plus}c]{zero}) * {weight};"),
         )
     weight = weights.values.read(f"{name}_weight", prefix, "entry")
     gap = weights.gaps.read(f"{name}_gap", prefix, "entry")
-    term = f"sum += (in[{plus}place - (end - {count})] {zero}) * {weight};"
+    term = f"sum += (in[{plus}place - (end - {count})]{zero}) * {weight};"
     return _lines(
         begin,
         f"end += {count};",
@@ -203,25 +225,30 @@ def _relu(layer: IntegerReLU, input_shape: Shape) -> str:
     return _loop("i", math.prod(input_shape), f"out[i] = (int8_t)({larger});")
 
 
-def _pooling(layer: IntegerMaxPool2D | IntegerAvgPool2D, input_shape: Shape) -> str:
+def _less(number: int) -> str:
+    return f" {'-' if number > 0 else '+'} {abs(number)}"
+
+
+def _pooling(
+    layer: IntegerMaxPool2D | IntegerAvgPool2D, input_shape: Shape, name: str, prefix: str
+) -> str:
     h, w, channels = input_shape
     oh, ow, _ = layer.output_shape(input_shape)
     lines, inside = _pixel(layer, (h, w), (1, 1))
     skip = f"if (!({inside})) {{\n{INDENT}continue;\n}}" if inside else ""
-    code = f"in[(row * {w} + column) * {channels} + c]"
-    size = math.prod(layer.window)
+    code = f"in[{_times(f'(row * {w} + column)', channels)} + c]"
     if isinstance(layer, IntegerMaxPool2D):
-        start, end, result = "int8_t best = -128;", "", "best"
+        start, result = "int8_t best = -128;", "best"
         each = f"const int8_t code = {code};\nif (code > best) {{\n{INDENT}best = code;\n}}"
     else:
-        # Of codes + 128, so that the quotient is of positive numbers, which C rounds down.
-        start, each, end = "int32_t sum = 0, count = 0;", f"sum += {code} + 128;\ncount += 1;", ""
-        if layer.count_include_pad and inside:
-            end = f"sum += ({size} - count) * {layer.zero_point + 128};\ncount = {size};"
-        result = "(int8_t)((2 * sum + count) / (2 * count) - 128)"
+        start, each = "int32_t sum = 0;", f"sum += {code}{_less(layer.input_zero_point)};"
+        result = _code(layer, prefix, layer.multiplier[0], layer.shift[0])
+        if layer.shift.size > 1:  # the mean of the pixels that lie in the image
+            start, each = "int32_t sum = 0, last = -1;", f"{each}\nlast += 1;"
+            result = _code(layer, prefix, f"{name}_multiplier[last]", f"{name}_shift[last]")
     window = _loop("p", layer.window[0], _loop("q", layer.window[1], lines, skip, each))
     out = f"out[(y * {ow} + x) * {channels} + c] = {result};"
-    pixel = _loop("c", channels, start, window, end, out)
+    pixel = _loop("c", channels, start, window, out)
     return _loop("y", oh, _loop("x", ow, pixel))
 
 

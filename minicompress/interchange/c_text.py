@@ -16,7 +16,6 @@ def header_text(
     model: IntegerModel, name: str, codes: Sequence[LayerCode], ram: int, table: str
 ) -> str:
     """What a program needs to know, and what a person wants to."""
-    upper = name.upper()
     inputs, shape = math.prod(model.input_shape), model.input_shape
     outputs = math.prod(codes[-1].output_shape) if codes else inputs
     flash = sum(code.nbytes for code in codes)
@@ -29,32 +28,32 @@ def header_text(
  * Output: {outputs} codes of int8, the logits.
  *   logit = (code - ({logits.zero_point})) * {float(logits.scale)!r}
  *
- * Flash: {flash} bytes of const arrays, exactly. The code comes on top and is the compiler's; so
- *   are the few bytes that align the arrays.
- * RAM: {ram} bytes of static variables, exactly: one array that all layers share. The stack is the
- *   compiler's: some dozens of bytes, for there are no arrays on it. No heap.
+ * Flash: exactly {flash} bytes of const arrays. The program's code, and a few bytes that align the
+ *   arrays, come on top; they depend on the compiler.
+ * RAM: exactly {ram} bytes of static variables, one array that all layers share. The stack depends
+ *   on the compiler: some dozens of bytes, for there are no arrays on it. No heap.
  * Not reentrant: one call at a time.
  *
 {listed}
  */
-#ifndef {upper}_H
-#define {upper}_H
+#ifndef {name}_HEADER
+#define {name}_HEADER
 
 #include <stdint.h>
 
-#define {upper}_INPUTS {inputs}
-#define {upper}_OUTPUTS {outputs}
-#define {upper}_FLASH_BYTES {flash}
-#define {upper}_RAM_BYTES {ram}
+#define {name}_INPUTS {inputs}
+#define {name}_OUTPUTS {outputs}
+#define {name}_FLASH_BYTES {flash}
+#define {name}_RAM_BYTES {ram}
 
 #ifdef __cplusplus
 extern "C" {{
 #endif
 
-/* The class of an input: the largest of the logits, of equally large ones the first. */
-int {name}(const int8_t *input);
+/* The class of an input: the index of the largest logit, of equally large ones the first. */
+int {name}_class(const int8_t *input);
 
-/* The codes of the logits, {upper}_OUTPUTS of them; they stay until the next call. */
+/* The {name}_OUTPUTS codes of the logits. They stay until the next call. */
 const int8_t *{name}_logits(const int8_t *input);
 
 #ifdef __cplusplus
@@ -77,23 +76,33 @@ def source_text(
     header: str, name: str, codes: Sequence[LayerCode], memory: Plan, outputs: int
 ) -> str:
     parts = [
-        f'/* {name}: see {header}. Written by minicompress. */\n#include "{header}"',
+        f"""/* {name}: see {header}. Written by minicompress.
+ *
+ * In the loops (y, x) is the pixel of the output and o its channel, (p, q) the place in the window,
+ * and c the channel of the input. Every channel of an output has a bias, which its sum starts at,
+ * and a multiplier and a shift, which turn the sum into a code.
+ */
+#include "{header}"
+
+/* Part of the definition of every constant. Compile with -D{name}_PLACEMENT=... to place them: it
+ * may be __attribute__((section(".weights"))), or on AVR __flash. */
+#ifndef {name}_PLACEMENT
+#define {name}_PLACEMENT
+#endif""",
         *_helpers(name, codes, memory),
+        *(code.text for code in codes),
     ]
-    for code in codes:
-        parts += [array.declaration() for array in code.arrays]
-        parts.append(code.function)
     if codes:
         parts.append(
-            f"/* All that lies between the layers; outputs overwrite inputs that were read for the "
-            f"last time. */\nstatic int8_t {name}_arena[{memory.size}];"
+            f"/* The outputs of all layers. A layer's output overwrites inputs that no layer reads "
+            f"any more. */\nstatic int8_t {name}_arena[{memory.size}];"
         )
     parts.append(
         f"const int8_t *{name}_logits(const int8_t *input)\n{{\n"
         + "".join(f"    {line}\n" for line in _calls(name, codes, memory))
         + "}"
     )
-    parts.append(f"""int {name}(const int8_t *input)
+    parts.append(f"""int {name}_class(const int8_t *input)
 {{
     const int8_t *logits = {name}_logits(input);
     int32_t best = 0;
@@ -109,13 +118,14 @@ def source_text(
 
 def _helpers(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
     """The functions that layers share; no more than are called, for a compiler warns of others."""
-    if any(code.weights for code in codes):
-        yield f"""/* A sum's code: round(sum * multiplier / 2^shift), ties up, + zero, clamped. */
-static int8_t {name}_requantize(int32_t sum, int32_t multiplier, int32_t shift, int32_t zero,
-                                int32_t low, int32_t high)
+    if any(f"{name}_requantize(" in code.text for code in codes):
+        yield f"""/* A sum as a code: sum * multiplier / 2^shift, halves up, plus zero, clamped. */
+static int8_t {name}_requantize(
+    int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high)
 {{
     const int64_t n = (int64_t)sum * multiplier + ((int64_t)1 << (shift - 1));
-    /* The shift rounds down. C leaves that of a negative n to the compiler, but ~n is positive. */
+    /* n >> shift, rounded down. In C a shift of a negative n is up to the compiler; ~n is not
+     * negative. */
     const int64_t code = (n < 0 ? ~(~n >> shift) : n >> shift) + zero;
     return (int8_t)(code < low ? low : code > high ? high : code);
 }}"""

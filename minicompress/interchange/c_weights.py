@@ -24,14 +24,14 @@ class CArray(NamedTuple):
     name: str
     values: Array
 
-    def declaration(self) -> str:
-        """The line of C, or lines, that define it."""
+    def definition(self, placement: str) -> str:
+        """The lines of C that define it, with a macro that may say where it lies."""
         numbers = list(map(str, self.values.tolist()))
         lines = (
             "    " + ", ".join(numbers[i : i + NUMBERS_A_LINE]) + ","
             for i in range(0, len(numbers), NUMBERS_A_LINE)
         )
-        head = f"static const {self.values.dtype}_t {self.name}[{len(numbers)}] = {{"
+        head = f"static const {placement} {self.values.dtype}_t {self.name}[{len(numbers)}] = {{"
         return "\n".join([head, *lines, "};"])
 
 
@@ -122,19 +122,18 @@ def smallest(codes: Array) -> Weights:
 
 
 def reader(bits: int, prefix: str) -> str:
-    """The C function that reads a number of 1 to 7 bits; the highest of them comes first."""
-    if 8 % bits:
-        read = f"""    const int32_t bit = index * {bits};
-    const uint32_t two = ((uint32_t)data[bit / 8] << 8) | data[bit / 8 + 1];
-    return (int32_t)((two >> ({16 - bits} - bit % 8)) & {2**bits - 1});"""
-    else:
-        read = f"""    const int32_t bit = index * {bits};
-    return (data[bit / 8] >> ({8 - bits} - bit % 8)) & {2**bits - 1};"""
-    return f"""/* Number `index` of those that are packed in {bits} bits each. */
-static int32_t {prefix}_read_{bits}(const uint8_t *data, int32_t index)
-{{
-{read}
-}}"""
+    """The macro of C that reads a number of 1 to 7 bits; the highest of them comes first.
+
+    No function: of a constant that was placed, a pointer may have a type of its own.
+    """
+    byte, bit = f"(data)[(index) * {bits} / 8", f"(index) * {bits} % 8"
+    bytes_, width = f"{byte}]", 8
+    if 8 % bits:  # it may reach into the next byte
+        bytes_, width = f"((uint32_t){byte}] << 8 | {byte} + 1])", 16
+    return f"""/* Number `index` of an array of {bits}-bit numbers. */
+#define {prefix}_read_{bits}(data, index) \\
+    ((int32_t)({bytes_} \\
+               >> ({width - bits} - {bit}) & {2**bits - 1}))"""
 
 
 def _values(codes: Array) -> Numbers:

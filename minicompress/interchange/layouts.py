@@ -1,12 +1,15 @@
 """How Keras and PyTorch lay out the weights of each layer.
 
 Keras has them as they are here: images flattened channels last, kernels HWIO, dense weights (in,
-out). PyTorch has kernels OIHW, dense weights (out, in), and flattens images channels first.
+out). PyTorch has kernels OIHW, dense weights (out, in), and flattens images channels first. A
+network of either may flatten in any other order, which then has to be told.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -18,7 +21,8 @@ from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import Flatten, Shape
 from minicompress.representation import dtype_of, shape_of
 
-LAYOUTS = ("keras", "torch")
+FLATTEN_ORDERS = {"keras": "hwc", "torch": "chw"}  # each layout's own
+_ORDERS = ["".join(axes) for axes in permutations("hwc")]
 KINDS: dict[type, str] = {Conv2D: "conv", Dense: "dense", BatchNorm: "norm"}
 
 
@@ -40,7 +44,8 @@ class Slot:
         The shape of Keras's DepthwiseConv2D, (kh, kw, channels, multiplier): in C order the same.
     layout : str
     order : ndarray or None
-        Behind a Flatten of images: for every feature here, its place among PyTorch's.
+        Behind a Flatten of images: for every feature here, its place on the other side. None
+        where both sides flatten in the same order.
     """
 
     layer: int
@@ -74,9 +79,12 @@ class Slot:
         return np.array(array, order="C")
 
 
-def slots_of(model: Sequential, layout: str, input_shape: Shape | None) -> list[Slot]:
+def slots_of(
+    model: Sequential, layout: str, input_shape: Shape | None, flatten: str | None
+) -> list[Slot]:
     """A place for every weight, in the order of both Keras and PyTorch."""
-    choice(layout, "layout", LAYOUTS)
+    default = FLATTEN_ORDERS[choice(layout, "layout", FLATTEN_ORDERS)]
+    flatten = choice(default if flatten is None else flatten, "flatten", _ORDERS)
     if not isinstance(model, Sequential):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
     shapes = None if input_shape is None else layer_shapes(model, input_shape)
@@ -85,7 +93,7 @@ def slots_of(model: Sequential, layout: str, input_shape: Shape | None) -> list[
     flat = False
     for i, layer in enumerate(model.layers):
         if isinstance(layer, Flatten) and not flat:
-            flat, order = True, None if shapes is None else _channels_first_places(shapes[i])
+            flat, order = True, None if shapes is None else _places(shapes[i], flatten)
         parameters = layer.parameters()
         if not parameters:
             continue
@@ -93,10 +101,10 @@ def slots_of(model: Sequential, layout: str, input_shape: Shape | None) -> list[
         kind = KINDS.get(type(layer))
         if kind is None:
             raise CompressionError(f"{label} has weights that Keras and PyTorch have no layout of")
-        if flat and layout == "torch" and shapes is None:
+        if flat and flatten != "hwc" and shapes is None:
             raise CompressionError(
-                f"input_shape must be given, (H, W, C), for {label} stands behind a Flatten and "
-                "PyTorch flattens channels first"
+                f"input_shape must be given, (H, W, C): {label} stands behind a Flatten, and the "
+                f"order {flatten!r} is not the one of this library, 'hwc'"
             )
         for field, rep in parameters.items():
             shape, torch_shape = shape_of(rep), _torch_shape(kind, field, shape_of(rep))
@@ -115,7 +123,7 @@ def slots_of(model: Sequential, layout: str, input_shape: Shape | None) -> list[
                     dtype_of(rep),
                     depthwise,
                     layout,
-                    order if layout == "torch" else None,
+                    order,
                 )
             )
         if kind == "dense":
@@ -135,9 +143,10 @@ def _depthwise(shape: Shape, groups: int) -> Shape | None:
     return (kh, kw, groups, outputs // groups) if inputs == 1 else None
 
 
-def _channels_first_places(shape: Shape) -> Array | None:
-    """For each entry of a flattened image its place when the channels come first."""
-    if len(shape) != 3:
+def _places(shape: Shape, flatten: str) -> Array | None:
+    """For each entry of a flattened image its place when it is flattened in another order."""
+    if len(shape) != 3 or flatten == "hwc":
         return None
-    h, w, c = shape
-    return np.arange(h * w * c).reshape(c, h, w).transpose(1, 2, 0).ravel()
+    axes = ["hwc".index(axis) for axis in flatten]
+    places = np.arange(math.prod(shape)).reshape([shape[axis] for axis in axes])
+    return places.transpose(np.argsort(axes)).ravel()

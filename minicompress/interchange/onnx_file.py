@@ -13,9 +13,9 @@ import numpy as np
 
 from minicompress.arrays import DType, as_int
 from minicompress.errors import CompressionError
-from minicompress.interchange.onnx_graph import Graph
+from minicompress.interchange.onnx_graph import Graph, constant_bytes
 from minicompress.interchange.onnx_layers import FORMS, add_layer
-from minicompress.nn.layers import factor_layers
+from minicompress.nn.layers import Layer, factor_layers
 from minicompress.nn.network import Sequential, apply
 from minicompress.nn.stateless import Shape
 from minicompress.representation import dtype_of
@@ -23,6 +23,12 @@ from minicompress.storage.files import write_file
 
 OPSETS = (13, 25)
 """The first and the last version of ONNX's operators that can be asked for."""
+
+MAX_BYTES = 2**31 - 1
+"""Of a file: Protocol Buffers, which ONNX files are written in, have no larger messages."""
+
+LAYER_BYTES = 2000
+"""More than the nodes and names of one layer take."""
 
 
 def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
@@ -47,7 +53,7 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     ------
     CompressionError
         The package onnx is not installed; a layer has no ONNX form, is of float64 or does not take
-        what comes; the message names the layer.
+        what comes, and the message names the layer; the file would be larger than 2 GB.
 
     Notes
     -----
@@ -63,6 +69,9 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     codebook, at 8 or 16 bits an index. `LowRank` ones are the layers that `factor_layers` makes of
     them, or decoded. `Sparse` ones take a code for every entry where their values have codes, and
     are decoded otherwise: hardly a runtime reads ONNX's sparse initializers.
+
+    The limit of 2 GB is the file format's. The bytes are counted from shapes before anything is
+    decoded: the constants, and `LAYER_BYTES` for each layer's nodes. So what is not refused fits.
 
     float64 is refused: DequantizeLinear has none of it, and onnxruntime no convolution.
 
@@ -81,12 +90,13 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
         raise CompressionError(f"input_shape must be a tuple like (28, 28, 1), not {input_shape!r}")
     shape = tuple(as_int(n, f"input_shape[{i}]", 1) for i, n in enumerate(input_shape))
     dtype = _dtype(model)
+    chains = [factor_layers(layer) for layer in model.layers]
+    _check_size([part for chain in chains for part in chain], opset)
     apply(model, np.empty((0, *shape), dtype))  # what does not fit together is refused here
     graph = Graph(onnx, opset, dtype, shape)
-    for i, layer in enumerate(model.layers):
-        parts = factor_layers(layer)
-        for j, part in enumerate(parts):
-            add_layer(graph, part, f"layer{i}" if len(parts) == 1 else f"layer{i}.{j}")
+    for i, chain in enumerate(chains):
+        for j, part in enumerate(chain):
+            add_layer(graph, part, f"layer{i}" if len(chain) == 1 else f"layer{i}.{j}")
     made = graph.model()
     onnx.checker.check_model(made, full_check=True)
     return made
@@ -159,6 +169,17 @@ def _dtype(model: Sequential) -> DType:
                 f"{name} must be of {found[0][1]} as {found[0][0]} is, not {dtype}"
             )
     return found[0][1] if found else np.dtype(np.float32)
+
+
+def _check_size(layers: list[Layer], opset: int) -> None:
+    size = LAYER_BYTES * (len(layers) + 1) + sum(
+        constant_bytes(rep, opset) for layer in layers for rep in layer.parameters().values()
+    )
+    if size > MAX_BYTES:
+        raise CompressionError(
+            f"model takes about {size:,} bytes as ONNX, and a file of ONNX has at most "
+            f"{MAX_BYTES:,}; quantize its weights or export it in parts"
+        )
 
 
 def _known() -> str:

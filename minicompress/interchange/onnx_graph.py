@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from minicompress.representation import (
     decode,
     dtype_of,
     shape_of,
+    whole_bytes,
 )
 
 INPUT, OUTPUT = "input", "output"
@@ -114,9 +116,8 @@ class Graph:
         return self.constant(decode(rep), name)
 
     def _dequantized(self, rep: Quantized, name: str) -> str:
-        codes = decode(rep.codes)
-        kind = self._integer_type(rep, codes)
-        if kind is None:
+        kind, codes = integer_type(rep, self.opset), decode(rep.codes)
+        if kind is None or codes.size == 0:
             return self.constant(decode(rep), name)
         scale, zero_point, axis, block_size = rep.scale, rep.zero_point, rep.axis, rep.block_size
         if scale.size == 1:
@@ -136,27 +137,6 @@ class Graph:
         options = {"axis": axis, "block_size": block_size}
         given = {option: value for option, value in options.items() if value is not None}
         return self.node("DequantizeLinear", parts, name, **given)
-
-    def _integer_type(self, rep: Quantized, codes: Array) -> str | None:
-        """The type in which DequantizeLinear gives what `decode` gives; None if there is none."""
-        blocks, half = rep.block_size is not None, rep.dtype == np.float16
-        if (blocks and self.opset < 21) or (half and self.opset < 19):
-            return None
-        low, high = code_range(rep.num_bits, rep.signed)
-        low = min(low, int(rep.zero_point.min(initial=0)))
-        high = max(high, int(rep.zero_point.max(initial=0)))
-        # A code minus its zero point must be a number of the float type, or it is rounded twice;
-        # and infinity is what ONNX makes of a product that is too large.
-        digits, top = np.finfo(rep.dtype).nmant + 1, float(np.finfo(rep.dtype).max)
-        farthest = (high - low) * float(rep.scale.max(initial=0))
-        if high - low > 2**digits or farthest > top or codes.size == 0:
-            return None
-        fitting = (
-            kind
-            for kind, least, greatest, opset in INTEGERS
-            if least <= low and high <= greatest and opset <= self.opset
-        )
-        return next(fitting, None)
 
     def model(self) -> Any:
         """The whole of it as a ModelProto."""
@@ -182,6 +162,63 @@ class Graph:
         )
 
 
+def integer_type(rep: Quantized, opset: int) -> str | None:
+    """The type in which DequantizeLinear gives what `decode` gives; None if there is none."""
+    blocks, half = rep.block_size is not None, rep.dtype == np.float16
+    if (blocks and opset < 21) or (half and opset < 19):
+        return None
+    low, high = code_range(rep.num_bits, rep.signed)
+    low = min(low, int(rep.zero_point.min(initial=0)))
+    high = max(high, int(rep.zero_point.max(initial=0)))
+    # A code minus its zero point must be a number of the float type, or it is rounded twice;
+    # and infinity is what ONNX makes of a product that is too large.
+    digits, top = np.finfo(rep.dtype).nmant + 1, float(np.finfo(rep.dtype).max)
+    farthest = (high - low) * float(rep.scale.max(initial=0))
+    if high - low > 2**digits or farthest > top:
+        return None
+    fitting = (
+        kind
+        for kind, least, greatest, first_opset in INTEGERS
+        if least <= low and high <= greatest and first_opset <= opset
+    )
+    return next(fitting, None)
+
+
+def constant_bytes(rep: Rep, opset: int) -> int:
+    """The bytes of the constants that `Graph.weight` makes of a weight, from shapes and options.
+
+    Nothing is decoded. An empty array may be counted with a scale that it does not get.
+
+    Examples
+    --------
+    >>> constant_bytes(np.ones((2, 3), np.float32), 21)
+    24
+    """
+    size, itemsize = math.prod(shape_of(rep)), dtype_of(rep).itemsize
+    sparse = isinstance(rep, Sparse)
+    match rep.values if isinstance(rep, Sparse) else rep:
+        case Clustered(_, codebook):
+            entries = shape_of(codebook)[0] + sparse
+            width = 1 if entries <= 2**8 else 2 if entries <= 2**16 else 8
+            values = entries * itemsize if sparse else constant_bytes(codebook, opset)
+            return size * width + values
+        case Quantized(scale=scale) as q if not sparse or zero_has_a_code(q):
+            kind = integer_type(q, opset)
+            if kind is not None:
+                bits = int(kind.lstrip("UINT"))  # of "UINT16", 16
+                spreads = scale.size > 1 and q.block_size and len(shape_of(rep)) == 1
+                groups = size if spreads else scale.size
+                packed = whole_bytes(size * bits) + whole_bytes(groups * bits)
+                return packed // 8 + groups * scale.itemsize
+    return size * itemsize
+
+
+def zero_has_a_code(values: Quantized) -> bool:
+    """Whether the zeros of a `Sparse` with these values have a code, the zero point."""
+    low, high = code_range(values.num_bits, values.signed)
+    return values.axis is None and low <= int(values.zero_point) <= high
+
+
 def densely_coded(rep: Sparse) -> Rep:
     """A `Sparse` as the same numbers with a code for every entry, or decoded if it has no codes.
 
@@ -204,18 +241,7 @@ def densely_coded(rep: Sparse) -> Rep:
             zero = shape_of(codebook)[0]
             entries = np.append(decode(codebook), np.zeros(1, dtype_of(codebook)))
             return Clustered(filled(codes, zero), entries)
-        case Quantized(axis=None) as values:
-            low, high = code_range(values.num_bits, values.signed)
-            zero = int(values.zero_point)
-            if low <= zero <= high:
-                return Quantized(
-                    filled(decode(values.codes), zero),
-                    values.scale,
-                    values.zero_point,
-                    values.num_bits,
-                    values.signed,
-                    None,
-                    None,
-                    values.dtype,
-                )
+        case Quantized() as values if zero_has_a_code(values):
+            codes = filled(decode(values.codes), int(values.zero_point))
+            return dataclasses.replace(values, codes=codes)
     return decode(rep)

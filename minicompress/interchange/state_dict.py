@@ -15,29 +15,19 @@ from numpy.typing import DTypeLike
 
 from minicompress.arrays import FLOATS, Array, DType, freeze
 from minicompress.errors import CompressionError
-from minicompress.interchange.array_names import matched
+from minicompress.interchange.array_names import (
+    STAND_INS,
+    WORDS,
+    listed,
+    matched,
+    refuse_foreign,
+    summed,
+)
 from minicompress.interchange.layouts import Slot, slots_of
 from minicompress.nn.network import Sequential, with_parameters
 from minicompress.nn.stateless import Shape
 from minicompress.representation import decode
 
-# What each of our fields is called, and the stem of a layer's name in Keras.
-KERAS_NAMES = {
-    "weight": "kernel",
-    "bias": "bias",
-    "scale": "gamma",
-    "offset": "beta",
-    "mean": "moving_mean",
-    "variance": "moving_variance",
-}
-TORCH_NAMES = {
-    "weight": "weight",
-    "bias": "bias",
-    "scale": "weight",
-    "offset": "bias",
-    "mean": "running_mean",
-    "variance": "running_var",
-}
 KERAS_STEMS = {"conv": "conv2d", "dense": "dense", "norm": "batch_normalization"}
 
 
@@ -47,7 +37,9 @@ def from_state_dict(
     *,
     layout: str = "keras",
     input_shape: Shape | None = None,
-    names: Mapping[str, str] | None = None,
+    flatten: str | None = None,
+    prefix: str = "",
+    names: Mapping[str, str | None] | None = None,
     dtype: DTypeLike | None = None,
 ) -> Sequential:
     """The model with the weights of a Keras or PyTorch model of the same architecture.
@@ -57,20 +49,30 @@ def from_state_dict(
     model : Sequential
         Its own weights do not matter, only their shapes and dtype.
     arrays : mapping of str to array
-        Exactly one for every weight. Left out of account: ``num_batches_tracked`` and the seeds of
-        Keras's dropout.
+        Exactly one for every weight, except that ones and zeros stand in for the gamma and beta
+        that a batch normalization does not have (``scale=False``, ``center=False`` or
+        ``affine=False``). Left out of account: ``num_batches_tracked`` and the seeds of Keras's
+        dropout.
     layout : "keras" | "torch"
         Kernels (kh, kw, in, out), dense weights (in, out) and images flattened channels last; or
-        (out, in, kh, kw), (out, in) and channels first.
+        (out, in, kh, kw), (out, in) and channels first. Names that only the other framework uses
+        are refused.
     input_shape : tuple of int, optional
-        (H, W, C) of one input of `model`. Needed for PyTorch's layout where weights stand behind a
-        `Flatten`: their rows are put in order.
+        (H, W, C) of one input of `model`. Needed where weights stand behind a `Flatten` and the
+        other network flattens in another order than "hwc": their rows are put in order.
+    flatten : str, optional
+        The order in which the other network flattens an image, slowest axis first: any order of
+        the letters h, w and c. By default the layout's, "hwc" for Keras and "chw" for PyTorch.
+    prefix : str
+        Only the arrays whose names begin with it are looked at, such as "backbone.".
     names : mapping of str to str, optional
         For every weight of the model, as "0.weight", "0.bias", "1.scale", ..., the name of its
-        array, where names are such that they have to be told.
+        array, where names are such that they have to be told. None for a scale or an offset that
+        is not there. No other arrays are looked at.
     dtype : "float16" | "float32" | "float64", optional
-        Convert arrays of other float dtypes to this one, which the model then has. By default each
-        must have the model's.
+        Convert arrays of other float dtypes to this one, which the model then has: float16,
+        float32, float64 and those of the package ml_dtypes, such as bfloat16. Each number is
+        rounded once. By default every array must have the model's dtype.
 
     Returns
     -------
@@ -80,17 +82,18 @@ def from_state_dict(
     Raises
     ------
     CompressionError
-        Arrays are missing, left over, of wrong shapes or dtypes, pickled objects, or cannot be told
-        apart: all of it in one message. An argument is not as above.
+        Arrays are missing, left over, of wrong shapes or dtypes, pickled objects, or not finite:
+        all of it in one message of at most 20 lines. Arrays cannot be told apart, have the names
+        of the other framework, or an argument is not as above.
 
     Notes
     -----
     Layers are matched by kind (convolution, dense, batch normalization) in the order of the
     mapping, arrays within a layer by the end of their names (kernel, weight, bias, gamma, beta,
     moving_mean, running_var, vars/0, ...). Alphabetical order, in which safetensors and HDF5 files
-    come, says nothing: then numbers in the names do ("features.2" before "features.10"), and where
-    there are none to tell arrays of one shape apart, that is an error and `names` has to. If no
-    name ends in a known word, all arrays are matched one by one, as ``np.savez(file,
+    come, says nothing: then numbers in the names do ("features.2" before "features.10"), and
+    shapes where names differ by more; what neither tells apart is an error, and `names` has to.
+    If no name ends in a known word, all arrays are matched one by one, as ``np.savez(file,
     *keras_model.get_weights())`` puts them.
 
     A kernel of Keras's DepthwiseConv2D, (kh, kw, channels, multiplier), goes into a `Conv2D` with
@@ -104,44 +107,53 @@ def from_state_dict(
     >>> arrays = {"fc.weight": np.ones((3, 2)), "fc.bias": np.ones(3)}
     >>> from_state_dict(model, arrays, layout="torch")(np.array([[1.0, 2.0]]))
     array([[4., 4., 4.]])
-    >>> from_state_dict(model, {"fc.weight": np.ones((3, 2))})
+    >>> from_state_dict(model, {"fc.weight": np.ones((3, 3))}, layout="torch")
     Traceback (most recent call last):
     minicompress.errors.CompressionError: arrays do not fit the model:
-      misshapen: 'fc.weight' for layer 0 (Dense) weight must be (2, 3), not (3, 2), \
-as layout='torch' has it
+      misshapen: 'fc.weight' for layer 0 (Dense) weight must be (3, 2), not (3, 3)
       missing: layer 0 (Dense) bias, (3,)
     """
-    slots = slots_of(model, layout, input_shape)
+    slots = slots_of(model, layout, input_shape, flatten)
     wanted = None if dtype is None else _float_dtype(dtype)
-    given = _given(arrays)
-    problems: list[str] = []
-    if names is None:
-        found = matched([(slot.kind, slot.field, slot.shape) for slot in slots], given, problems)
-    else:
-        found = _named(slots, names)
-    taken = set(found.values())
+    found = None if names is None else _named(slots, names)
+    given = _given(arrays, prefix, None if found is None else set(found.values()))
+    refuse_foreign(given, layout)
+    if found is None:
+        found = matched(slots, given, layout)
+    problems: dict[str, list[str]] = defaultdict(list)
     values: list[dict[str, Array]] = [{} for _ in model.layers]
     for index, slot in enumerate(slots):
         name = found.get(index)
-        if name is None or name not in given:
+        if name is None and index in found:
+            array = np.full(slot.shape, STAND_INS[slot.field], slot.dtype)
+        elif name is None or name not in given:
             asked = "" if name is None else f", {name!r}"
-            problems.append(f"missing: {slot.label}{asked}, {slot.shape}")
+            problems["missing"].append(f"{slot.label}{asked}, {slot.shape}")
             continue
-        trouble = _trouble(given[name], slot, wanted)
-        problems += [f"{kind}: {name!r} for {slot.label} {text}" for kind, text in trouble]
+        else:
+            array = given[name]
+        trouble = _trouble(array, slot, wanted)
+        for kind, text in trouble:
+            problems[kind].append(f"{name!r} for {slot.label} {text}")
         if not trouble:
-            array = given[name].astype(slot.dtype if wanted is None else wanted)
+            array = _converted(array, slot.dtype if wanted is None else wanted)
             values[slot.layer][slot.field] = slot.inward(array.reshape(slot.shape))
-    problems += [f"extra: {n!r}, {a.shape}" for n, a in given.items() if n not in taken]
+    taken = set(found.values())
+    if extra := [f"{n!r}, {a.shape}" for n, a in given.items() if n not in taken]:
+        problems["extra"] = extra
     if problems:
-        raise CompressionError("\n  ".join(["arrays do not fit the model:", *problems]))
+        raise _error("arrays do not fit the model:", problems)
     return with_parameters(
         model, tuple({n: freeze(np.array(a, order="C")) for n, a in v.items()} for v in values)
     )
 
 
 def to_state_dict(
-    model: Sequential, *, layout: str = "keras", input_shape: Shape | None = None
+    model: Sequential,
+    *,
+    layout: str = "keras",
+    input_shape: Shape | None = None,
+    flatten: str | None = None,
 ) -> dict[str, Array]:
     """A model's weights as Keras or PyTorch has them: the way back from `from_state_dict`.
 
@@ -149,7 +161,7 @@ def to_state_dict(
     ----------
     model : Sequential
         Representations are decoded.
-    layout, input_shape
+    layout, input_shape, flatten
         As for `from_state_dict`.
 
     Returns
@@ -176,24 +188,28 @@ def to_state_dict(
     """
     out: dict[str, Array] = {}
     numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras counts layers of each kind
-    for slot in slots_of(model, layout, input_shape):
+    for slot in slots_of(model, layout, input_shape, flatten):
         array = decode(model.layers[slot.layer].parameters()[slot.field])
         if layout == "torch":
-            name = f"{slot.layer}.{TORCH_NAMES[slot.field]}"
+            name = f"{slot.layer}.{WORDS[layout][slot.field]}"
         else:
             count = numbers[slot.kind].setdefault(slot.layer, len(numbers[slot.kind]))
             stem = KERAS_STEMS[slot.kind] + (f"_{count}" if count else "")
-            name = f"{stem}/{KERAS_NAMES[slot.field]}"
+            name = f"{stem}/{WORDS[layout][slot.field]}"
         out[name] = slot.outward(array)
     return out
 
 
-def _given(arrays: Mapping[str, Any]) -> dict[str, Array]:
-    """The arrays by name, of any shape and dtype."""
+def _given(
+    arrays: Mapping[str, Any], prefix: str, names: set[str | None] | None
+) -> dict[str, Array]:
+    """The arrays that are asked for, of any shape and dtype."""
     if not isinstance(arrays, Mapping):
         raise CompressionError(
             f"arrays must be a mapping of names to arrays, not {type(arrays).__name__}"
         )
+    if not isinstance(prefix, str):
+        raise CompressionError(f"prefix must be a string, not {prefix!r}")
     given: dict[str, Array] = {}
     unreadable = []
     for name in arrays:
@@ -202,50 +218,73 @@ def _given(arrays: Mapping[str, Any]) -> dict[str, Array]:
         parts = name.replace("/", ".").split(".")
         if parts[-1] == "num_batches_tracked" or any(p.startswith("seed_generator") for p in parts):
             continue
+        if not name.startswith(prefix) or (names is not None and name not in names):
+            continue
         try:
             value = arrays[name]
             if isinstance(value, np.ma.MaskedArray):
                 raise TypeError("it is masked: fill it first")
             given[name] = np.asarray(value)
         except (ValueError, TypeError, RuntimeError) as error:  # pickles, ragged lists, tensors
-            unreadable.append(f"unreadable: {name!r}: {error}")
+            unreadable.append(f"{name!r}: {error}")
+    if arrays and not any(name.startswith(prefix) for name in arrays):
+        raise CompressionError(f"prefix must begin a name of {listed(arrays)}, not {prefix!r}")
     if unreadable:  # without their shapes nothing can be said of the others
-        raise CompressionError("\n  ".join(["arrays cannot all be read:", *unreadable]))
+        raise _error("arrays cannot all be read:", {"unreadable": unreadable})
     return given
 
 
-def _named(slots: list[Slot], names: Mapping[str, str]) -> dict[int, str]:
+def _named(slots: list[Slot], names: Mapping[str, str | None]) -> dict[int, str | None]:
     """Which array belongs to which slot, as the caller has it."""
     if not isinstance(names, Mapping):
         raise CompressionError(
             f"names must be a mapping like {{'0.weight': 'conv'}}, not {type(names).__name__}"
         )
-    keys = [slot.key for slot in slots]
-    unknown = [key for key in names if key not in keys]
-    if unknown:
-        raise CompressionError(f"names must be among {keys}, not {unknown}")
-    return {i: names[key] for i, key in enumerate(keys) if key in names}
+    keys = {slot.key: index for index, slot in enumerate(slots)}
+    if unknown := [key for key in names if key not in keys]:
+        raise CompressionError(f"names must be among {listed(keys)}, not {listed(unknown)}")
+    for key, name in names.items():
+        if not isinstance(name, str) and (name is not None or key.split(".")[1] not in STAND_INS):
+            raise CompressionError(f"names[{key!r}] must be the name of an array, not {name!r}")
+    return {keys[key]: name for key, name in names.items()}
 
 
 def _trouble(array: Array, slot: Slot, dtype: DType | None) -> list[tuple[str, str]]:
     """All that is wrong with an array for a slot."""
     trouble = []
     target = slot.dtype if dtype is None else dtype
-    native = array.dtype.newbyteorder("=")
     if array.dtype.hasobject:
         trouble.append(("pickled", f"must be of {target}, not Python objects"))
-    elif native not in FLOATS:
+    elif "float" not in array.dtype.name or not np.can_cast(array.dtype, np.float64):
+        # By name, since most floats of ml_dtypes are of kind "V", as its integers are.
         trouble.append(("wrong dtype", f"must be of {target}, not {array.dtype}"))
-    elif dtype is None and native != target:
+    elif dtype is None and array.dtype.newbyteorder("=") != target:
         text = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
         trouble.append(("wrong dtype", text))
-    elif (np.abs(array[np.isfinite(array)]) > np.finfo(target).max).any():
-        trouble.append(("wrong dtype", f"has numbers too large for {target}"))
+    elif not np.isfinite(_converted(array, target)).all():
+        text = f"has entries that are NaN, infinite or too large for {target}"
+        trouble.append(("not finite", text))
     if array.shape not in {slot.shape, slot.depthwise}:
         unnamed = "torch" if slot.layout == "keras" else "keras"
         hint = f", as layout={unnamed!r} has it" if array.shape == slot.other else ""
         trouble.append(("misshapen", f"must be {slot.shape}, not {array.shape}{hint}"))
     return trouble
+
+
+def _converted(array: Array, dtype: DType) -> Array:
+    """Rounded once; what is too large becomes infinite."""
+    with np.errstate(all="ignore"):
+        return array.astype(dtype)
+
+
+def _error(header: str, problems: Mapping[str, list[str]]) -> CompressionError:
+    """All problems of all kinds, in at most 20 lines."""
+    lines = [
+        f"{kind}: {text}"
+        for kind, texts in problems.items()
+        for text in summed(texts, 19 // len(problems))
+    ]
+    return CompressionError("\n  ".join([header, *lines]))
 
 
 def _float_dtype(dtype: DTypeLike) -> DType:

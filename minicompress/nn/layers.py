@@ -59,6 +59,7 @@ AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
 # All layers can be had from here, those of the files before it too.
 __all__ = [
+    "LAYER_TYPES",
     "AvgPool2D",
     "BatchNorm",
     "Conv2D",
@@ -270,6 +271,24 @@ class Dense(_Affine):
         return dense_vjp(dy, x, weight, input_gradient=input_gradient)
 
 
+LAYER_TYPES = frozenset[type[Layer]]({
+    AvgPool2D,
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+})  # fmt: skip
+"""The layers that are known, by the very type: one derived from them may compute something else."""
+
+
 # Running a compressed weight --------------------------------------------------------------------
 
 
@@ -284,9 +303,9 @@ def factor_layers(layer: Layer) -> tuple[Layer, ...]:
     -------
     tuple of Layer
         Their weights are the factors, which stay the representations that they are, with their
-        axes moved; the bias is the last one's. A layer whose weight is not `LowRank` is its own
-        chain. One whose subscripts have no such chain, or whose `groups` is not 1, is returned
-        with its weight decoded.
+        axes moved; the bias is the last one's. A layer whose weight is not `LowRank`, or whose type
+        is not known, is its own chain. One whose subscripts have no such chain, or whose `groups`
+        is not 1, is returned with its weight decoded.
 
     Notes
     -----
@@ -304,7 +323,9 @@ def factor_layers(layer: Layer) -> tuple[Layer, ...]:
     (3, 1, 8, 2) (2, 1)
     (1, 3, 2, 16) (1, 2)
     """
-    if not isinstance(layer, Conv2D | Dense) or not isinstance(layer.weight, LowRank):
+    if type(layer) not in LAYER_TYPES or not isinstance(layer, Conv2D | Dense):
+        return (layer,)
+    if not isinstance(layer.weight, LowRank):
         return (layer,)
     match layer, layer.weight.subscripts, layer.weight.factors:
         case Dense(), "ir,ro->io", (a, b):

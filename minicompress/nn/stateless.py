@@ -27,7 +27,10 @@ Pullback: TypeAlias = Callable[[Array], tuple[Array | None, dict[str, Array]]]
 class Layer(Value):
     """Base of all layers. One of your own needs `forward`, `output_shape` and, to train it, `vjp`.
 
-    It is a dataclass like those below, and lists its weights, if any, in `parameters`.
+    It is a dataclass like those below, and lists its weights, if any, in `parameters`: arrays that
+    are not in there cannot be seen. `summary` counts it if its class defines `parameters` and
+    `macs(input_shape)`, the multiply-accumulates for one input. Files, ONNX, integers and
+    certificates know this package's layers only. A class derived from one of them is not that one.
     """
 
     def forward(self, x: Array) -> Array:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_int, freeze
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Conv2D, Dense, Layer, factor_layers
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, factor_layers
 from minicompress.nn.network import Sequential
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import (
@@ -74,11 +74,11 @@ def fold_batch_norm(model: Sequential) -> Sequential:
     """
     layers: list[Layer] = []
     for i, layer in enumerate(model.layers):
-        if not isinstance(layer, BatchNorm):
+        if type(layer) is not BatchNorm:
             layers.append(layer)
             continue
         before = layers.pop() if layers else None
-        if not isinstance(before, Conv2D | Dense):
+        if type(before) not in LAYER_TYPES or not isinstance(before, Conv2D | Dense):
             stands = "first" if before is None else f"behind {type(before).__name__}"
             raise CompressionError(
                 f"layer {i}, BatchNorm, must stand right behind a Conv2D or Dense, not {stands}"
@@ -156,7 +156,7 @@ def remove_channels(model: Sequential, index: int, keep: ArrayLike) -> Sequentia
     layers = list(model.layers)
     as_int(index, "index", 0, len(layers) - 1)
     first = layers[index]
-    if not isinstance(first, Conv2D | Dense):
+    if type(first) not in LAYER_TYPES or not isinstance(first, Conv2D | Dense):
         raise CompressionError(f"layer {index} must be a Conv2D or Dense, not {first!r}")
     if isinstance(first, Conv2D) and first.groups != 1:
         raise CompressionError(f"layer {index} has groups={first.groups}: its channels are tied")
@@ -166,6 +166,8 @@ def remove_channels(model: Sequential, index: int, keep: ArrayLike) -> Sequentia
     for i in range(index + 1, len(layers)):
         layer = layers[i]
         match layer:
+            case _ if type(layer) not in LAYER_TYPES:
+                raise CompressionError(f"channels cannot be followed through layer {i}, {layer!r}")
             case Dense():
                 # Behind a Flatten the channel varies fastest: row r reads channel r % channels.
                 rows = np.arange(shape_of(layer.weight)[0]) % channels
