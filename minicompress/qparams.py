@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ from minicompress.arrays import (
     Array,
     DType,
     Value,
-    cast_finite,
     choice,
     finite_array,
     flag,
@@ -23,7 +22,14 @@ from minicompress.arrays import (
     real,
 )
 from minicompress.errors import CompressionError
-from minicompress.integers import code_range, qparam_shape, spread
+from minicompress.integers import (
+    check_scale_dtype,
+    code_range,
+    levels,
+    qparam_shape,
+    scale_dtypes,
+    spread,
+)
 
 METHODS = ("minmax", "percentile", "mse")
 
@@ -37,8 +43,8 @@ FARTHEST_ZERO = 2**30
 class Grid(NamedTuple):
     """The levels ``k * scale``, low <= k <= high, that an array is rounded to.
 
-    All in float64 and such that they broadcast against the array. The integer k, a code less its
-    zero point, is what this library calls steps: they are the same for signed and unsigned codes.
+    In float64, but the scale in its own dtype; they broadcast against the array. The integer k, a
+    code less its zero point, is called steps: they are the same for signed and unsigned codes.
     """
 
     scale: Array
@@ -49,13 +55,14 @@ class Grid(NamedTuple):
     def nearest(self, x: Array) -> Array:
         """Steps to the nearest level, ties to even: computed in float64, whatever x is."""
         with np.errstate(over="ignore", under="ignore"):
-            steps = np.rint(x / self.scale)
-        return np.asarray(np.clip(steps, self.low, self.high) + 0.0)  # and no -0.0
+            steps = np.asarray(x / self.scale)
+        np.clip(np.rint(steps, out=steps), self.low, self.high, out=steps)
+        steps += 0.0  # no -0.0
+        return steps
 
     def levels(self, steps: Array, dtype: DType) -> Array:
-        """The numbers so many steps from zero, rounded once to `dtype`."""
-        with np.errstate(over="ignore", under="ignore"):
-            return cast_finite(steps * self.scale, dtype)
+        """The numbers so many steps from zero, rounded as `decode` rounds them."""
+        return levels(steps, self.scale, dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,8 +72,8 @@ class QParams(Value):
     Parameters
     ----------
     scale : float ndarray, positive and finite
-        Of the dtype of the arrays it is for. Shape ``()``; ``(channels,)`` with `axis`; with
-        `block_size` one per block along `axis`.
+        Of the dtype of the arrays it is for; for float16 ones of float32 or of float16. Shape
+        ``()``; ``(channels,)`` with `axis`; with `block_size` one per block along `axis`.
     zero_point : integer ndarray of the shape of `scale`
         The code of 0.0. It may lie outside the codes, where the range does not hold 0.0.
     num_bits : int from 2 to 16
@@ -119,11 +126,12 @@ class QParams(Value):
         """The levels for the entries of `array`."""
         axis = None if self.axis is None else normal_axis(self.axis, "axis", array.ndim)
         wanted = qparam_shape(array.shape, axis, self.block_size)
-        if self.scale.shape != wanted or self.scale.dtype != array.dtype:
+        if self.scale.shape != wanted:
             raise CompressionError(
-                f"qparams must have scales of shape {wanted} and dtype {array.dtype} for an array "
-                f"of shape {array.shape}, not {self.scale.shape} and {self.scale.dtype}"
+                f"qparams must have scales of shape {wanted} for an array of shape {array.shape}, "
+                f"not {self.scale.shape}"
             )
+        check_scale_dtype(self.scale, array.dtype)
         return self._grid(
             spread(self.scale, array.shape, axis, self.block_size),
             spread(self.zero_point, array.shape, axis, self.block_size),
@@ -131,7 +139,7 @@ class QParams(Value):
 
     def _grid(self, scale: Array, zero_point: Array) -> Grid:
         zero = zero_point.astype(np.float64)
-        return Grid(scale.astype(np.float64), self.qmin - zero, self.qmax - zero, zero)
+        return Grid(scale, self.qmin - zero, self.qmax - zero, zero)
 
 
 def choose_qparams(
@@ -176,7 +184,8 @@ def choose_qparams(
         How much "percentile" keeps, in per cent.
     power_of_two : bool
         Round the scales up to powers of two. The error bound s/2 then holds without any slack (but
-        where the next power is beyond the dtype: there the scale is rounded down).
+        where the scale is below all numbers of the dtype of `weight`; and where the next power is
+        beyond the dtype of the scales, for there it is rounded down).
     preserve_zero : bool
         Widen the range to hold 0.0, which then has a code of its own and decodes to 0.0. With
         False an affine zero point may lie outside the codes, by up to 2**30: what is narrower than
@@ -185,7 +194,9 @@ def choose_qparams(
     Returns
     -------
     QParams
-        Scales in the dtype of `weight`, never below its smallest normal number.
+        Scales in the dtype of `weight`, in float32 for float16; never below the smallest normal
+        number of that. The result for float16 is the one for the same numbers in float32: only
+        what is decoded is rounded to float16 afterwards, and "mse" does not look at this rounding.
 
     Raises
     ------
@@ -220,9 +231,8 @@ def choose_qparams(
                 "quantize the array before it is pruned or flattened, or per tensor"
             )
     shape = qparam_shape(w.shape, axis, block_size)
-    one = QParams(
-        np.ones((), w.dtype), np.zeros((), np.int64), bits, flag(signed, "signed"), narrow_range
-    )
+    unit, zero = np.ones((), scale_dtypes(w.dtype)[0]), np.zeros((), np.int64)
+    one = QParams(unit, zero, bits, flag(signed, "signed"), narrow_range)
     groups = _groups(w.astype(np.float64), axis, block_size)
     low, high = _ranges(groups, method, percentile, symmetric, preserve_zero)
     scale, zero_point = _fit(low, high, one, symmetric, power_of_two, preserve_zero)
@@ -234,15 +244,8 @@ def choose_qparams(
             scale = np.where(errors < least, tried[0], scale)
             zero_point = np.where(errors < least, tried[1], zero_point)
             least = np.minimum(errors, least)
-    return QParams(
-        scale.reshape(shape),
-        zero_point.reshape(shape),
-        bits,
-        one.signed,
-        one.narrow_range,
-        axis,
-        block_size,
-    )
+    scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    return replace(one, scale=scale, zero_point=zero_point, axis=axis, block_size=block_size)
 
 
 def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
@@ -252,7 +255,7 @@ def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
     ----------
     weight : ndarray of float16, float32 or float64, finite
     qparams : QParams
-        Its scales of the dtype of `weight`.
+        Its scales of the dtype of `weight`, or of float32 for float16.
 
     Returns
     -------
