@@ -275,7 +275,7 @@ BAD_QUANTIZED = [
     ({"codes": Sparse((2,), np.array([0]), one)}, "codes must be integers"),
     ({"scale": np.array(0.0)}, "scale must be positive"),
     ({"scale": np.array(np.inf)}, "scale must be positive and finite"),
-    ({"scale": np.array(1.0, np.float32)}, "scale must have the dtype float64"),
+    ({"scale": np.array(1.0, np.float32)}, "scale must be of dtype float64"),
     ({"scale": np.ones(2)}, "zero_point must have the shape"),
     ({"scale": np.ones(2), "zero_point": np.zeros(2, int)}, r"scale must have shape \(\)"),
     ({"axis": 2}, "axis must be an int from -2 to 1"),

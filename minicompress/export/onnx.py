@@ -62,13 +62,14 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     size, images only of the one given.
 
     Weights are what they are in the model. `Quantized` ones are a DequantizeLinear of integers,
-    with the same scales and zero points; its output is ``decode(rep)``, bit for bit. The integers
-    are of the narrowest type that holds codes and zero points: int4 and uint4 (up to 4 bits), int8
-    and uint8, int16 and uint16; without opset 21, int8 and uint8 alone, and no blocks. Where no
-    type gives the same floats they are stored decoded. `Clustered` weights are a Gather from the
-    codebook, at 8 or 16 bits an index. `LowRank` ones are the layers that `factor_layers` makes of
-    them, or decoded. `Sparse` ones take a code for every entry where their values have codes, and
-    are decoded otherwise: hardly a runtime reads ONNX's sparse initializers.
+    with the same scales and zero points, and a Cast to float16 where that has float32 scales; the
+    output is ``decode(rep)``, bit for bit. The integers are of the narrowest type that holds codes
+    and zero points: int4 and uint4 (up to 4 bits), int8 and uint8, int16 and uint16; without opset
+    21, int8 and uint8 alone, and no blocks. Where no type gives the same floats they are stored
+    decoded. `Clustered` weights are a Gather from the codebook, at 8 or 16 bits an index. `LowRank`
+    ones are the layers that `factor_layers` makes of them, or decoded. `Sparse` ones take a code
+    for every entry where their values have codes, and are decoded otherwise: hardly a runtime reads
+    ONNX's sparse initializers.
 
     The limit of 2 GB is the file format's. The bytes are counted from shapes before anything is
     decoded: the constants, and `LAYER_BYTES` for each layer's nodes. So what is not refused fits.

@@ -32,7 +32,7 @@ import numpy as np
 
 from minicompress.arrays import Array, freeze, real
 from minicompress.errors import CompressionError
-from minicompress.integers import code_dtype
+from minicompress.integers import code_dtype, scale_dtypes
 from minicompress.nn.layers import Dense, LeakyReLU, ReLU, Sigmoid, Tanh
 from minicompress.nn.model import (
     Gradients,
@@ -91,7 +91,7 @@ def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
     steps = [deviations * float(np.std(a, dtype=np.float64)) if a.size else 0.0 for a in arrays]
     if not arrays or min(steps) == 0.0:
         raise CompressionError(f"every layer needs weights that differ, for steps not of {steps}")
-    rows = np.array([steps, [0.0] * len(steps)], arrays[0].dtype)
+    rows = np.array([steps, [0.0] * len(steps)], scale_dtypes(arrays[0].dtype)[0])
     return Sequential((*model.layers, Dense(freeze(rows))))
 
 
@@ -122,7 +122,7 @@ def rate_view(price: Callable[[int], float]) -> LatentView:
     def view(latent: Sequential, step: int) -> View:
         network, units = _parts(latent)
         values = [
-            {name: _codes(array, unit[name]) * unit[name].now for name, array in layer.items()}
+            {name: _seen(array, unit[name]) for name, array in layer.items()}
             for layer, unit in zip(_arrays(network), units, strict=True)
         ]
 
@@ -336,7 +336,7 @@ def _constants(network: Sequential, units: list[dict[str, _Unit]], i: int, follo
     value = np.zeros(shape_of(weights(network)[i])[-1], dtype_of(weights(network)[i]))
     bias = parameters(network)[i].get("bias")
     if bias is not None:
-        value = _codes(decode(bias), units[i]["bias"]) * BIAS_STEP
+        value = _seen(decode(bias), units[i]["bias"])
     for layer in network.layers[i + 1 : following]:
         if isinstance(layer, ReLU | LeakyReLU | Sigmoid | Tanh):
             value = layer.forward(value)
@@ -362,13 +362,19 @@ def _passed_on(
     sums = (_codes(weight, unit) * unit.now).reshape(-1, len(gone), weight.shape[-1]).sum(0)
     passed = constants @ sums  # nothing where nothing comes out: there may be no bias then
     if passed.any():
-        values[following]["bias"] = values[following]["bias"] + passed
+        bias = values[following]["bias"]
+        values[following]["bias"] = (bias + passed).astype(bias.dtype)
     return _with_arrays(network, values)
 
 
 def _codes(array: Array, unit: _Unit) -> Array:
-    """Weights in whole steps, ties to even."""
-    return np.asarray(np.rint(array / unit.first))
+    """Weights in whole steps, ties to even, in the dtype of steps."""
+    return np.asarray(np.rint(array.astype(scale_dtypes(array.dtype)[0], copy=False) / unit.first))
+
+
+def _seen(array: Array, unit: _Unit) -> Array:
+    """Weights rounded to whole steps."""
+    return np.asarray(_codes(array, unit) * unit.now).astype(array.dtype, copy=False)
 
 
 def _quantized(array: Array, unit: _Unit) -> Quantized:
@@ -379,7 +385,7 @@ def _quantized(array: Array, unit: _Unit) -> Quantized:
     scale = math.ldexp(round(mantissa * 256), exponent - 8)
     return Quantized(
         codes.astype(code_dtype(num_bits, signed=True)),
-        np.array(scale, array.dtype),
+        np.array(scale, scale_dtypes(array.dtype)[0]),
         np.array(0),
         num_bits,
         True,
