@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minicompress.arrays import FLOATS, Array, DType, freeze
+from minicompress.arrays import FLOATS, Array, DType, freeze, not_finite
 from minicompress.errors import CompressionError
 from minicompress.export.array_names import matched
 from minicompress.export.layouts import Slot, slots_of
@@ -80,8 +80,8 @@ def load_weights(
     Raises
     ------
     CompressionError
-        Arrays are missing, left over, of wrong shapes or dtypes, pickled objects, or cannot be told
-        apart: all of it in one message. An argument is not as above.
+        Arrays are missing, left over, of wrong shapes or dtypes, pickled objects, not finite, or
+        cannot be told apart: all of it in one message. An argument is not as above.
 
     Notes
     -----
@@ -239,7 +239,9 @@ def _trouble(array: Array, slot: Slot, dtype: DType | None) -> list[tuple[str, s
     elif dtype is None and native != target:
         text = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
         trouble.append(("wrong dtype", text))
-    elif (np.abs(array[np.isfinite(array)]) > np.finfo(target).max).any():
+    elif fault := not_finite(array):
+        trouble.append(("not finite", f"must hold numbers, but {fault}"))
+    elif (np.abs(array) > np.finfo(target).max).any():
         trouble.append(("wrong dtype", f"has numbers too large for {target}"))
     if array.shape not in {slot.shape, slot.depthwise}:
         unnamed = "torch" if slot.layout == "keras" else "keras"

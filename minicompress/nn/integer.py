@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicompress.arrays import Array, cast_finite, finite_array, integer
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.integers import code_range
 from minicompress.nn.integer_layers import IntegerConv2D, IntegerDense, Scales
 from minicompress.nn.integer_model import IntegerModel
@@ -37,7 +37,7 @@ from minicompress.nn.layers import (
     decoded_layer,
     factor_layers,
 )
-from minicompress.nn.model import Sequential
+from minicompress.nn.model import Sequential, finite_model, finite_outputs
 from minicompress.nn.requantize import fixed_point
 from minicompress.nn.windows import pair, resolve_padding
 from minicompress.qparams import QParams, choose_qparams
@@ -126,6 +126,7 @@ def to_integer(
     """
     if not isinstance(model, Sequential):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+    finite_model(model)
     bits = integer(num_bits, "num_bits", 2, 8)
     between = integer(activation_bits, "activation_bits", 2, 8)
     x = finite_array(calibration, "calibration")
@@ -135,20 +136,16 @@ def to_integer(
     first = source = _range(x, between, method, percentile)
     layers: list[IntegerLayer] = []
     for index, part, clamped in _parts(model):
-        try:
-            shape, x = x.shape[1:], decoded_layer(part).forward(x)
+        with naming(f"layer {index} ({type(model.layers[index]).__name__})"):
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+                shape, x = x.shape[1:], finite_outputs(decoded_layer(part).forward(x), name="it")
             x = ReLU().forward(x) if clamped else x
-            if not np.isfinite(x).all():
-                raise CompressionError("its output must be finite for the calibration's inputs")
             if isinstance(part, Conv2D | Dense):
                 target = _range(x, between, method, percentile)
                 layer, source = _affine(part, shape, bits, source, target, clamped)
                 layers.append(layer)
             else:
                 layers.extend(_weightless(part, shape, int(source.zero_point)))
-        except CompressionError as error:
-            name = type(model.layers[index]).__name__
-            raise CompressionError(f"layer {index} ({name}): {error}") from error
     return IntegerModel(tuple(layers), input_shape, first, source)
 
 
