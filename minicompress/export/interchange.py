@@ -17,7 +17,7 @@ from minicompress.arrays import FLOATS, Array, DType, freeze, not_finite
 from minicompress.errors import CompressionError
 from minicompress.export.array_names import matched
 from minicompress.export.layouts import Slot, slots_of
-from minicompress.nn.model import Sequential, with_parameters
+from minicompress.nn.model import Sequential, finite_model, with_parameters
 from minicompress.nn.weightless import Shape
 from minicompress.representation import decode
 
@@ -161,7 +161,8 @@ def weights_out(
     Raises
     ------
     CompressionError
-        An argument is not as for `load_weights`, or a layer's weights have no such layout.
+        An argument is not as for `load_weights`, a layer's weights have no such layout, or one of
+        them is NaN or infinite.
 
     Examples
     --------
@@ -174,9 +175,11 @@ def weights_out(
     >>> list(weights_out(model))
     ['dense/kernel', 'dense/bias']
     """
+    slots = slots_of(model, layout, input_shape)
+    finite_model(model)
     out: dict[str, Array] = {}
     numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras counts layers of each kind
-    for slot in slots_of(model, layout, input_shape):
+    for slot in slots:
         array = decode(model.layers[slot.layer].parameters()[slot.field])
         if layout == "torch":
             name = f"{slot.layer}.{TORCH_NAMES[slot.field]}"

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, finite_array, float_array, integer, not_finite
+from minicompress.arrays import Array, Value, float_array, integer, not_finite
 from minicompress.errors import CompressionError, naming
 from minicompress.nn.layers import Layer, Shape, decoded_layer, plain_layers
 from minicompress.representation import Rep
@@ -287,8 +287,8 @@ but entry (0, 1) is nan
 def finite_layer(layer: Layer) -> None:
     """The same for one layer."""
     for name, rep in layer.parameters().items():
-        if isinstance(rep, np.ndarray):
-            finite_array(rep, name)
+        if isinstance(rep, np.ndarray) and (fault := not_finite(rep)):
+            raise CompressionError(f"{name} must be finite, but {fault}")
 
 
 def finite_outputs(outputs: Array, rows: Array | None = None, name: str = "model") -> Array:

@@ -207,8 +207,8 @@ def fit(
             rows = order[start : start + batch_size]
             labels = y[rows]
             where = f"step {step - first + 1} of {total_steps} (epoch {epoch})"
+            at, to_latent = look(latent, step)
             with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
-                at, to_latent = look(latent, step)
                 outputs, pullback = vjp(at, x[rows], rng=rng, input_gradient=False)
                 known = () if targets is None else (targets[rows],)
                 batch_loss, doutputs = loss(outputs, labels, *known)
@@ -221,11 +221,11 @@ def fit(
             hits += _hits(outputs, labels)
             if progress is not None:
                 progress(step - first, total_steps, float(batch_loss))
-        with np.errstate(over="ignore", invalid="ignore"):
-            last = look(latent, step).model
+        last = look(latent, step).model
         try:
             finite_model(latent)
-            finite_model(last)
+            if last is not latent:
+                finite_model(last)
         except CompressionError as error:
             raise CompressionError(f"after {where}: {error}. {DIVERGED}") from error
         measured = None
@@ -360,7 +360,8 @@ def _looking(view: LatentView | None) -> Callable[[Sequential, int], View]:
     """The view in its full form: straight through, unless it says otherwise."""
 
     def look(latent: Sequential, step: int) -> View:
-        seen = latent if view is None else view(latent, step)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+            seen = latent if view is None else view(latent, step)
         return seen if isinstance(seen, View) else View(seen, lambda gradients: gradients)
 
     return look
