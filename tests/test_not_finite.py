@@ -257,10 +257,8 @@ def test_what_a_training_for_bytes_came_to_is_looked_at():
         changed, words = planted(latent, which, place, value)
         law_refused(quantized_model, changed, *words)
         law_refused(without_dead_units, BEGUN._replace(latent=changed), *words)
-    grown = (*latent.layers[:-1], Dense(np.full((2, 3), 1000.0, F)))
-    law_refused(
-        lambda m: trained(m, view=rate_view(lambda step: 0.0)), Sequential(grown), "step 1 of 6"
-    )
+    grown = Sequential((*latent.layers[:-1], Dense(np.full((2, 3), 1000.0, F))))
+    law_refused(lambda m: trained(m, view=rate_view(lambda step: 0.0)), grown)
 
 
 # Outputs ------------------------------------------------------------------------------------------
