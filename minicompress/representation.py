@@ -22,8 +22,8 @@ from minicompress.arrays import (
     Array,
     DType,
     Value,
+    finite_array,
     flag,
-    float_array,
     freeze,
     frozen,
     integer,
@@ -183,10 +183,10 @@ class Quantized(Value):
                 f"not reach from {entries.min()} to {entries.max()}"
             )
         dtype = np.dtype(self.dtype)
-        scale = float_array(self.scale, "scale")
+        scale = finite_array(self.scale, "scale")
         check_scale_dtype(scale, dtype)
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise CompressionError("scale must be positive and finite")
+        if not (scale > 0).all():
+            raise CompressionError("scale must be positive")
         zero_point = integer_array(self.zero_point, "zero_point").astype(np.int64, copy=False)
         if zero_point.shape != scale.shape:
             raise CompressionError(
@@ -385,7 +385,7 @@ def _part(value: Rep, name: str, *, integers: bool = False) -> Rep:
     if not isinstance(value, LowRank | Sparse | Quantized | Clustered):
         array = np.asarray(value)
         whole = array.dtype.kind in "iu"
-        part = frozen(integer_array(array, name) if whole else float_array(array, name))
+        part = frozen(integer_array(array, name) if whole else finite_array(array, name))
     kind = dtype_of(part)
     if not (kind in FLOATS or (integers and kind.kind in "iu")):
         raise CompressionError(f"{name} must be of a float dtype, not {kind}")

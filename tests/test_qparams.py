@@ -494,7 +494,7 @@ BAD = {
     "narrow_range must": lambda: QParams(ONE, np.array(0), narrow_range=1),
     "block_size must": lambda: QParams(ONE, np.array(0), block_size=0),
     "weight must be finite": lambda: choose_qparams(np.array([np.nan])),
-    "infinite entries": lambda: choose_qparams(np.array([np.inf])),
+    "entry .* is inf": lambda: choose_qparams(np.array([np.inf])),
     "weight must be of dtype": lambda: choose_qparams(np.array([1])),
     "num_bits": lambda: choose_qparams(W, num_bits=17),
     "signed": lambda: choose_qparams(W, signed=None),

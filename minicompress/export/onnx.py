@@ -16,7 +16,7 @@ from minicompress.errors import CompressionError
 from minicompress.export.onnx_graph import Graph, constant_bytes
 from minicompress.export.onnx_layers import FORMS, add_layer
 from minicompress.nn.layers import Layer, factor_layers
-from minicompress.nn.model import Sequential, apply
+from minicompress.nn.model import Sequential, apply, finite_model
 from minicompress.nn.weightless import Shape
 from minicompress.representation import dtype_of
 from minicompress.storage.files import write_file
@@ -52,8 +52,9 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     Raises
     ------
     CompressionError
-        The package onnx is not installed; a layer has no ONNX form, is of float64 or does not take
-        what comes, and the message names the layer; the file would be larger than 2 GB.
+        The package onnx is not installed; a layer has no ONNX form, is of float64, has a weight
+        that is NaN or infinite, or does not take what comes, and the message names the layer; the
+        file would be larger than 2 GB.
 
     Notes
     -----
@@ -87,6 +88,7 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     opset = integer(opset, "opset", *OPSETS)
     if not isinstance(model, Sequential):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+    finite_model(model)
     if not isinstance(input_shape, tuple | list) or not input_shape:
         raise CompressionError(f"input_shape must be a tuple like (28, 28, 1), not {input_shape!r}")
     shape = tuple(integer(n, f"input_shape[{i}]", 1) for i, n in enumerate(input_shape))

@@ -16,7 +16,7 @@ from minicompress.analysis.equivalence import ball_certificates
 from minicompress.arrays import integer
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
-from minicompress.nn.model import Sequential, apply
+from minicompress.nn.model import Sequential, apply, finite_outputs
 from minicompress.pipeline.comparison import Progress, Setup, certified_domain, trained
 from minicompress.pipeline.plan import compress
 from minicompress.pipeline.table import aligned, wrap
@@ -84,12 +84,12 @@ def certified_against(
 ) -> tuple[float, tuple[CertificateRow, ...]]:
     """`certify` for a network that is trained already."""
     x, y = data.test
-    logits = apply(f, x)
+    logits = finite_outputs(apply(f, x))
     some = x[: integer(inputs, "inputs", 1)]
     rows = []
     for method, compressor in METHODS.items():
         g, _ = compress(f, dict.fromkeys(weights(f), compressor))
-        others = apply(g, x)
+        others = finite_outputs(apply(g, x), name=method)
         balls = {
             eps: ball_certificates(
                 f, g, some, eps=eps, clip=(0.0, 1.0), max_symbols=data.max_symbols

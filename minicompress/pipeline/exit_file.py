@@ -10,8 +10,8 @@ import os
 import struct
 
 from minicompress.arrays import integer
-from minicompress.errors import CompressionError, FileFormatError
-from minicompress.nn.model import Sequential
+from minicompress.errors import CompressionError, FileFormatError, naming
+from minicompress.nn.model import Sequential, finite_model
 from minicompress.pipeline.early_exit import (
     CRITERIA,
     EarlyExit,
@@ -63,6 +63,10 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
     [3, 3]
     """
     sizes = [len(part.layers) for part in parts(checked(exits))]
+    for name in ("segments", "heads"):
+        for i, model in enumerate(getattr(exits, name)):
+            with naming(f"{name}[{i}]"):
+                finite_model(model)
     content = b"".join(
         (
             bytes([CRITERIA.index(exits.criterion)]),

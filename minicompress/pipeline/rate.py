@@ -38,6 +38,7 @@ from minicompress.nn.model import (
     Gradients,
     Parameters,
     Sequential,
+    finite_model,
     parameters,
     with_parameters,
 )
@@ -86,6 +87,7 @@ def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
     >>> [layer.weight.tolist() for layer in latent_model(model).layers]
     [[[1.0, -1.0]], [[1.2], [0.0]]]
     """
+    finite_model(model)
     deviations = real(deviations, "deviations", 0.0)
     arrays = [decode(w) for w in weights(model).values()]
     steps = [deviations * float(np.std(a, dtype=np.float64)) if a.size else 0.0 for a in arrays]
@@ -223,6 +225,7 @@ def without_dead_units(state: TrainingState) -> TrainingState:
     >>> [layer.weight.shape for layer in left.layers[:3:2]]
     [(1, 2), (2, 1)]
     """
+    finite_model(state.latent)
     network, units = _parts(state.latent)
     last, optimizer = state.latent.layers[-1], state.optimizer
     moments = {k: m for k, m in optimizer._asdict().items() if isinstance(m, tuple) and m}
@@ -259,6 +262,7 @@ def quantized_model(latent: Sequential) -> Sequential:
     >>> weight.codes, weight.scale
     (array([[ 1, -1,  0]], dtype=int8), array(1.0234375))
     """
+    finite_model(latent)
     network, units = _parts(latent)
     found: Parameters = tuple(
         {name: _quantized(array, unit[name]) for name, array in layer.items()}
@@ -298,7 +302,7 @@ def _parts(latent: Sequential) -> tuple[Sequential, list[dict[str, _Unit]]]:
     layers, steps = weights(network), decode(parameters(latent)[-1]["weight"])
     units = [{"bias": _Unit(BIAS_STEP, BIAS_STEP)} for _ in network.layers]
     for i, first, growth in zip(layers, *steps.astype(np.float64).tolist(), strict=True):
-        units[i]["weight"] = _Unit(first, first * math.exp(growth))
+        units[i]["weight"] = _Unit(first, first * math.exp(min(growth, 700.0)))
     for i, layer in enumerate(network.layers):
         if not layer.parameters().keys() <= units[i].keys():
             raise CompressionError(f"layer {i} must be a Dense or Conv2D to have steps: {layer!r}")
@@ -378,7 +382,7 @@ def _seen(array: Array, unit: _Unit) -> Array:
 
 
 def _quantized(array: Array, unit: _Unit) -> Quantized:
-    codes = _codes(array, unit).astype(np.int64)
+    codes = _codes(array, unit)
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     num_bits = max(2, max(-low - 1, high).bit_length() + 1)
     mantissa, exponent = math.frexp(unit.now)
