@@ -52,10 +52,24 @@ def float_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Arra
 def finite_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Array:
     """`float_array`, and every entry finite: what the compressors accept."""
     array = float_array(value, name, ndim=ndim)
-    if not np.isfinite(array).all():
-        kind = "NaN" if np.isnan(array).any() else "infinite"
-        raise CompressionError(f"{name} must be finite, but holds {kind} entries")
+    if fault := not_finite(array):
+        raise CompressionError(f"{name} must be finite, but {fault}")
     return array
+
+
+def not_finite(array: Array) -> str:
+    """Which entry is the first that is NaN or infinite, in words; "" if none is.
+
+    Examples
+    --------
+    >>> not_finite(np.array([[0.0, 1.0], [np.nan, np.inf]])), not_finite(np.zeros(3))
+    ('entry (1, 0) is nan', '')
+    """
+    finite = np.isfinite(array)
+    if finite.all():
+        return ""
+    index = tuple(map(int, np.unravel_index(finite.argmin(), array.shape)))
+    return f"entry {index} is {array[index]}"
 
 
 def integer_array(value: ArrayLike, name: str) -> Array:
@@ -172,6 +186,15 @@ def cast_finite(array: Array, dtype: DType) -> Array:
     top = float(np.finfo(dtype).max)
     with np.errstate(under="ignore"):
         return np.asarray(np.clip(array, -top, top), dtype)
+
+
+def cast_or_refuse(array: Array, dtype: DType, name: str) -> Array:
+    """Round float64 to `dtype`; what is too large for it is refused."""
+    with np.errstate(over="ignore", under="ignore"):
+        cast = array.astype(dtype)
+    if fault := not_finite(cast):
+        raise CompressionError(f"{name} would overflow {dtype}: {fault}; take a wider float")
+    return cast
 
 
 def _rebuild(cls: type, state: dict[str, Any]) -> Any:

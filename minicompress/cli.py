@@ -159,8 +159,11 @@ def _compare(arguments: argparse.Namespace) -> None:
                 "rows": [row._asdict() for row in rows],
                 "reading": reading,
             }
-            json.dump(figures, file, indent=2)
-            file.write("\n")
+            try:
+                text = json.dumps(figures, indent=2, allow_nan=False)
+            except ValueError as error:  # JSON has no word for NaN and infinity
+                raise CompressionError(f"the figures cannot be written: {error}") from None
+            file.write(f"{text}\n")
     explained = legend(retraining_epochs(epochs))
     print("\n\n".join([format_table(rows), wrap(explained), wrap(reading)]))
 

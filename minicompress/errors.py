@@ -1,4 +1,9 @@
-"""The two exceptions that the library raises on purpose."""
+"""The two exceptions that the library raises on purpose, and how they say where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class CompressionError(ValueError):
@@ -7,3 +12,12 @@ class CompressionError(ValueError):
 
 class FileFormatError(CompressionError):
     """A file is missing, truncated, altered, or of another format than asked for."""
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put in front of an error's message where it came up."""
+    try:
+        yield
+    except CompressionError as error:
+        raise CompressionError(f"{where}: {error}") from error

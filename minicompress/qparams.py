@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,6 @@ from minicompress.arrays import (
     Value,
     as_float,
     as_int,
-    cast_finite,
     choice,
     finite_array,
     flag,
@@ -22,12 +23,26 @@ from minicompress.arrays import (
     normal_axis,
 )
 from minicompress.errors import CompressionError
-from minicompress.integers import code_range, qparam_shape, spread, zero_points
+from minicompress.integers import (
+    check_scale_dtype,
+    code_range,
+    levels,
+    qparam_shape,
+    scale_dtypes,
+    spread,
+    zero_points,
+)
 
 METHODS = ("minmax", "percentile", "mse")
 
-SHRINKS = 96
-"""How many ranges "mse" tries, the whole one first."""
+SHRINKS = tuple(np.linspace(1.0, 0.05, 96).tolist())
+"""By what "mse" shrinks a range, both ends alike. The first is the whole range."""
+
+ENDS = tuple(0.75**k for k in range(12))
+"""By what it shrinks the low end and the high end of an affine range: all 144 pairs."""
+
+CACHED = 1 << 14
+"""Entries that "mse" looks at together: few enough to stay in the cache."""
 
 FARTHEST_ZERO = 2**30
 """Where preserve_zero=False stops: a zero point no farther than this from the codes fits int32."""
@@ -36,8 +51,8 @@ FARTHEST_ZERO = 2**30
 class Grid(NamedTuple):
     """The levels ``k * scale``, low <= k <= high, that an array is rounded to.
 
-    All in float64 and such that they broadcast against the array. The integer k, a code less its
-    zero point, is what this library calls steps: they are the same for signed and unsigned codes.
+    In float64, but the scale in its own dtype; they broadcast against the array. The integer k, a
+    code less its zero point, is called steps: they are the same for signed and unsigned codes.
     """
 
     scale: Array
@@ -52,9 +67,8 @@ class Grid(NamedTuple):
         return np.asarray(np.clip(steps, self.low, self.high) + 0.0)  # and no -0.0
 
     def levels(self, steps: Array, dtype: DType) -> Array:
-        """The numbers so many steps from zero, rounded once to `dtype`."""
-        with np.errstate(over="ignore", under="ignore"):
-            return cast_finite(steps * self.scale, dtype)
+        """The numbers so many steps from zero, rounded as `decode` rounds them."""
+        return levels(steps, self.scale, dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,8 +78,8 @@ class QParams(Value):
     Parameters
     ----------
     scale : float ndarray, positive and finite
-        Of the dtype of the arrays it is for. Shape ``()``; ``(channels,)`` with `axis`; with
-        `block_size` one per block along `axis`.
+        Of the dtype of the arrays it is for; for float16 ones of float32 or of float16. Shape
+        ``()``; ``(channels,)`` with `axis`; with `block_size` one per block along `axis`.
     zero_point : integer ndarray of the shape of `scale`
         The code of 0.0. It may lie outside the codes, where the range does not hold 0.0. Left out,
         it is 0 for each scale.
@@ -118,20 +132,19 @@ class QParams(Value):
     def grid(self, array: Array) -> Grid:
         """The levels for the entries of `array`."""
         axis = None if self.axis is None else normal_axis(self.axis, "axis", array.ndim)
-        wanted = qparam_shape(array.shape, axis, self.block_size)
-        if self.scale.shape != wanted or self.scale.dtype != array.dtype:
+        shape, block_size = array.shape, self.block_size
+        wanted, given = qparam_shape(shape, axis, block_size), self.scale.shape
+        if given != wanted:
             raise CompressionError(
-                f"qparams must have scales of shape {wanted} and dtype {array.dtype} for an array "
-                f"of shape {array.shape}, not {self.scale.shape} and {self.scale.dtype}"
+                f"qparams must have scales of shape {wanted} for an array {shape}, not {given}"
             )
-        return self._grid(
-            spread(self.scale, array.shape, axis, self.block_size),
-            spread(self.zero_point, array.shape, axis, self.block_size),
-        )
+        check_scale_dtype(self.scale, array.dtype)
+        parts = (self.scale, self.zero_point)
+        return self._grid(*(spread(part, shape, axis, block_size) for part in parts))
 
     def _grid(self, scale: Array, zero_point: Array) -> Grid:
         zero = zero_point.astype(np.float64)
-        return Grid(scale.astype(np.float64), self.qmin - zero, self.qmax - zero, zero)
+        return Grid(scale, self.qmin - zero, self.qmax - zero, zero)
 
 
 def choose_qparams(
@@ -170,13 +183,15 @@ def choose_qparams(
         Leave the lowest code out, so that -127 to 127 is used of int8.
     method : "minmax" | "percentile" | "mse"
         The range of the entries; the range that holds at least the fraction `percentile` / 100 of
-        them (by magnitude where symmetric, cut at both ends where affine); or the one that has the
-        least squared error of 96 shrunken ranges, the whole one among them.
+        them (by magnitude where symmetric, cut at both ends where affine); or the range of least
+        squared error: of the whole one, 95 shrunken by one factor, and where affine 144 with a
+        factor for each end. Ends move towards 0.0, or the median if preserve_zero=False.
     percentile : float in (0, 100]
         How much "percentile" keeps, in per cent.
     power_of_two : bool
         Round the scales up to powers of two. The error bound s/2 then holds without any slack (but
-        where the next power is beyond the dtype: there the scale is rounded down).
+        where the scale is below all numbers of the dtype of `weight`; and where the next power is
+        beyond the dtype of the scales, for there it is rounded down).
     preserve_zero : bool
         Widen the range to hold 0.0, which then has a code of its own and decodes to 0.0. With
         False an affine zero point may lie outside the codes, by up to 2**30: what is narrower than
@@ -185,7 +200,9 @@ def choose_qparams(
     Returns
     -------
     QParams
-        Scales in the dtype of `weight`, never below its smallest normal number.
+        Scales in the dtype of `weight`, in float32 for float16; never below the smallest normal
+        number of that. The result for float16 is the one for the same numbers in float32: only
+        what is decoded is rounded to float16 afterwards, and "mse" does not look at this rounding.
 
     Raises
     ------
@@ -220,29 +237,23 @@ def choose_qparams(
                 "quantize the array before it is pruned or flattened, or per tensor"
             )
     shape = qparam_shape(w.shape, axis, block_size)
-    one = QParams(
-        np.ones((), w.dtype), np.zeros((), np.int64), bits, flag(signed, "signed"), narrow_range
-    )
+    unit, zero = np.ones((), scale_dtypes(w.dtype)[0]), np.zeros((), np.int64)
+    one = QParams(unit, zero, bits, flag(signed, "signed"), narrow_range)
     groups = _groups(w.astype(np.float64), axis, block_size)
     low, high = _ranges(groups, method, percentile, symmetric, preserve_zero)
     scale, zero_point = _fit(low, high, one, symmetric, power_of_two, preserve_zero)
     if method == "mse":
         least = _squared_errors(groups, one, scale, zero_point)
-        for shrink in np.linspace(1.0, 0.05, SHRINKS)[1:]:
-            tried = _fit(low * shrink, high * shrink, one, symmetric, power_of_two, preserve_zero)
+        # The range that keeps 0 per cent of the entries is the median.
+        inner = 0.0 if preserve_zero else _ranges(groups, "percentile", 0, False, False)[0]
+        for ends in _shrunken(low, high, inner, symmetric):
+            tried = _fit(*ends, one, symmetric, power_of_two, preserve_zero)
             errors = _squared_errors(groups, one, *tried)
             scale = np.where(errors < least, tried[0], scale)
             zero_point = np.where(errors < least, tried[1], zero_point)
             least = np.minimum(errors, least)
-    return QParams(
-        scale.reshape(shape),
-        zero_point.reshape(shape),
-        bits,
-        one.signed,
-        one.narrow_range,
-        axis,
-        block_size,
-    )
+    scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    return replace(one, scale=scale, zero_point=zero_point, axis=axis, block_size=block_size)
 
 
 def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
@@ -252,7 +263,7 @@ def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
     ----------
     weight : ndarray of float16, float32 or float64, finite
     qparams : QParams
-        Its scales of the dtype of `weight`.
+        Its scales of the dtype of `weight`, or of float32 for float16.
 
     Returns
     -------
@@ -348,6 +359,19 @@ def _fit(
     return scale, np.where(single, beside, zero_point).astype(np.int64)
 
 
+def _shrunken(
+    low: Array, high: Array, inner: float | Array, symmetric: bool
+) -> Iterator[tuple[Array, Array]]:
+    """The ranges that "mse" tries besides the whole one: within [low, high], and around `inner`."""
+    pairs: list[tuple[float, ...]] = [(shrink, shrink) for shrink in SHRINKS[1:]]
+    if not symmetric:
+        # An end that is `inner` itself in every row, as behind a ReLU, does not move.
+        moving = (ENDS if (end != inner).any() else ENDS[:1] for end in (low, high))
+        pairs += itertools.product(*moving)
+    for a, b in pairs:
+        yield low * a + inner * (1 - a), high * b + inner * (1 - b)
+
+
 def _as_scales(scales: Array, dtype: DType, power_of_two: bool) -> Array:
     """Scales in their dtype: at least the smallest normal number, for 0 is no scale."""
     info = np.finfo(dtype)
@@ -361,10 +385,16 @@ def _as_scales(scales: Array, dtype: DType, power_of_two: bool) -> Array:
 
 def _squared_errors(groups: Array, codes: QParams, scale: Array, zero_point: Array) -> Array:
     """The squared error of every row, in units of its largest entry: 1e200 squared has no order."""
-    grid = codes._grid(scale[:, np.newaxis], zero_point[:, np.newaxis])
+    rows, columns = groups.shape
     unit = np.nan_to_num(np.fmax.reduce(np.abs(groups), axis=1, keepdims=True))
-    decoded = grid.levels(grid.nearest(groups), scale.dtype)
-    with np.errstate(over="ignore", under="ignore"):
-        errors = (groups - decoded) / np.where(unit == 0, 1.0, unit)
-        errors[np.isnan(errors)] = 0.0
-        return np.asarray(np.sum(errors * errors, axis=1))
+    unit[unit == 0] = 1.0
+    total, height = np.zeros(rows), max(CACHED // columns, 1)
+    for i, j in itertools.product(range(0, rows, height), range(0, columns, CACHED)):
+        part = slice(i, i + height)
+        x = groups[part, j : j + CACHED]
+        grid = codes._grid(scale[part, np.newaxis], zero_point[part, np.newaxis])
+        with np.errstate(over="ignore", under="ignore"):
+            errors = (x - grid.levels(grid.nearest(x), scale.dtype)) / unit[part]
+            errors[np.isnan(errors)] = 0.0
+            total[part] += np.sum(errors * errors, axis=1)
+    return total

@@ -23,15 +23,15 @@ from minicompress.arrays import (
     DType,
     Value,
     as_int,
+    finite_array,
     flag,
-    float_array,
     freeze,
     frozen,
     integer_array,
     normal_axis,
 )
 from minicompress.errors import CompressionError
-from minicompress.integers import code_range, dequantize_linear, qparam_shape
+from minicompress.integers import check_scale_dtype, code_range, dequantize_linear, qparam_shape
 from minicompress.subscripts import check_subscripts, output_shape, product
 
 
@@ -136,10 +136,12 @@ class Sparse(Value):
 class Quantized(Value):
     """Integer codes; decode is ``(codes - zero_point) * scale``, rounded once, to `dtype`.
 
+    Where `dtype` is float16 and the scale float32, it is rounded to float32 and then to float16.
+
     Parameters
     ----------
     codes : integer ndarray, or Sparse of integers
-    scale : float ndarray of `dtype`, positive
+    scale : float ndarray of `dtype`, positive; for float16 of float32 or of float16
         Scalar shape ``()``; ``(channels,)`` with `axis`; with `block_size` the shape of `codes`
         but for ``ceil(n / block_size)`` along `axis`: ONNX's three granularities.
     zero_point : integer ndarray of the shape of `scale`
@@ -181,11 +183,10 @@ class Quantized(Value):
                 f"not reach from {entries.min()} to {entries.max()}"
             )
         dtype = np.dtype(self.dtype)
-        scale = float_array(self.scale, "scale")
-        if scale.dtype != dtype:
-            raise CompressionError(f"scale must have the dtype {dtype}, not {scale.dtype}")
-        if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise CompressionError("scale must be positive and finite")
+        scale = finite_array(self.scale, "scale")
+        check_scale_dtype(scale, dtype)
+        if not (scale > 0).all():
+            raise CompressionError("scale must be positive")
         zero_point = integer_array(self.zero_point, "zero_point").astype(np.int64, copy=False)
         if zero_point.shape != scale.shape:
             raise CompressionError(
@@ -293,12 +294,9 @@ def decode(rep: Rep) -> Array:
             array = np.zeros(math.prod(shape), dtype_of(rep))
             array[indices] = decode(values)
             return freeze(array.reshape(shape))
-        case Quantized(codes=codes, axis=axis, block_size=block_size):
-            return freeze(
-                dequantize_linear(
-                    decode(codes), rep.scale, rep.zero_point, axis=axis, block_size=block_size
-                )
-            )
+        case Quantized(codes, scale, zero_point):
+            given: Any = {"axis": rep.axis, "block_size": rep.block_size, "dtype": rep.dtype}
+            return freeze(dequantize_linear(decode(codes), scale, zero_point, **given))
         case Clustered(codes, codebook):
             return freeze(decode(codebook)[codes])
     return _array(rep)
@@ -387,7 +385,7 @@ def _part(value: Rep, name: str, *, integers: bool = False) -> Rep:
     if not isinstance(value, LowRank | Sparse | Quantized | Clustered):
         array = np.asarray(value)
         whole = array.dtype.kind in "iu"
-        part = frozen(integer_array(array, name) if whole else float_array(array, name))
+        part = frozen(integer_array(array, name) if whole else finite_array(array, name))
     kind = dtype_of(part)
     if not (kind in FLOATS or (integers and kind.kind in "iu")):
         raise CompressionError(f"{name} must be of a float dtype, not {kind}")

@@ -1,5 +1,6 @@
 """Models of every layer and representation, by formula, and files made by hand."""
 
+import dataclasses
 import zlib
 from pathlib import Path
 
@@ -132,7 +133,29 @@ def pruned_network():
     )
 
 
+def half_network():
+    """float16 with scales of float32, finer than float16 has them, and of every granularity."""
+    half = np.dtype(np.float16)
+
+    def coded(shape, **options):
+        rep = quantized(codes(shape), **options)
+        scale = F4.type(1e-6) * (1 + np.arange(rep.scale.size).reshape(rep.scale.shape)).astype(F4)
+        return dataclasses.replace(rep, scale=scale, dtype=half)
+
+    values = dataclasses.replace(coded((20,), num_bits=16), codes=np.arange(-10, 10) * 3000)
+    return mc.Sequential(
+        (
+            Conv2D(coded((3, 3, 2, 4), axis=3), coded((4,), zero_point=-1)),
+            Flatten(),
+            Dense(coded((64, 5), axis=0, block_size=7), numbers((5,), half)),
+            Dense(mc.Sparse((5, 8), np.arange(0, 40, 2), values)),
+            Dense(quantized(codes((8, 3)), dtype=half)),
+        )
+    )
+
+
 GOLDEN_MODELS = {
+    "half_network": (half_network, "smallest"),
     "every_layer": (every_layer, "smallest"),
     "representations": (every_representation, "smallest"),
     "pruned_network": (pruned_network, "smallest"),

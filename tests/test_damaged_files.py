@@ -95,10 +95,9 @@ def test_other_files_are_named():
         law_refused(loads, blob, "no .mcz file")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
-def test_no_weight_makes_loading_warn(value):
+def test_no_weight_makes_loading_warn():
     """Warnings are errors here."""
-    arrays = [np.full(2, value, np.float32)] * 4
+    arrays = [np.full(2, 3e38, np.float32)] * 4
     model = mc.Sequential((Dense(arrays[0].reshape(1, 2)),))
     with np.errstate(all="ignore"):
         model = mc.Sequential((*model.layers, BatchNorm(*arrays)))

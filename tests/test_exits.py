@@ -102,14 +102,6 @@ def test_confidence_of_huge_logits(criterion, dtype):
     assert np.allclose(sure[1:], none, rtol=0, atol=1e-15)  # a quotient, or a sum of three logs
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_what_is_no_number_is_never_confident(criterion):
-    logits = np.array([[np.nan, 0.0], [np.inf, np.inf], [-np.inf, -np.inf]])
-    assert not (confidence(logits, criterion) >= 0).any()
-    exits = replace(EarlyExit((PLAIN, PLAIN), (PLAIN,), (0.0,)), criterion=criterion)
-    assert predict(exits, np.array([[np.nan, 0.0, 0.0], [0.0, 1.0, 2.0]]))[1].tolist() == [1, 0]
-
-
 # Running ------------------------------------------------------------------------------------------
 
 

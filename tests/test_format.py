@@ -24,6 +24,7 @@ from minicompress.testing.checks import same
 # be read everywhere, and made again nowhere else.
 DIGESTS = {
     "every_layer": "f19f403c31ad579ab5b705b704d424eed6c2c71ff0f892dbf7a2f0a09ac4d58b",
+    "half_network": "de1a231c65eae153b4688d0966051ae7c8b3561b093fcce171978674bf6da7b7",
     "every_representation": "f1e2e385420ead337176adec3924ebb2e8b54e0699275c8fe1b34603986551b3",
     "pruned_network": "7b9652f5d82af3a0f6f2fbed2f924107b67d1cf8ba65f06d9168a45f69f7cb89",
     "pruned_network_huffman": "7b9652f5d82af3a0f6f2fbed2f924107b67d1cf8ba65f06d9168a45f69f7cb89",
@@ -117,6 +118,21 @@ class Plain:
             self.code %= self.range
             self.widen()
         return value - 1
+
+
+def test_float32_scales_of_float16_can_be_read_by_the_specification():
+    rep = mc.Quantized(
+        np.array([[3, -2]]), np.float32(1e-6), np.array(0), 4, True, None, None, np.dtype("f2")
+    )
+    blob = dumps(mc.Sequential((Dense(rep),)))
+    assert blob[4] < 128  # the length of bulk
+    bulk, coder = blob[5 : 5 + blob[4]], Plain(blob[5 + blob[4] : -4])
+    assert [coder.number(kind) for kind in ("layers", "layer", "size")] == [1, 0, 1]
+    assert [coder.number(kind) for kind in ("kind", "dtype", "size")] == [1, 0, 2]
+    assert coder.number("bits") == 16 + 4
+    assert coder.decision("signed") == 1
+    assert coder.number("axis") == 0
+    assert bulk[-4:] == np.array(1e-6, ">f4").tobytes()
 
 
 def test_a_file_can_be_read_by_its_specification():

@@ -397,7 +397,7 @@ BAD = {
     "x must not hold NaN": lambda: quantize_linear(np.array([np.nan]), 1.0, 0),
     "x must be of dtype": lambda: quantize_linear(np.array([1]), 1.0, 0),
     "scale must be of dtype": lambda: quantize_linear(ONE, 1, 0),
-    "same dtype": lambda: quantize_linear(ONE, np.float32(1), 0),
+    "for float64, not float32": lambda: quantize_linear(ONE, np.float32(1), 0),
     "scale must be positive": lambda: quantize_linear(ONE, 0.0, 0),
     "scale must be finite": lambda: quantize_linear(ONE, np.inf, 0),
     "zero_point must lie in": lambda: quantize_linear(ONE, 1.0, 128),

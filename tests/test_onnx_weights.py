@@ -36,10 +36,10 @@ def test_drawn_weights(rep, opset):
 # Codes --------------------------------------------------------------------------------------------
 
 
-def quantized(codes, zero_point, bits, signed, *, scale=0.1, dtype=F):
+def quantized(codes, zero_point, bits, signed, *, scale=0.1, dtype=F, scales=None):
     return Quantized(
         np.array([codes]),
-        np.array(scale, dtype),
+        np.array(scale, scales or dtype),
         np.array(zero_point),
         bits,
         signed,
@@ -59,6 +59,17 @@ STORED = {
     "16 bits before opset 21": (quantized([-32768, 32767], 0, 16, True), 20, []),
     "16 bits in float16": (quantized([-2047, 2047], 1, 16, True, dtype=HALF), 21, []),
     "float16 before opset 19": (quantized([-8, 7], 1, 4, True, dtype=HALF), 18, []),
+    "float16 with float32 scales": (
+        quantized([-2047, 2047], 1, 16, True, scale=1e-5, dtype=HALF, scales=F),
+        21,
+        ["INT16"],
+    ),
+    "float16 with float32 scales before opset 19": (
+        quantized([-8, 7], 1, 4, True, scale=1e-6, dtype=HALF, scales=F),
+        13,
+        ["INT8"],
+    ),
+    "beyond float16": (quantized([-8, 7], 0, 4, True, scale=1e4, dtype=HALF, scales=F), 21, []),
     "a product that is too large": (quantized([-128, 127], 0, 8, True, scale=3e36), 21, []),
     "one block": (
         Quantized(np.array([[1, -2]]), np.full((1, 1), 0.1, F), np.array([[1]]), 4, True, 1, 5, F),

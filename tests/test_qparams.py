@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -17,6 +17,12 @@ from minicompress.testing.strategies import LAYOUTS, in_layout, weights
 
 DTYPES = [np.float16, np.float32, np.float64]
 FINITE = ("integers", "ordinary", "zeros", "constant", "ties")
+
+
+def scales_of(dtype):
+    """The dtype of scales: float16 has float32 ones."""
+    return np.dtype(np.float32 if dtype == np.float16 else dtype)
+
 
 options = st.fixed_dictionaries(
     {
@@ -66,6 +72,8 @@ def law_groups_are_apart(impl, w, axis, block_size, **options):
 
 
 def squared_error(w, q):
+    """Of the levels: those of float16 before they are rounded to it."""
+    w = w.astype(q.scale.dtype)
     decoded = fake_quantize(w, q)
     pairs = zip(w.ravel().tolist(), decoded.ravel().tolist(), strict=True)
     return sum(((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs), Fraction(0))
@@ -121,16 +129,17 @@ def law_minmax(impl, w, **options):
         scale = max(-low, high) / (2 ** (bits - 1) - 1)
     else:
         scale = high / (highest - lowest) - low / (highest - lowest)
-    scale = max(scale, float(np.finfo(w.dtype).tiny))
+    kind = scales_of(w.dtype)
+    scale = max(scale, float(np.finfo(kind).tiny))
     if options.get("power_of_two"):
-        top = math.ldexp(1.0, int(np.finfo(w.dtype).maxexp) - 1)
+        top = math.ldexp(1.0, int(np.finfo(kind).maxexp) - 1)
         exact = Fraction(scale)
         power = Fraction(2) ** (exact.numerator.bit_length() - exact.denominator.bit_length() - 1)
         while power < exact:
             power *= 2
         scale = float(min(power, Fraction(top)))
-    assert q.scale.dtype == w.dtype
-    assert q.scale == w.dtype.type(scale)
+    assert q.scale.dtype == kind
+    assert q.scale == kind.type(scale)
     assert (q.qmin, q.qmax) == (lowest, highest)
     if symmetric:
         assert q.zero_point == (0 if signed else 2 ** (bits - 1))
@@ -149,7 +158,7 @@ def law_range_holds_the_entries(impl, w, **options):
     s = Fraction(float(q.scale))
     low, high = (q.qmin - int(q.zero_point)) * s, (q.qmax - int(q.zero_point)) * s
     # The scale is rounded to its dtype, by u: 2**num_bits steps of it by no more than that.
-    unit = 0 if options.get("power_of_two") else Fraction(float(np.finfo(w.dtype).eps) / 2)
+    unit = 0 if options.get("power_of_two") else Fraction(float(np.finfo(q.scale.dtype).eps) / 2)
     beyond = s / 2 + 2 ** options["num_bits"] * unit * s
     for x in w.ravel().tolist():
         assert low - beyond <= Fraction(x) <= high + beyond
@@ -176,7 +185,7 @@ def test_zeros_and_constants(dtype, symmetric):
         w = np.full((2, 3), value, dtype)
         q = choose_qparams(w, symmetric=symmetric)
         assert np.isfinite(q.scale)
-        assert q.scale >= np.finfo(dtype).tiny
+        assert q.scale >= np.finfo(scales_of(dtype)).tiny
         assert np.isfinite(fake_quantize(w, q)).all()
         if value == 0:
             assert not fake_quantize(w, q).any()
@@ -221,10 +230,11 @@ def test_the_widest_range_does_not_overflow():
 def test_a_power_of_two_is_less_than_twice_the_scale(w, options):
     power = choose_qparams(w, **options)
     exact = choose_qparams(w.astype(np.float64), **{**options, "power_of_two": False})
-    plain = max(float(exact.scale), float(np.finfo(w.dtype).tiny))
+    info = np.finfo(scales_of(w.dtype))
+    plain = max(float(exact.scale), float(info.tiny))
     assert np.frexp(power.scale)[0] == 0.5
     assert float(power.scale) < 2 * plain
-    assert float(power.scale) >= plain or power.scale == 2.0 ** (np.finfo(w.dtype).maxexp - 1)
+    assert float(power.scale) >= plain or power.scale == 2.0 ** (info.maxexp - 1)
 
 
 # ---- percentile
@@ -235,7 +245,8 @@ def law_percentile(impl, w, percentile):
     q = impl(w, method="percentile", percentile=percentile, power_of_two=False)
     wanted = math.ceil(percentile * w.size / 100)
     top = sorted(abs(x) for x in w.ravel().tolist())[wanted - 1] if w.size else 0.0
-    assert q.scale == w.dtype.type(max(top / 127, float(np.finfo(w.dtype).tiny)))
+    kind = scales_of(w.dtype)
+    assert q.scale == kind.type(max(top / 127, float(np.finfo(kind).tiny)))
 
 
 @given(weights(), st.sampled_from([0.5, 10.0, 50.0, 75.0, 99.9, 100.0]))
@@ -279,6 +290,7 @@ def law_mse_knows_no_unit(impl, w, exponent, options):
     assert plain.zero_point == moved.zero_point
 
 
+@settings(max_examples=30)
 @given(
     arrays(np.float64, st.integers(1, 8), elements=st.integers(-1000, 1000).map(float)).filter(
         np.any
@@ -333,6 +345,104 @@ def test_mse_knows_that_decoding_does_not_overflow():
         )
 
 
+# ---- mse, affine: both ends
+
+
+def ranges_tried(w, preserve_zero=True):
+    """The whole range, those shrunken by one factor, those whose ends have a factor each."""
+    low, high = float(w.min()), float(w.max())
+    inner = 0.0 if preserve_zero else sorted(w.tolist())[w.size // 2]
+    if preserve_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    one = [(f, f) for f in np.linspace(1.0, 0.05, 96)]
+    both = [(0.75**i, 0.75**k) for i in range(12) for k in range(12)]
+    return [(low * a + inner * (1 - a), high * b + inner * (1 - b)) for a, b in one + both]
+
+
+def fitted(ranges, **options):
+    return [choose_qparams(np.array(r), symmetric=False, **options) for r in ranges]
+
+
+def law_mse_is_the_best_tried(impl, w, **options):
+    ranges = ranges_tried(w, options.get("preserve_zero", True))
+    best = min(squared_error(w, q) for q in fitted(ranges, **options))
+    found = squared_error(w, impl(w, method="mse", symmetric=False, **options))
+    assert not_above(found, best, w)
+    assert not_above(best, found, w)  # no other range is tried
+
+
+@settings(max_examples=15)
+@given(
+    arrays(np.float64, st.integers(1, 6), elements=st.integers(-40, 40).map(lambda k: k / 8)),
+    st.sampled_from([2, 3, 4]),
+    st.booleans(),
+)
+def test_mse_is_the_best_tried(w, num_bits, preserve_zero):
+    law_mse_is_the_best_tried(
+        choose_qparams, w, num_bits=num_bits, preserve_zero=preserve_zero, narrow_range=num_bits > 3
+    )
+
+
+LOPSIDED = np.array([-0.5, 0.0, 0.5, 1.25, 2.0])
+NORMAL = np.random.default_rng(0).standard_normal(10_000)
+
+
+def float_error(w, q):
+    return np.square(fake_quantize(w, q) - w).sum()
+
+
+def best_of(w, ranges, **options):
+    return min(fitted(ranges, **options), key=lambda q: float_error(w, q))
+
+
+def one_factor(w, *, method="mse", symmetric=False, **options):
+    return best_of(w, ranges_tried(w)[:96], **options)
+
+
+def law_mse_spends_no_codes_on_an_outlier(impl, outlier):
+    """Requirement 36: the other end stays where it is, and one factor for both cannot do that."""
+    w = np.append(NORMAL, outlier)
+    for num_bits, gain in ((4, 1.7), (2, 2.4)):
+        found = impl(w, method="mse", symmetric=False, num_bits=num_bits)
+        one = one_factor(w, num_bits=num_bits)
+        assert gain * float_error(w, found) < float_error(w, one)
+
+
+@pytest.mark.parametrize("outlier", [20.0, -20.0])
+def test_mse_spends_no_codes_on_an_outlier(outlier):
+    law_mse_spends_no_codes_on_an_outlier(choose_qparams, outlier)
+
+
+def test_mse_cuts_an_outlier_off_a_range_without_zero():
+    """Between zero and the values as well: the ends move towards the median."""
+    w = np.append(1000 + NORMAL * 10, 700.0)
+    options = {"num_bits": 4, "symmetric": False, "preserve_zero": False}
+    whole, found = (choose_qparams(w, method=m, **options).scale for m in ("minmax", "mse"))
+    assert found < whole / 2
+
+
+def law_mse_looks_at_all_entries(impl, channels, zeros):
+    """Zeros have no error, whatever the scale is: any number of them changes nothing."""
+    lines = np.multiply.outer(np.arange(1.0, channels + 1), LOPSIDED)
+    long = np.concatenate([np.zeros((channels, zeros)), lines], axis=1)
+    few, many = (impl(w, method="mse", num_bits=2, symmetric=False, axis=0) for w in (lines, long))
+    assert (few.scale == many.scale).all()
+    assert (few.zero_point == many.zero_point).all()
+
+
+@pytest.mark.parametrize(("channels", "zeros"), [(1, 40_000), (2, 20_000), (9, 6_000)])
+def test_mse_looks_at_all_entries(channels, zeros):
+    law_mse_looks_at_all_entries(choose_qparams, channels, zeros)
+
+
+def test_mse_of_a_range_that_zero_ends_looks_at_the_other_end_only():
+    w = np.append(np.abs(NORMAL), [0.0, 20.0])
+    for sign in (1, -1):
+        q = choose_qparams(sign * w, method="mse", symmetric=False, num_bits=2)
+        assert q.zero_point == (q.qmin if sign > 0 else q.qmax)
+        assert q.scale < 2
+
+
 # ---- fake_quantize and QParams
 
 
@@ -384,7 +494,7 @@ BAD = {
     "narrow_range must": lambda: QParams(ONE, np.array(0), narrow_range=1),
     "block_size must": lambda: QParams(ONE, np.array(0), block_size=0),
     "weight must be finite": lambda: choose_qparams(np.array([np.nan])),
-    "infinite entries": lambda: choose_qparams(np.array([np.inf])),
+    "entry .* is inf": lambda: choose_qparams(np.array([np.inf])),
     "weight must be of dtype": lambda: choose_qparams(np.array([1])),
     "num_bits": lambda: choose_qparams(W, num_bits=17),
     "signed": lambda: choose_qparams(W, signed=None),
@@ -402,8 +512,8 @@ BAD = {
     "without axes": lambda: choose_qparams(ONE, axis=0),
     "block_size needs an axis": lambda: choose_qparams(W, block_size=2),
     "block_size must be an int": lambda: choose_qparams(W, axis=0, block_size=1.5),
+    "for float64, not float32": lambda: fake_quantize(W, choose_qparams(W.astype("f4"))),
     "qparams must have scales of shape": lambda: fake_quantize(W, choose_qparams(W.T, axis=0)),
-    "dtype float64": lambda: fake_quantize(W, choose_qparams(W.astype("f4"))),
 }
 
 
@@ -476,6 +586,16 @@ def random_shrink(w, *, method="minmax", **options):
     return q if method == "minmax" else QParams(q.scale / 2, q.zero_point)
 
 
+def high_end_only(w, *, method="mse", symmetric=False, **options):
+    low, high = min(w.min(), 0.0), max(w.max(), 0.0)
+    return best_of(w, [(low, high * f) for f in np.linspace(1.0, 0.05, 20)], **options)
+
+
+def ends_only(w, *, method="mse", symmetric=False, **options):
+    """144 ranges with a factor for each end, but not those that one factor has."""
+    return best_of(w, ranges_tried(w)[96:], **options)
+
+
 RISING = np.arange(1.0, 16.0).reshape(3, 5)
 BITS8 = {"num_bits": 8}
 PLANTED = {
@@ -517,6 +637,27 @@ PLANTED = {
     ),
     "always shrunken": (law_mse, random_shrink, RISING, BITS8),
     "mse ignored": (law_mse_cuts_an_outlier, without_method, True, {}),
+    "one factor for both ends": (law_mse_spends_no_codes_on_an_outlier, one_factor, 20.0, {}),
+    "one factor, drawn": (law_mse_is_the_best_tried, one_factor, LOPSIDED, {"num_bits": 2}),
+    "only the high end": (law_mse_spends_no_codes_on_an_outlier, high_end_only, -20.0, {}),
+    "only the high end, drawn": (
+        law_mse_is_the_best_tried,
+        high_end_only,
+        LOPSIDED,
+        {"num_bits": 2},
+    ),
+    "the first entries only": (
+        law_mse_looks_at_all_entries,
+        lambda w, **o: choose_qparams(w[:, :16_384], **o),
+        1,
+        {"zeros": 40_000},
+    ),
+    "not the one factor": (
+        law_mse_is_the_best_tried,
+        ends_only,
+        np.array([-1.5, -1.0, -0.75, 1.25, 2.0]),
+        {"num_bits": 3},
+    ),
 }
 
 

@@ -53,7 +53,8 @@ def entry_slack(x, decoded, law, dtype):
     """What rounding may add: to the quotient, to the level and its cast, to the bound itself."""
     info = np.finfo(dtype)
     unit, eta = Fraction(float(info.eps)) / 2, Fraction(float(info.smallest_subnormal))
-    slack = 4 * U64 * abs(x) + (unit + 8 * U64) * abs(decoded) + eta
+    twice = Fraction(2) ** -23 if dtype == np.float16 else 0  # float32 before float16
+    slack = 4 * U64 * abs(x) + (unit + twice + 8 * U64) * abs(decoded) + eta
     return slack + 8 * U64 * (law + slack) + Fraction(5e-324)
 
 
@@ -133,13 +134,16 @@ def test_an_entry_within_the_range_has_the_allowance_that_is_derived(x, scale, r
 
     Thousands of steps from zero, where a unit more of these is many of the bound's own.
     """
-    grid = Grid(*map(np.array, (scale, -1e9, 1e9, 0.0)))
-    info = np.finfo(dtype)
+    kind = np.float32 if dtype == np.float16 else dtype
+    grid = Grid(np.array(scale, kind), *map(np.array, (-1e9, 1e9, 0.0)))
+    info, scale = np.finfo(dtype), float(grid.scale)
+    # What float16 decodes to was rounded to float32 before: 2 u of that.
+    twice = Fraction(2) ** -23 if dtype == np.float16 else 0
     x = np.clip(x, -float(info.max) / 2, float(info.max) / 2)  # else the dtype is the range
     decoded = grid.levels(grid.nearest(x), dtype)
     unit, eta = Fraction(float(info.eps)) / 2, Fraction(float(info.smallest_subnormal))
     for bound, a, b in zip(entry_bounds(x, decoded, grid, reach), exact(x), exact(decoded)):
-        slack = 4 * U64 * abs(a) + (unit + 8 * U64) * abs(b) + eta
+        slack = 4 * U64 * abs(a) + (unit + twice + 8 * U64) * abs(b) + eta
         law = (Fraction(scale) * Fraction(reach) + slack) * (1 + 4 * U64)
         law_within_units(bound, law if a else Fraction(0), 7)  # two products, five sums
 
@@ -268,7 +272,8 @@ def law_nearest(impl, w, q):
     for x, (s, low, high), got in zip(exact(w), grids(w, q), decoded, strict=True):
         steps = min(max(round(x / s), low), high)
         level = min(max(steps * s, -Fraction(float(info.max))), Fraction(float(info.max)))
-        assert got == w.dtype.type(float(level)), (float(x), float(s))
+        rounded = q.scale.dtype.type(float(level))  # to float32 before float16
+        assert got == w.dtype.type(rounded), (float(x), float(s))
 
 
 single = weights(dtypes=[np.dtype("f4"), np.dtype("f2")], min_ndim=2, max_ndim=3)
@@ -371,7 +376,8 @@ def law_codes_in_range(impl, w, **options):
     assert codes.max(initial=low) <= high
     middle = 0 if signed else 2 ** (bits - 1)
     # Less would take a scale below the smallest normal number, which is the least there is.
-    if w.size and np.abs(w).max() >= (high - middle) * float(np.finfo(w.dtype).tiny):
+    kind = np.float32 if w.dtype == np.float16 else w.dtype
+    if w.size and float(np.abs(w).max()) >= (high - middle) * float(np.finfo(kind).tiny):
         assert np.abs(codes - middle).max() == high - middle
 
 
@@ -498,7 +504,7 @@ BAD = {
     "give qparams or axis": lambda: quantize(W, axis=0, qparams=Q),
     "qparams must be a QParams, not 0.5": lambda: quantize(W, qparams=0.5),
     "qparams must have scales": lambda: quantize(W, qparams=choose_qparams(W.T, axis=0)),
-    "dtype float32": lambda: quantize(W.astype("f4"), qparams=Q),
+    "scale must be of dtype float32 for float32": lambda: quantize(W.astype("f4"), qparams=Q),
 }
 
 

@@ -222,17 +222,6 @@ def test_equal_inputs_of_different_classes_are_not_told_apart():
     law_keeps_the_budget(choose_thresholds, ONE_HEAD, x, np.array([0] * 6 + [2, 1, 1]), 13, True)
 
 
-def test_an_input_that_is_no_number_stays():
-    x, y = CHOICE_X.copy(), CHOICE_Y
-    x[1] = np.nan
-    for point in exit_curve(ONE_HEAD, x, y):
-        moved = replace(ONE_HEAD, thresholds=(point.threshold,))
-        hits, macs = measured(moved, x, y)
-        assert (point.accuracy, point.macs) == (hits / 6, macs)
-    with pytest.raises(CompressionError, match="max_macs must be at least 11"):
-        choose_thresholds(ONE_HEAD, x, y, max_macs=10)
-
-
 def test_a_head_that_does_not_pay_is_switched_off():
     dear = Sequential((*PLAIN.layers * 9, Dense(np.zeros((3, 3)))))
     exits = EarlyExit((PLAIN, PLAIN, PLAIN), (dear, PLAIN), (0.5, 0.5))

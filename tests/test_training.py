@@ -322,26 +322,6 @@ def test_patience_returns_the_best(bottom, patience, run):
     assert last.layers[0].weight.item() == 8
 
 
-def test_a_validation_loss_that_is_no_number_does_not_count_as_better():
-    x, y = np.ones((1, 1)), np.zeros(1, int)
-
-    def loss(outputs, labels):
-        level = float(outputs[0, 0])
-        return (math.nan if level == 2 else -level), np.full_like(outputs, -1.0)
-
-    model, history = train(
-        one_weight(0.0),
-        x,
-        y,
-        optimizer=sgd(1.0),
-        epochs=5,
-        loss=loss,
-        validation=(x, y),
-        patience=1,
-    )
-    assert (model.layers[0].weight.item(), history.epochs) == (1.0, 2)
-
-
 def test_fit_leaves_its_arguments_alone():
     x, y = X.copy(), Y.copy()
     before = pickle.dumps((START, x, y))

@@ -12,11 +12,11 @@ import numpy as np
 from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_int, float_array
 from minicompress.compressors.chaining import Compressor
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.layers import Layer
 from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.network import Sequential, apply
-from minicompress.nn.training import Loss, evaluate
+from minicompress.nn.training import Loss, evaluate, scored
 from minicompress.representation import Certificate, Compressed, checked, decode
 from minicompress.storage.container import dumps
 
@@ -32,7 +32,7 @@ class Sensitivity(NamedTuple):
         The name of the compressor.
     loss_change, accuracy_change : float
         Of the network with this layer compressed, minus those of the network as it is. Accuracies
-        are fractions.
+        are fractions. A loss that is not finite counts as infinite.
     packed_saved, file_saved, macs_saved : int
         By how much less the network takes: `packed_bytes` of `summary`, the length of its file,
         multiply-accumulates. Negative where compressing costs more.
@@ -132,18 +132,19 @@ def sensitivity(
         layers[i, name] = dataclasses.replace(changed, weight=rep)
         report("compressing", (n + 1) / len(pairs))
 
-    outputs = _outputs(model, layers, x, batch_size, report)
+    with np.errstate(over="ignore", invalid="ignore"):
+        outputs = _outputs(model, layers, x, batch_size, report)
     rows = []
     for n, (i, name) in enumerate(pairs):
         changed = Sequential((*model.layers[:i], layers[i, name], *model.layers[i + 1 :]))
-        after = summary(changed, shape)
+        after, (found, right) = summary(changed, shape), scored(outputs[i, name], y, loss)
         rows.append(
             Sensitivity(
                 i,
                 type(model.layers[i]).__name__,
                 name,
-                float(loss(outputs[i, name], y)[0]) - base_loss,
-                float(np.mean(outputs[i, name].argmax(-1) == y)) - base_accuracy,
+                found - base_loss,
+                right - base_accuracy,
                 before.packed_bytes - after.packed_bytes,
                 file_before - len(dumps(changed, coding=coding)),
                 before.macs - after.macs,
@@ -181,11 +182,8 @@ def compressed_weight(
 ) -> Compressed:
     """A layer's weight compressed; what is wrong is said of this layer and this method."""
     weight = model.layers[index].parameters()["weight"]
-    try:
+    with naming(f"layer {index} ({type(model.layers[index]).__name__}), {name}"):
         return checked(compressor(decode(weight)), "a compressor")
-    except CompressionError as error:
-        layer = type(model.layers[index]).__name__
-        raise CompressionError(f"layer {index} ({layer}), {name}: {error}") from error
 
 
 def _name(compressor: Any) -> str:

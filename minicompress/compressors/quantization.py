@@ -68,11 +68,11 @@ def quantize(
     rep : Quantized
     cert : Certificate
         Nearest: half a step for an entry within the range of the codes, its distance to the range
-        where that is more, nothing for a zero; with what rounding can add (nothing for
-        power-of-two scales whose range holds zero). Stochastic: a step in place of half a step.
-        Compensated: as nearest, for the corrected entry, and the correction besides. "max" is the
-        largest of these, "fro" the root of the sum of their squares, "spectral" the largest
-        singular value of their matrix.
+        where that is more, nothing for a zero; with what rounding can add (nothing for power-of-two
+        scales that `weight` could hold, if their range holds zero). Stochastic: a step in place of
+        half a step. Compensated: as nearest, for the corrected entry, and the correction besides.
+        "max" is the largest of these, "fro" the root of the sum of their squares, "spectral" the
+        largest singular value of their matrix.
 
     Raises
     ------
@@ -179,23 +179,28 @@ def entry_bounds(x: Array, decoded: Array, grid: Grid, reach: float = 0.5) -> Ar
 
     `reach` steps, or the distance to the range where that is more. The quotient x / scale errs by
     u |x| in terms of x; the level, formed in float64 and rounded to its dtype, by u of the dtype
-    and of float64 times itself; and the distance by u of both.
+    and of float64 times itself; and the distance by u of both. A level that is rounded to float32
+    and then to float16 errs by u of float32 besides, times itself before the second rounding: less
+    than 2 u.
     """
     unit, eta = unit_roundoff(decoded.dtype), smallest_subnormal(decoded.dtype)
+    twice = 2 * unit_roundoff(grid.scale.dtype) if grid.scale.dtype != decoded.dtype else 0.0
     held = (grid.low <= 0) & (grid.high >= 0)  # then 0.0 has a code of its own
     with np.errstate(over="ignore", under="ignore"):
-        step = grid.scale * reach
+        step = grid.scale.astype(np.float64) * reach
         top = float(np.finfo(decoded.dtype).max)  # of what decodes
         low, high = (np.clip(end * grid.scale, -top, top) for end in (grid.low, grid.high))
         outside = np.maximum(low - x, x - high)
         bound = np.maximum(step, outside)
-        # A power of two times an integer of few bits is exact in every dtype, and so is x / scale.
+        # A power of two times an integer of few bits is exact in every dtype whose smallest number
+        # is no larger, and so is x / scale.
         # Where the range holds zero, `outside` <= step is decided exactly too (Sterbenz: x is
         # within a factor of two of the end).
-        exact = (np.frexp(grid.scale)[0] == 0.5) & (grid.scale >= np.finfo(decoded.dtype).tiny)
+        exact = (np.frexp(grid.scale)[0] == 0.5) & (grid.scale >= eta)
         exact = exact & (np.maximum(np.abs(grid.low), np.abs(grid.high)) * unit <= 1)
         exact = exact & held & (outside <= step)
-        slack = 4 * UNIT * np.abs(x) + (unit + 8 * UNIT) * np.abs(decoded.astype(np.float64)) + eta
+        size = np.abs(decoded.astype(np.float64))
+        slack = 4 * UNIT * np.abs(x) + (unit + twice + 8 * UNIT) * size + eta
         bound = np.where(exact, bound, (bound + slack) * (1 + 4 * UNIT))
     return np.where((x == 0) & held, 0.0, bound)
 

@@ -24,11 +24,18 @@ from itertools import pairwise
 import numpy as np
 from scipy.special import entr
 
-from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, float_array
+from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, finite_array
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import softmax
 from minicompress.nn.layers import Dense, Flatten, Layer, MaxPool2D, Shape, plain_layers
-from minicompress.nn.network import Sequential, apply, chunk_rows, layer_shapes, output_shape
+from minicompress.nn.network import (
+    Sequential,
+    apply,
+    chunk_rows,
+    finite_outputs,
+    layer_shapes,
+    output_shape,
+)
 from minicompress.representation import dtype_of
 
 CRITERIA = ("max_probability", "margin", "entropy")
@@ -158,7 +165,7 @@ def confidence(logits: Array, criterion: str = "max_probability") -> Array:
 
     Parameters
     ----------
-    logits : (N, classes) ndarray of float16, float32 or float64
+    logits : (N, classes) ndarray of float16, float32 or float64, finite
         At least two classes.
     criterion : "max_probability" | "margin" | "entropy"
         Of the probabilities, the softmax of the logits: the largest; what it is ahead of the
@@ -167,7 +174,6 @@ def confidence(logits: Array, criterion: str = "max_probability") -> Array:
     Returns
     -------
     (N,) ndarray of float64
-        NaN where the logits hold NaN or too many infinities: that is at least no threshold.
 
     Raises
     ------
@@ -183,11 +189,11 @@ def confidence(logits: Array, criterion: str = "max_probability") -> Array:
     [0.25 0.97]
     [0.0536 0.8981]
     """
-    logits = float_array(logits, "logits", ndim=2)
+    logits = finite_array(logits, "logits", ndim=2)
     classes = logits.shape[1]
     if classes < 2:
         raise CompressionError(f"logits must be of at least 2 classes, not {classes}")
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(over="ignore"):
         p = softmax(logits.astype(np.float64))
         match choice(criterion, "criterion", CRITERIA):
             case "max_probability":
@@ -221,7 +227,8 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
     Raises
     ------
     CompressionError
-        A layer refuses its input, or a head's classes are not those of the network.
+        A layer refuses its input, or a head's classes are not those of the network. Inputs, or the
+        logits of an exit that is run, are NaN or infinite: the message names exit and input.
 
     Notes
     -----
@@ -251,7 +258,7 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
             inside = _piece(segment, inside)
             if threshold == NEVER:
                 continue
-            answers = _piece(head, inside)
+            answers = finite_outputs(_piece(head, inside), rows, f"heads[{i}]")
             leave = confidence(answers, exits.criterion) >= threshold
             logits[rows[leave]], left_at[rows[leave]] = answers[leave], i
             if leave.any():  # else the batch stays as it is, to the layout
@@ -259,7 +266,7 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
             if not rows.size:
                 break
         else:
-            logits[rows] = _piece(exits.segments[-1], inside)
+            logits[rows] = finite_outputs(_piece(exits.segments[-1], inside), rows)
     return logits, left_at
 
 
@@ -294,10 +301,11 @@ def exit_logits(exits: EarlyExit, x: Array, *, batch_size: int | None = None) ->
     logits = np.empty((len(x), len(exits.segments), classes), x.dtype)
     for start in range(0, len(x), batch_size):
         inside = x[start : start + batch_size]
-        for i, segment in enumerate(exits.segments):
+        rows = np.arange(start, start + len(inside))
+        for i, (segment, head) in enumerate(zip(exits.segments, exits.heads)):
             inside = _piece(segment, inside)
-            answers = inside if i == len(exits.heads) else _piece(exits.heads[i], inside)
-            logits[start : start + batch_size, i] = answers
+            logits[rows, i] = finite_outputs(_piece(head, inside), rows, f"heads[{i}]")
+        logits[rows, -1] = finite_outputs(_piece(exits.segments[-1], inside), rows)
     return logits
 
 
@@ -330,7 +338,7 @@ def _prepared(
         segments=tuple(_plain(segment) for segment in exits.segments),
         heads=tuple(_plain(head) for head in exits.heads),
     )
-    x = float_array(x, "x")
+    x = finite_array(x, "x")
     if x.ndim == 0:
         raise CompressionError("x must be a batch of inputs, not a single number")
     classes = number_of_classes(exits, x.shape[1:])
@@ -387,4 +395,5 @@ def _plain(model: Sequential) -> Sequential:
 
 def _piece(model: Sequential, x: Array) -> Array:
     """All rows at once: whoever calls has cut them already."""
-    return apply(model, x, batch_size=max(len(x), 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # no exit gives what comes of it
+        return apply(model, x, batch_size=max(len(x), 1))

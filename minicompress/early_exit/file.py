@@ -18,8 +18,8 @@ from minicompress.early_exit.exits import (
     parts,
     regrouped,
 )
-from minicompress.errors import CompressionError, FileFormatError
-from minicompress.nn.network import Sequential
+from minicompress.errors import CompressionError, FileFormatError, naming
+from minicompress.nn.network import Sequential, finite_model
 from minicompress.storage.bits import ByteReader, put_varint
 from minicompress.storage.container import MAX_BYTES, dumps, loads
 from minicompress.storage.files import file_name, read_file, sealed, unsealed, write_file
@@ -63,6 +63,10 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
     [3, 3]
     """
     sizes = [len(part.layers) for part in parts(checked(exits))]
+    for name in ("segments", "heads"):
+        for i, model in enumerate(getattr(exits, name)):
+            with naming(f"{name}[{i}]"):
+                finite_model(model)
     content = b"".join(
         (
             bytes([CRITERIA.index(exits.criterion)]),

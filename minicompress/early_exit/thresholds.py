@@ -256,7 +256,7 @@ def choose_thresholds(
 class _Seen:
     """What there is to know of the data: for each head, exit and input."""
 
-    sure: Array  # (heads, N): confidences; NaN is -1, below every threshold
+    sure: Array  # (heads, N): confidences
     right: Array  # (exits, N): 1 where the exit's answer is right
     segments: Array  # (exits,): MACs of the segments up to there
     heads: Array  # (heads,): MACs of each
@@ -277,7 +277,7 @@ def _seen(exits: EarlyExit, x: Array, y: Array) -> _Seen:
     logits = exit_logits(exits, x)
     sure = [confidence(logits[:, i], exits.criterion) for i in range(len(exits.heads))]
     return _Seen(
-        np.nan_to_num(np.array(sure).reshape(-1, len(x)), nan=-1.0),
+        np.array(sure).reshape(-1, len(x)),
         (logits.argmax(2) == y[:, None]).T.astype(np.int64),
         *_macs(exits, x.shape[1:]),
     )
@@ -328,7 +328,7 @@ def _ranked(rank: Rank, hits: int, macs: int) -> tuple[int, ...]:
 
 def _shared(seen: _Seen, points: int) -> list[float]:
     """Thresholds for all heads alike: nobody leaves, then ever more do, then all that can."""
-    levels = np.unique(seen.sure[seen.sure >= 0])[::-1]
+    levels = np.unique(seen.sure)[::-1]
     places = np.unique(np.linspace(0, len(levels), points).astype(int))
     return [_above(levels, int(k)) for k in places]
 
@@ -338,7 +338,7 @@ def _above(levels: Array, count: int) -> float:
     if count == 0:
         return NEVER
     last, following = float(levels[count - 1]), float(levels[count]) if count < len(levels) else 0.0
-    between = (last + max(following, 0.0)) / 2
+    between = (last + following) / 2
     return between if between > following else last  # two neighbours have nothing between them
 
 
@@ -377,7 +377,7 @@ def _swept(seen: _Seen, rank: Rank, thresholds: Array, head: int) -> Array:
     more_macs = np.cumsum(costs[head] - costs[onward_there]) + seen.heads[head] * len(arrived)
     hits, macs = _outcome(seen, without)
     # Equal confidences leave together.
-    may_end = (levels >= 0) & np.append(levels[:-1] > levels[1:], True)[: len(levels)]
+    may_end = np.append(levels[:-1] > levels[1:], True)[: len(levels)]
     counts = np.append(0, np.flatnonzero(may_end) + 1)
     first, second, third = rank(
         hits + np.append(0, more_hits)[counts], macs + np.append(0, more_macs)[counts]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
-from minicompress.arrays import Array, as_float, flag
+from minicompress.arrays import Array, as_float, finite_array, flag
 from minicompress.early_exit.exits import (
     EarlyExit,
     checked,
@@ -28,7 +29,7 @@ from minicompress.early_exit.exits import (
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Dropout, Layer, Pullback, Shape
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Gradients, Sequential, apply, vjp
+from minicompress.nn.network import Gradients, Sequential, apply, finite_outputs, vjp
 from minicompress.nn.optimizers import Optimizer
 from minicompress.nn.training import History, View, fit
 from minicompress.representation import Rep
@@ -121,18 +122,24 @@ def fit_exits(
             takewhile(lambda a: not a.parameters() and type(a) is not Dropout, head.layers)
         )
         before = [layer for segment in exits.segments[: i + 1] for layer in segment.layers]
-        body = Sequential((*before, *fixed))
+        body = partial(_features, Sequential((*before, *fixed)), i)
         trained, history = fit(
             Sequential(head.layers[len(fixed) :]),
-            apply(body, x),
+            body(x),
             y,
-            validation=None if validation is None else (apply(body, validation[0]), validation[1]),
+            validation=None if validation is None else (body(validation[0]), validation[1]),
             progress=progress,
             **settings,
         )
         heads.append(Sequential((*fixed, *trained.layers)))
         histories.append(history)
     return replace(exits, heads=tuple(heads)), tuple(histories)
+
+
+def _features(body: Sequential, i: int, x: Array) -> Array:
+    """What a head learns from."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+        return finite_outputs(apply(body, finite_array(x, "x")), name=f"the way to heads[{i}]")
 
 
 def _joint_view(exits: EarlyExit, latent: Sequential) -> View:

@@ -6,6 +6,7 @@ best setting of every method, on validation images; the test images are looked a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from fractions import Fraction
@@ -167,7 +168,11 @@ def searched(
 
     rows = []
     for method, settings in METHODS.items():
-        fitting = [name for name in settings if figures[name][0][0] <= limit]
+        fitting = [
+            name
+            for name in settings
+            if figures[name][0][0] <= limit and math.isfinite(figures[name][1][0])
+        ]
         if fitting:
             best = min(fitting, key=lambda name: (figures[name][1][0], figures[name][0][0]))
             rows.append(row(method, best, uniform[best]))

@@ -18,7 +18,7 @@ from minicompress.certify.certificates import ball_certificates
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.experiments.comparison import Progress, Setup, certified_domain, trained
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import Sequential, apply, finite_outputs
 from minicompress.search.plan import compress
 from minicompress.search.weights import Compressor, weights
 
@@ -84,12 +84,12 @@ def certified_against(
 ) -> tuple[float, tuple[CertificateRow, ...]]:
     """`certify` for a network that is trained already."""
     x, y = data.test
-    logits = apply(f, x)
+    logits = finite_outputs(apply(f, x))
     some = x[: as_int(inputs, "inputs", 1)]
     rows = []
     for method, compressor in METHODS.items():
         g, _ = compress(f, dict.fromkeys(weights(f), compressor))
-        others = apply(g, x)
+        others = finite_outputs(apply(g, x), name=method)
         balls = {
             eps: ball_certificates(
                 f, g, some, eps=eps, clip=(0.0, 1.0), max_symbols=data.max_symbols

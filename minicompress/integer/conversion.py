@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from minicompress.arrays import Array, as_int, cast_finite, finite_array
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
 from minicompress.integer.model import IntegerModel
 from minicompress.integer.requantization import quantize_multiplier
@@ -44,7 +44,7 @@ from minicompress.nn.layers import (
     decoded_layer,
     factor_layers,
 )
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Sequential, finite_model, finite_outputs
 from minicompress.qparams import QParams, choose_qparams
 from minicompress.representation import Quantized, Rep, decode, shape_of
 
@@ -141,6 +141,7 @@ def to_integer(
     """
     if not isinstance(model, Sequential):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+    finite_model(model)
     bits = as_int(num_bits, "num_bits", 2, 8)
     between = as_int(activation_bits, "activation_bits", 2, 8)
     x = finite_array(calibration, "calibration")
@@ -151,11 +152,10 @@ def to_integer(
     layers: list[IntegerLayer] = []
     layer: IntegerLayer
     for index, part, clamped in _parts(model):
-        try:
-            shape, x = x.shape[1:], decoded_layer(part).forward(x)
+        with naming(f"layer {index} ({type(model.layers[index]).__name__})"):
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+                shape, x = x.shape[1:], finite_outputs(decoded_layer(part).forward(x), name="it")
             x = ReLU().forward(x) if clamped else x
-            if not np.isfinite(x).all():
-                raise CompressionError("its output must be finite for the calibration's inputs")
             if not isinstance(part, Rescaled):
                 layers.append(_weightless(part, shape, int(source.zero_point)))
                 continue
@@ -167,9 +167,6 @@ def to_integer(
             layers.append(layer)
             if isinstance(part, GlobalAvgPool2D):
                 layers.append(IntegerFlatten())
-        except CompressionError as error:
-            name = type(model.layers[index]).__name__
-            raise CompressionError(f"layer {index} ({name}): {error}") from error
     return IntegerModel(tuple(layers), input_shape, first, source)
 
 

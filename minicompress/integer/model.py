@@ -59,7 +59,7 @@ class IntegerModel(Value):
         Parameters
         ----------
         x : (N, ...) float ndarray
-            Of the dtype of the calibration's inputs.
+            Of the dtype of the calibration's inputs; float32 will do for float16.
 
         Returns
         -------
@@ -99,7 +99,7 @@ class IntegerModel(Value):
     def __call__(self, x: Array) -> Array:
         """Real logits for real inputs: codes in, `run`, codes out."""
         codes, q = self.run(self.quantize_input(x)), self.output_qparams
-        return dequantize_linear(codes, q.scale, q.zero_point)
+        return dequantize_linear(codes, q.scale, q.zero_point, dtype=np.asarray(x).dtype)
 
     def _batch(self, codes: Array) -> Array:
         array = np.asarray(codes)

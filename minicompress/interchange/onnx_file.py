@@ -16,7 +16,7 @@ from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_graph import Graph, constant_bytes
 from minicompress.interchange.onnx_layers import FORMS, add_layer
 from minicompress.nn.layers import Layer, factor_layers
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import Sequential, apply, finite_model
 from minicompress.nn.stateless import Shape
 from minicompress.representation import dtype_of
 from minicompress.storage.files import write_file
@@ -52,8 +52,9 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     Raises
     ------
     CompressionError
-        The package onnx is not installed; a layer has no ONNX form, is of float64 or does not take
-        what comes, and the message names the layer; the file would be larger than 2 GB.
+        The package onnx is not installed; a layer has no ONNX form, is of float64, has a weight
+        that is NaN or infinite, or does not take what comes, and the message names the layer; the
+        file would be larger than 2 GB.
 
     Notes
     -----
@@ -62,13 +63,14 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     size, images only of the one given.
 
     Weights are what they are in the model. `Quantized` ones are a DequantizeLinear of integers,
-    with the same scales and zero points; its output is ``decode(rep)``, bit for bit. The integers
-    are of the narrowest type that holds codes and zero points: int4 and uint4 (up to 4 bits), int8
-    and uint8, int16 and uint16; without opset 21, int8 and uint8 alone, and no blocks. Where no
-    type gives the same floats they are stored decoded. `Clustered` weights are a Gather from the
-    codebook, at 8 or 16 bits an index. `LowRank` ones are the layers that `factor_layers` makes of
-    them, or decoded. `Sparse` ones take a code for every entry where their values have codes, and
-    are decoded otherwise: hardly a runtime reads ONNX's sparse initializers.
+    with the same scales and zero points, and a Cast to float16 where that has float32 scales; the
+    output is ``decode(rep)``, bit for bit. The integers are of the narrowest type that holds codes
+    and zero points: int4 and uint4 (up to 4 bits), int8 and uint8, int16 and uint16; without opset
+    21, int8 and uint8 alone, and no blocks. Where no type gives the same floats they are stored
+    decoded. `Clustered` weights are a Gather from the codebook, at 8 or 16 bits an index. `LowRank`
+    ones are the layers that `factor_layers` makes of them, or decoded. `Sparse` ones take a code
+    for every entry where their values have codes, and are decoded otherwise: hardly a runtime reads
+    ONNX's sparse initializers.
 
     The limit of 2 GB is the file format's. The bytes are counted from shapes before anything is
     decoded: the constants, and `LAYER_BYTES` for each layer's nodes. So what is not refused fits.
@@ -86,6 +88,7 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     opset = as_int(opset, "opset", *OPSETS)
     if not isinstance(model, Sequential):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+    finite_model(model)
     if not isinstance(input_shape, tuple | list) or not input_shape:
         raise CompressionError(f"input_shape must be a tuple like (28, 28, 1), not {input_shape!r}")
     shape = tuple(as_int(n, f"input_shape[{i}]", 1) for i, n in enumerate(input_shape))

@@ -136,7 +136,11 @@ class Graph:
         ]
         options = {"axis": axis, "block_size": block_size}
         given = {option: value for option, value in options.items() if value is not None}
-        return self.node("DequantizeLinear", parts, name, **given)
+        if scale.dtype == rep.dtype:
+            return self.node("DequantizeLinear", parts, name, **given)
+        wide = self.node("DequantizeLinear", parts, f"{name}.{scale.dtype}", **given)
+        to = self.onnx.helper.np_dtype_to_tensor_dtype(rep.dtype)
+        return self.node("Cast", [wide], name, to=to)
 
     def model(self) -> Any:
         """The whole of it as a ModelProto."""
@@ -164,15 +168,15 @@ class Graph:
 
 def integer_type(rep: Quantized, opset: int) -> str | None:
     """The type in which DequantizeLinear gives what `decode` gives; None if there is none."""
-    blocks, half = rep.block_size is not None, rep.dtype == np.float16
+    blocks, half = rep.block_size is not None, rep.scale.dtype == np.float16
     if (blocks and opset < 21) or (half and opset < 19):
         return None
     low, high = code_range(rep.num_bits, rep.signed)
     low = min(low, int(rep.zero_point.min(initial=0)))
     high = max(high, int(rep.zero_point.max(initial=0)))
-    # A code minus its zero point must be a number of the float type, or it is rounded twice;
+    # A code minus its zero point must be a number of the scale's type, or it is rounded too;
     # and infinity is what ONNX makes of a product that is too large.
-    digits, top = np.finfo(rep.dtype).nmant + 1, float(np.finfo(rep.dtype).max)
+    digits, top = np.finfo(rep.scale.dtype).nmant + 1, float(np.finfo(rep.dtype).max)
     farthest = (high - low) * float(rep.scale.max(initial=0))
     if high - low > 2**digits or farthest > top:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minicompress.arrays import FLOATS, Array, DType, freeze
+from minicompress.arrays import FLOATS, Array, DType, freeze, not_finite
 from minicompress.errors import CompressionError
 from minicompress.interchange.array_names import (
     STAND_INS,
@@ -24,7 +24,7 @@ from minicompress.interchange.array_names import (
     summed,
 )
 from minicompress.interchange.layouts import Slot, slots_of
-from minicompress.nn.network import Sequential, with_parameters
+from minicompress.nn.network import Sequential, finite_model, with_parameters
 from minicompress.nn.stateless import Shape
 from minicompress.representation import decode
 
@@ -173,7 +173,8 @@ def to_state_dict(
     Raises
     ------
     CompressionError
-        An argument is not as for `from_state_dict`, or a layer's weights have no such layout.
+        An argument is not as for `from_state_dict`, a layer's weights have no such layout, or one of
+        them is NaN or infinite.
 
     Examples
     --------
@@ -186,9 +187,11 @@ def to_state_dict(
     >>> list(to_state_dict(model))
     ['dense/kernel', 'dense/bias']
     """
+    slots = slots_of(model, layout, input_shape, flatten)
+    finite_model(model)
     out: dict[str, Array] = {}
     numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras counts layers of each kind
-    for slot in slots_of(model, layout, input_shape, flatten):
+    for slot in slots:
         array = decode(model.layers[slot.layer].parameters()[slot.field])
         if layout == "torch":
             name = f"{slot.layer}.{WORDS[layout][slot.field]}"
@@ -261,9 +264,8 @@ def _trouble(array: Array, slot: Slot, dtype: DType | None) -> list[tuple[str, s
     elif dtype is None and array.dtype.newbyteorder("=") != target:
         text = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
         trouble.append(("wrong dtype", text))
-    elif not np.isfinite(_converted(array, target)).all():
-        text = f"has entries that are NaN, infinite or too large for {target}"
-        trouble.append(("not finite", text))
+    elif fault := not_finite(_converted(array, target)):
+        trouble.append(("not finite", f"must hold numbers of {target}, but {fault}"))
     if array.shape not in {slot.shape, slot.depthwise}:
         unnamed = "torch" if slot.layout == "keras" else "keras"
         hint = f", as layout={unnamed!r} has it" if array.shape == slot.other else ""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, as_int, float_array
-from minicompress.errors import CompressionError
+from minicompress.arrays import Array, Value, as_int, float_array, not_finite
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.layers import Layer, Shape, decoded_layer, plain_layers
 from minicompress.representation import Rep
 
@@ -259,6 +259,60 @@ def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
     return Sequential(tuple(layers))
 
 
+def finite_model(model: Sequential) -> None:
+    """Refuse a model that has NaN or infinity among its weights.
+
+    A layer may hold them, and `apply` runs it: what comes out shows them. They are refused where
+    they would end in something that looks right: by training, rewriting, files and exports.
+    Representations are of finite numbers from the start.
+
+    Raises
+    ------
+    CompressionError
+        Naming the layer, the weight and its first entry that is not finite.
+
+    Examples
+    --------
+    >>> from minicompress.nn.layers import Dense
+    >>> finite_model(Sequential((Dense(np.array([[1.0, np.nan]])),)))
+    Traceback (most recent call last):
+    minicompress.errors.CompressionError: layer 0 (Dense): weight must be finite, \
+but entry (0, 1) is nan
+    """
+    for i, layer in enumerate(model.layers):
+        with _naming(model, i):
+            finite_layer(layer)
+
+
+def finite_layer(layer: Layer) -> None:
+    """The same for one layer."""
+    for name, rep in layer.parameters().items():
+        if isinstance(rep, np.ndarray) and (fault := not_finite(rep)):
+            raise CompressionError(f"{name} must be finite, but {fault}")
+
+
+def finite_outputs(outputs: Array, rows: Array | None = None, name: str = "model") -> Array:
+    """A network's outputs as they are, refused where one is NaN or infinite.
+
+    Neither is an answer: NaN is no class, and infinity is a number too large for its dtype, of
+    which nobody knows whether it is the largest.
+
+    Raises
+    ------
+    CompressionError
+        Naming the first input whose outputs are not finite, by its index in `rows` if given.
+    """
+    if not np.isfinite(outputs).all():
+        finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
+        first = int(finite.argmin())
+        row = first if rows is None else rows[first]
+        raise CompressionError(
+            f"{name} must give finite outputs, but for x[{row}] {not_finite(outputs[first])}: its "
+            f"weights are not finite, or {outputs.dtype} is too narrow for its numbers"
+        )
+    return outputs
+
+
 def output_shape(model: Sequential, input_shape: Shape) -> Shape:
     """The shape of an output for an input's, both without the batch axis.
 
@@ -326,11 +380,6 @@ def chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> in
     return -(-len(x) // max(-(-len(x) // fit), 1)) or 1  # chunks of nearly the same size
 
 
-@contextmanager
-def _naming(model: Sequential, index: int) -> Iterator[None]:
+def _naming(model: Sequential, index: int) -> AbstractContextManager[None]:
     """Say in which layer an error came up."""
-    try:
-        yield
-    except CompressionError as error:
-        name = type(model.layers[index]).__name__
-        raise CompressionError(f"layer {index} ({name}): {error}") from error
+    return naming(f"layer {index} ({type(model.layers[index]).__name__})")

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, as_int, float_array, generator, integer_array
-from minicompress.errors import CompressionError
+from minicompress.arrays import Array, Value, as_int, finite_array, generator, integer_array
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Gradients, Sequential, apply, vjp
+from minicompress.nn.network import Gradients, Sequential, apply, finite_model, finite_outputs, vjp
 from minicompress.nn.optimizers import Optimizer
 
 # Of outputs and classes, and of the targets where there are any: the mean, and its gradient.
@@ -39,6 +39,8 @@ class View(NamedTuple):
     model: Sequential
     pullback: Callable[[Gradients], Gradients]
 
+
+DIVERGED = "Take a smaller learning rate, or a wider float"
 
 LatentView: TypeAlias = Callable[[Sequential, int], Sequential | View]
 
@@ -110,7 +112,7 @@ def fit(
     model : Sequential or TrainingState
         Of plain arrays: where the latent model starts. Or the ``history.state`` of an earlier
         training, which then goes on: momentum, schedules and the view's steps with it.
-    x : (N, ...) ndarray of the model's dtype, N at least 1
+    x : (N, ...) ndarray of the model's dtype, finite, N at least 1
     y : (N,) ndarray of integers
         The classes.
     optimizer : Optimizer
@@ -149,7 +151,9 @@ def fit(
     ------
     CompressionError
         Data do not fit each other, labels are not integers, a number is out of range, `patience`
-        comes without `validation`, or the model holds representations.
+        comes without `validation`, or the model holds representations. Inputs, targets or weights
+        to start from are NaN or infinite. A loss becomes so, or the weights do by the end of an
+        epoch: the message names the step and the epoch.
 
     Notes
     -----
@@ -175,12 +179,16 @@ def fit(
         as_int(patience, "patience", 1)
         if validation is None:
             raise CompressionError("patience needs validation data to watch")
-    if targets is not None and len(targets) != len(x):
-        raise CompressionError(f"targets must have {len(x)} rows as x, not {len(targets)}")
+    if targets is not None:
+        if len(targets) != len(x):
+            raise CompressionError(f"targets must have {len(x)} rows as x, not {len(targets)}")
+        if targets.dtype.kind == "f":
+            finite_array(targets, "targets")
     look = _looking(view)
     if isinstance(model, Sequential):
         model = TrainingState(model, optimizer.init(model), 0)
     latent, state, step = model
+    finite_model(latent)
     first, total_steps = step, epochs * math.ceil(len(x) / batch_size)
     seen, lowest, best_epoch = look(latent, step).model, math.inf, 0
     history = History(state=model)
@@ -191,24 +199,37 @@ def fit(
         for start in range(0, len(x), batch_size):
             rows = order[start : start + batch_size]
             labels = y[rows]
+            where = f"step {step - first + 1} of {total_steps} (epoch {epoch})"
             at, to_latent = look(latent, step)
-            outputs, pullback = vjp(at, x[rows], rng=rng, input_gradient=False)
-            known = () if targets is None else (targets[rows],)
-            batch_loss, doutputs = loss(outputs, labels, *known)
-            gradients = to_latent(pullback(doutputs)[1])
-            latent, state = optimizer.update(latent, gradients, state)
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+                outputs, pullback = vjp(at, x[rows], rng=rng, input_gradient=False)
+                known = () if targets is None else (targets[rows],)
+                batch_loss, doutputs = loss(outputs, labels, *known)
+                if not math.isfinite(batch_loss):
+                    raise CompressionError(f"{where}: the loss is {batch_loss}. {DIVERGED}")
+                gradients = to_latent(pullback(doutputs)[1])
+                latent, state = optimizer.update(latent, gradients, state)
             step += 1
             loss_sum += float(batch_loss) * len(rows)
             hits += _hits(outputs, labels)
             if progress is not None:
                 progress(step - first, total_steps, float(batch_loss))
         last = look(latent, step).model
-        measured = None if validation is None else evaluate(last, *validation, loss=measure)
+        try:
+            finite_model(latent)
+            if last is not latent:
+                finite_model(last)
+        except CompressionError as error:
+            raise CompressionError(f"after {where}: {error}. {DIVERGED}") from error
+        measured = None
+        if validation is not None:
+            with naming(f"validation after {where}"):
+                measured = evaluate(last, *validation, loss=measure)
         now = TrainingState(latent, state, step)
         history = _extended(history, loss_sum / len(x), hits / len(x), measured, now)
         if patience is None or measured is None:
             seen = last
-        elif measured[0] < lowest or epoch == 1:
+        elif measured[0] < lowest:
             seen, lowest, best_epoch = last, measured[0], epoch
         elif epoch - best_epoch >= patience:
             return seen, replace(history, stopped_early=True)
@@ -245,7 +266,9 @@ def evaluate(
     Raises
     ------
     CompressionError
-        Data do not fit each other, or there are none.
+        Data do not fit each other, or there are none. Inputs, outputs or the loss are NaN or
+        infinite: NaN is no class, and infinity is what was too large for the dtype, of which
+        nobody knows whether it is the largest. The message names the first input.
 
     Examples
     --------
@@ -256,8 +279,25 @@ def evaluate(
     (0.6931, 0.5)
     """
     x, y = _data(x, y, "x", "y")
-    outputs = apply(model, x, batch_size=batch_size)
-    return float(loss(outputs, y)[0]), _hits(outputs, y) / len(x)
+    outputs = _answers(model, x, batch_size)
+    found, right = scored(outputs, y, loss)
+    if math.isinf(found):
+        raise CompressionError("the loss on x and y is not finite")
+    return found, right
+
+
+def scored(outputs: Array, y: Array, loss: Loss) -> tuple[float, float]:
+    """Loss and accuracy of outputs that may be NaN or infinite.
+
+    The loss is infinite unless all is finite, so that nothing is taken for better than a number;
+    an input whose outputs are not finite is answered wrong.
+    """
+    right = _hits(outputs, y) / len(y)
+    if not np.isfinite(outputs).all():
+        return math.inf, right
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(loss(outputs, y)[0])
+    return found if math.isfinite(found) else math.inf, right
 
 
 def accuracy(model: Sequential, x: Array, y: Array) -> float:
@@ -289,11 +329,11 @@ def accuracy(model: Sequential, x: Array, y: Array) -> float:
     1.0
     """
     x, y = _data(x, y, "x", "y")
-    return _hits(apply(model, x), y) / len(x)
+    return _hits(_answers(model, x), y) / len(x)
 
 
 def _data(x: Array, y: Array, x_name: str, y_name: str) -> tuple[Array, Array]:
-    x, y = float_array(x, x_name), integer_array(y, y_name)
+    x, y = finite_array(x, x_name), integer_array(y, y_name)
     if x.ndim < 1 or y.shape != x.shape[:1]:
         raise CompressionError(
             f"{y_name} must hold one label for each row of {x_name}, not be of shape {y.shape} "
@@ -304,11 +344,17 @@ def _data(x: Array, y: Array, x_name: str, y_name: str) -> tuple[Array, Array]:
     return x, y
 
 
+def _answers(model: Sequential, x: Array, batch_size: int | None = None) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+        return finite_outputs(apply(model, x, batch_size=batch_size))
+
+
 def _looking(view: LatentView | None) -> Callable[[Sequential, int], View]:
     """The view in its full form: straight through, unless it says otherwise."""
 
     def look(latent: Sequential, step: int) -> View:
-        seen = latent if view is None else view(latent, step)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+            seen = latent if view is None else view(latent, step)
         return seen if isinstance(seen, View) else View(seen, lambda gradients: gradients)
 
     return look
@@ -320,7 +366,8 @@ def _hits(outputs: Array, labels: Array) -> int:
             f"the network must answer every input with numbers for classes, not with arrays of "
             f"shape {outputs.shape[1:]}"
         )
-    return int(np.count_nonzero(outputs.argmax(-1) == labels))
+    right = (outputs.argmax(-1) == labels) & np.isfinite(outputs).all(-1)  # NaN is no class
+    return int(np.count_nonzero(right))
 
 
 def _extended(

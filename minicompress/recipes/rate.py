@@ -32,9 +32,16 @@ import numpy as np
 
 from minicompress.arrays import Array, as_float, freeze
 from minicompress.errors import CompressionError
-from minicompress.integers import code_dtype
+from minicompress.integers import code_dtype, scale_dtypes
 from minicompress.nn.layers import Dense, LeakyReLU, ReLU, Sigmoid, Tanh
-from minicompress.nn.network import Gradients, Parameters, Sequential, parameters, with_parameters
+from minicompress.nn.network import (
+    Gradients,
+    Parameters,
+    Sequential,
+    finite_model,
+    parameters,
+    with_parameters,
+)
 from minicompress.nn.training import LatentView, TrainingState, View
 from minicompress.representation import Quantized, decode, dtype_of, shape_of
 from minicompress.rewrite.structure import remove_channels
@@ -80,12 +87,13 @@ def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
     >>> [layer.weight.tolist() for layer in latent_model(model).layers]
     [[[1.0, -1.0]], [[1.2], [0.0]]]
     """
+    finite_model(model)
     deviations = as_float(deviations, "deviations", 0.0)
     arrays = [decode(w) for w in weights(model).values()]
     steps = [deviations * float(np.std(a, dtype=np.float64)) if a.size else 0.0 for a in arrays]
     if not arrays or min(steps) == 0.0:
         raise CompressionError(f"every layer needs weights that differ, for steps not of {steps}")
-    rows = np.array([steps, [0.0] * len(steps)], arrays[0].dtype)
+    rows = np.array([steps, [0.0] * len(steps)], scale_dtypes(arrays[0].dtype)[0])
     return Sequential((*model.layers, Dense(freeze(rows))))
 
 
@@ -116,7 +124,7 @@ def rate_view(price: Callable[[int], float]) -> LatentView:
     def view(latent: Sequential, step: int) -> View:
         network, units = _parts(latent)
         values = [
-            {name: _codes(array, unit[name]) * unit[name].now for name, array in layer.items()}
+            {name: _seen(array, unit[name]) for name, array in layer.items()}
             for layer, unit in zip(_arrays(network), units, strict=True)
         ]
 
@@ -217,6 +225,7 @@ def without_dead_units(state: TrainingState) -> TrainingState:
     >>> [layer.weight.shape for layer in left.layers[:3:2]]
     [(1, 2), (2, 1)]
     """
+    finite_model(state.latent)
     network, units = _parts(state.latent)
     last, optimizer = state.latent.layers[-1], state.optimizer
     moments = {k: m for k, m in optimizer._asdict().items() if isinstance(m, tuple) and m}
@@ -253,6 +262,7 @@ def quantized_model(latent: Sequential) -> Sequential:
     >>> weight.codes, weight.scale
     (array([[ 1, -1,  0]], dtype=int8), array(1.0234375))
     """
+    finite_model(latent)
     network, units = _parts(latent)
     found: Parameters = tuple(
         {name: _quantized(array, unit[name]) for name, array in layer.items()}
@@ -292,7 +302,7 @@ def _parts(latent: Sequential) -> tuple[Sequential, list[dict[str, _Unit]]]:
     layers, steps = weights(network), decode(parameters(latent)[-1]["weight"])
     units = [{"bias": _Unit(BIAS_STEP, BIAS_STEP)} for _ in network.layers]
     for i, first, growth in zip(layers, *steps.astype(np.float64).tolist(), strict=True):
-        units[i]["weight"] = _Unit(first, first * math.exp(growth))
+        units[i]["weight"] = _Unit(first, first * math.exp(min(growth, 700.0)))
     for i, layer in enumerate(network.layers):
         if not layer.parameters().keys() <= units[i].keys():
             raise CompressionError(f"layer {i} must be a Dense or Conv2D to have steps: {layer!r}")
@@ -330,7 +340,7 @@ def _constants(network: Sequential, units: list[dict[str, _Unit]], i: int, follo
     value = np.zeros(shape_of(weights(network)[i])[-1], dtype_of(weights(network)[i]))
     bias = parameters(network)[i].get("bias")
     if bias is not None:
-        value = _codes(decode(bias), units[i]["bias"]) * BIAS_STEP
+        value = _seen(decode(bias), units[i]["bias"])
     for layer in network.layers[i + 1 : following]:
         if isinstance(layer, ReLU | LeakyReLU | Sigmoid | Tanh):
             value = layer.forward(value)
@@ -356,24 +366,30 @@ def _passed_on(
     sums = (_codes(weight, unit) * unit.now).reshape(-1, len(gone), weight.shape[-1]).sum(0)
     passed = constants @ sums  # nothing where nothing comes out: there may be no bias then
     if passed.any():
-        values[following]["bias"] = values[following]["bias"] + passed
+        bias = values[following]["bias"]
+        values[following]["bias"] = (bias + passed).astype(bias.dtype)
     return _with_arrays(network, values)
 
 
 def _codes(array: Array, unit: _Unit) -> Array:
-    """Weights in whole steps, ties to even."""
-    return np.asarray(np.rint(array / unit.first))
+    """Weights in whole steps, ties to even, in the dtype of steps."""
+    return np.asarray(np.rint(array.astype(scale_dtypes(array.dtype)[0], copy=False) / unit.first))
+
+
+def _seen(array: Array, unit: _Unit) -> Array:
+    """Weights rounded to whole steps."""
+    return np.asarray(_codes(array, unit) * unit.now).astype(array.dtype, copy=False)
 
 
 def _quantized(array: Array, unit: _Unit) -> Quantized:
-    codes = _codes(array, unit).astype(np.int64)
+    codes = _codes(array, unit)
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     num_bits = max(2, max(-low - 1, high).bit_length() + 1)
     mantissa, exponent = math.frexp(unit.now)
     scale = math.ldexp(round(mantissa * 256), exponent - 8)
     return Quantized(
         codes.astype(code_dtype(num_bits, signed=True)),
-        np.array(scale, array.dtype),
+        np.array(scale, scale_dtypes(array.dtype)[0]),
         np.array(0),
         num_bits,
         True,

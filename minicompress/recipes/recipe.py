@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from minicompress.compressors.chaining import chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.datasets import Images
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import fit
@@ -120,7 +121,8 @@ def run_recipe(
     Raises
     ------
     CompressionError
-        Two steps have one name, the folder belongs to another recipe, its history is damaged, or
+        Two steps have one name, a step refuses its model or makes one with NaN, a figure of
+        `measure` is not finite, the folder belongs to another recipe, its history is damaged, or
         its last model is not the one that was left there.
     FileFormatError
         A file in the folder is damaged.
@@ -148,12 +150,16 @@ def run_recipe(
         if progress is not None:
             progress(row)
     for i in range(len(history), len(names)):
-        model = steps[i].run(model, np.random.default_rng([seed, i]))
-        blob = dumps(model, coding=coding)
+        with naming(f"step {names[i]!r}"):
+            model = steps[i].run(model, np.random.default_rng([seed, i]))
+            blob = dumps(model, coding=coding)
         if kept is not None:
             write_file(kept.file(i), blob)
         measured = {} if measure is None else measure(model)
-        figures = {name: float(figure) for name, figure in measured.items()}
+        figures = {
+            name: as_float(float(figure), f"{name}, measured after step {names[i]!r},", -math.inf)
+            for name, figure in measured.items()
+        }
         history.append(StepRow(names[i], len(blob), _digest([blob]), figures))
         if kept is not None:
             kept.keep(history)

@@ -8,11 +8,12 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, as_int, finite_array, generator
+from minicompress.arrays import Array, as_int, cast_or_refuse, finite_array, generator
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d
 from minicompress.nn.kernels.windows import pair, resolve_padding
 from minicompress.nn.layers import Conv2D
+from minicompress.nn.network import finite_layer
 from minicompress.representation import decode
 
 
@@ -61,6 +62,7 @@ def shrink_kernel(
     >>> new.weight.shape, new.padding
     ((3, 3, 1, 2), ((1, 1), (1, 1)))
     """
+    finite_layer(layer)
     if layer.groups != 1:
         raise CompressionError(f"layer must have groups=1, not {layer.groups}")
     weight = decode(layer.weight)
@@ -133,6 +135,7 @@ def split_kernel(
     >>> first.weight.shape, second.weight.shape
     ((3, 3, 4, 7), (3, 3, 7, 8))
     """
+    finite_layer(layer)
     kernel = decode(layer.weight)
     k, k2, inputs, outputs = kernel.shape
     if k != k2 or k % 2 == 0 or k < 3 or layer.groups != 1:
@@ -151,12 +154,11 @@ def split_kernel(
         second = _solved(turned, target)
     first = turned.transpose(0, 1, 3, 2)
     padding = ((k // 2,) * 2,) * 2 if layer.padding == "same" else layer.padding
-    dtype = kernel.dtype
+    first = cast_or_refuse(first, kernel.dtype, "the first kernel")
+    second = cast_or_refuse(second, kernel.dtype, "the second kernel")
     return (
-        dataclasses.replace(
-            layer, weight=first.astype(dtype), bias=None, stride=1, padding=padding
-        ),
-        dataclasses.replace(layer, weight=second.astype(dtype), padding="valid"),
+        dataclasses.replace(layer, weight=first, bias=None, stride=1, padding=padding),
+        dataclasses.replace(layer, weight=second, padding="valid"),
     )
 
 
@@ -178,7 +180,10 @@ def _fitted(layer: Conv2D, images: Array, window: tuple[slice, slice]) -> tuple[
     a = np.concatenate([a, np.ones((len(a), 1))], axis=1)
     solution = scipy.linalg.lstsq(a, wanted.reshape(len(a), -1))[0]
     kernel = solution[:-1].reshape(h, w, inputs, -1)
-    return kernel.astype(weight.dtype), solution[-1].astype(weight.dtype)
+    return (
+        cast_or_refuse(kernel, weight.dtype, "the new kernel"),
+        cast_or_refuse(solution[-1], weight.dtype, "the new bias"),
+    )
 
 
 def _solved(known: Array, target: Array) -> Array:

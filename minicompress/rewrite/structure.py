@@ -10,10 +10,10 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, as_int, freeze
-from minicompress.errors import CompressionError
+from minicompress.arrays import Array, as_int, cast_or_refuse, freeze
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, factor_layers
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Sequential, finite_layer, finite_model
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import (
     AvgPool2D,
@@ -57,7 +57,8 @@ def fold_batch_norm(model: Sequential) -> Sequential:
     Raises
     ------
     CompressionError
-        A `BatchNorm` does not stand right behind a `Conv2D` or `Dense`.
+        A `BatchNorm` does not stand right behind a `Conv2D` or `Dense`, a weight is NaN or
+        infinite, or a product is too large for the dtype: the message names layer and entry.
 
     Notes
     -----
@@ -72,6 +73,7 @@ def fold_batch_norm(model: Sequential) -> Sequential:
     >>> len(folded.layers), folded(np.array([[1.0]]))
     (1, array([[3.]]))
     """
+    finite_model(model)
     layers: list[Layer] = []
     for i, layer in enumerate(model.layers):
         if type(layer) is not BatchNorm:
@@ -83,7 +85,8 @@ def fold_batch_norm(model: Sequential) -> Sequential:
             raise CompressionError(
                 f"layer {i}, BatchNorm, must stand right behind a Conv2D or Dense, not {stands}"
             )
-        layers.append(_folded(before, layer))
+        with naming(f"layer {i} (BatchNorm), folded into the {type(before).__name__} before it"):
+            layers.append(_folded(before, layer))
     return Sequential(tuple(layers))
 
 
@@ -112,6 +115,7 @@ def factorize(layer: Layer) -> tuple[Layer, ...]:
     [(8, 2), (2, 4)]
     """
     weight = getattr(layer, "weight", None)
+    finite_layer(layer)
     if not isinstance(weight, LowRank):
         raise CompressionError(f"layer must have a LowRank weight, not be {layer!r}")
     chain = factor_layers(layer)
@@ -153,6 +157,7 @@ def remove_channels(model: Sequential, index: int, keep: ArrayLike) -> Sequentia
     >>> [layer.weight.shape for layer in remove_channels(model, 0, [1, 3]).layers[::3]]
     [(3, 3, 1, 2), (72, 10)]
     """
+    finite_model(model)
     layers = list(model.layers)
     as_int(index, "index", 0, len(layers) - 1)
     first = layers[index]
@@ -255,20 +260,23 @@ def dense_to_global_pool(layer: Dense, input_hw: tuple[int, int]) -> tuple[Conv2
     """
     h, w, channels = _image(layer, input_hw)
     weight = decode(layer.weight)
-    total = weight.reshape(h * w, channels, -1).sum(0, dtype=np.float64).astype(weight.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = weight.reshape(h * w, channels, -1).sum(0, dtype=np.float64)
+    total = cast_or_refuse(total, weight.dtype, "the sum of weights")
     return Conv2D(total[None, None], layer.bias), GlobalAvgPool2D()
 
 
 def _folded(layer: Conv2D | Dense, norm: BatchNorm) -> Layer:
     scale, offset, mean, variance = (v.astype(np.float64) for v in _statistics(norm))
-    ratio = scale / np.sqrt(variance + norm.epsilon)
     weight = decode(layer.weight)
     bias = 0.0 if layer.bias is None else decode(layer.bias).astype(np.float64)
-    new_bias = (bias - mean) * ratio + offset
+    with np.errstate(over="ignore", invalid="ignore"):
+        ratio = scale / np.sqrt(variance + norm.epsilon)
+        new_weight, new_bias = weight * ratio, (bias - mean) * ratio + offset
     return dataclasses.replace(
         layer,
-        weight=(weight * ratio).astype(weight.dtype),
-        bias=np.asarray(new_bias).astype(weight.dtype),
+        weight=cast_or_refuse(new_weight, weight.dtype, "weight"),
+        bias=cast_or_refuse(np.asarray(new_bias), weight.dtype, "bias"),
     )
 
 
@@ -304,6 +312,7 @@ def _with_outputs(layer: Conv2D | Dense, kept: Array) -> Conv2D | Dense:
 
 
 def _image(layer: Dense, input_hw: tuple[int, int]) -> tuple[int, int, int]:
+    finite_layer(layer)
     h, w = (as_int(n, "input_hw", 1) for n in input_hw)
     rows = shape_of(layer.weight)[0]
     if rows % (h * w):

@@ -8,12 +8,14 @@ from concurrent.futures import Executor
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
+
 from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import compressed_weight, named
 from minicompress.arrays import Array, as_int
 from minicompress.errors import CompressionError
-from minicompress.nn.network import Sequential
-from minicompress.nn.training import Loss, evaluate
+from minicompress.nn.network import Sequential, apply
+from minicompress.nn.training import Loss, scored
 from minicompress.representation import Compressed
 from minicompress.search.weights import Compressor, total, weights, with_weights
 from minicompress.storage.container import dumps
@@ -106,8 +108,8 @@ def size(model: Sequential, input_shape: tuple[int, ...], coding: str) -> tuple[
 
 def score(model: Sequential, x: Array, y: Array, loss: Loss) -> tuple[float, float]:
     """Loss, infinite where there is none, and accuracy; a task for an executor."""
-    found, accuracy = evaluate(model, x, y, loss=loss)
-    return found if math.isfinite(found) else math.inf, accuracy
+    with np.errstate(over="ignore", invalid="ignore"):
+        return scored(apply(model, x), y, loss)
 
 
 def _listed(model: Sequential, choices: Any) -> dict[int, dict[str, Compressor]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minicompress.arrays import as_int
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.network import Sequential
 from minicompress.representation import Certificate, checked, decode
 from minicompress.search.weights import Compressor, weights, with_weights
@@ -62,9 +62,7 @@ def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedMod
         name = type(model.layers[index]).__name__
         if index not in arrays:
             raise CompressionError(f"layer {index} ({name}) has no weights to compress")
-        try:
+        with naming(f"layer {index} ({name})"):
             result = checked(compressor(decode(arrays[index])), "a compressor of the plan")
             changed[index], certificates[index] = result
-        except CompressionError as error:
-            raise CompressionError(f"layer {index} ({name}): {error}") from error
     return CompressedModel(with_weights(model, changed), certificates)

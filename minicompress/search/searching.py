@@ -14,7 +14,7 @@ from minicompress.arrays import Array, as_float, as_int, choice, exactly_one, fl
 from minicompress.errors import CompressionError
 from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.network import Sequential
-from minicompress.nn.training import Loss
+from minicompress.nn.training import Loss, evaluate
 from minicompress.representation import Certificate
 from minicompress.search.choices import (
     LayerChoices,
@@ -221,9 +221,7 @@ def search_plan(
 
     original = best = (0,) * len(layers)
     measure_sizes("sizes", chain([original], *changed_in_one(layers, original)))
-    measure_scores("scores", [original])
-    if math.isinf(scores[original][0]):
-        raise CompressionError("model must have a finite loss on x and y to begin with")
+    scores[original] = evaluate(model, x, y, loss=loss)  # refused if it is not finite
     begun: list[Pick] = []
     while best not in begun and len(begun) < rounds:
         begun.append(best)
@@ -237,7 +235,7 @@ def search_plan(
         best = min((pick for pick in sizes if pick in scores), key=rank)
 
     ranked = sorted((pick for pick in sizes if pick in scores), key=rank)
-    found = [whole(pick) for pick in ranked]
+    found = [plan for plan in map(whole, ranked) if math.isfinite(plan.loss)]
     fitting = [plan for plan in found if getattr(plan, budget.limited) <= budget.limit]
     if not fitting:
         raise CompressionError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from minicompress.arrays import Array, DType, freeze, normal_axis
 from minicompress.errors import CompressionError, FileFormatError
-from minicompress.integers import code_dtype, qparam_shape
+from minicompress.integers import code_dtype, qparam_shape, scale_dtypes
 from minicompress.representation import (
     Clustered,
     LowRank,
@@ -122,7 +122,12 @@ def _code_part(
 def _code_quantized(
     section: Section, shape: tuple[int, ...], dtype: DType, rep: Quantized, depth: int
 ) -> Quantized:
-    num_bits, signed = section.number("bits", rep.num_bits), section.flag("signed", rep.signed)
+    # 18 to 32 for float16 whose scales are float32; version 1 had only scales of the rep's dtype.
+    num_bits = section.number("bits", rep.num_bits + 16 * (rep.scale.dtype != rep.dtype))
+    kind = dtype
+    if num_bits > 17 and dtype == np.float16:
+        num_bits, kind = num_bits - 16, scale_dtypes(dtype)[0]
+    signed = section.flag("signed", rep.signed)
     axis: int | None = section.number("axis", 0 if rep.axis is None else rep.axis + 1) - 1
     axis = None if axis == -1 else normal_axis(axis, "axis", len(shape))
     block_size: int | None = None
@@ -131,7 +136,7 @@ def _code_quantized(
     usual = code_dtype(min(num_bits, 16), signed)
     known = section.flag("usual codes", dtype_of(rep.codes) == usual)
     codes = _code_part(section, shape, usual if known else None, rep.codes, depth)
-    scale = section.floats(qparam_shape(shape, axis, block_size), dtype, rep.scale)
+    scale = section.floats(qparam_shape(shape, axis, block_size), kind, rep.scale)
     zero_point = np.zeros(scale.shape, np.int64)
     if section.flag("zero point", bool(rep.zero_point.any())):
         zero_point = section.integers(scale.shape, np.dtype(np.int64), rep.zero_point)

@@ -30,7 +30,7 @@ from minicompress.nn.layers import (
     Softmax,
     Tanh,
 )
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Sequential, finite_model
 from minicompress.representation import Rep, dtype_of, shape_of
 from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
 from minicompress.storage.coding import Template, code_rep
@@ -90,7 +90,8 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
     Raises
     ------
     CompressionError
-        A layer is of a type that the format does not know; the message names it.
+        A layer is of a type that the format does not know, or a weight is NaN or infinite; the
+        message names it.
     OSError
         The file cannot be written. Nothing is left behind.
 
@@ -158,7 +159,8 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     Raises
     ------
     CompressionError
-        `model` is no Sequential or holds a layer of a type that the format does not know.
+        `model` is no Sequential, holds a layer of a type that the format does not know, or a
+        weight that is NaN or infinite.
 
     Examples
     --------
@@ -175,6 +177,7 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
                 f"layers[{i}] is a {type(layer).__name__}, and the file format knows only "
                 f"{', '.join(t.__name__ for t in TYPES)}"
             )
+    finite_model(model)
     blobs = [_written(model, codings) for codings in CHOICES[choice(coding, "coding", CHOICES)]]
     readable = [blob for blob in blobs if blob is not None]
     if not readable:
@@ -199,7 +202,8 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     Raises
     ------
     FileFormatError
-        The bytes are not a whole, unaltered file of a known version, or would take more than that.
+        The bytes are not a whole, unaltered file of a known version, would take more than that, or
+        hold a weight that is NaN or infinite.
 
     Examples
     --------
@@ -216,11 +220,13 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
         layers = _code_model(reader, None)
         reader.coder.finish()
         reader.bulk.end()
+        model = Sequential(layers)
+        finite_model(model)
     except FileFormatError:
         raise
     except CompressionError as error:  # from the layers and representations themselves
         raise FileFormatError(f"the file holds what cannot be: {error}") from None
-    return Sequential(layers)
+    return model
 
 
 def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as npst
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from minicompress.arrays import Array, DType
-from minicompress.integers import code_dtype, code_range, qparam_shape
+from minicompress.integers import code_dtype, code_range, qparam_shape, scale_dtypes
 from minicompress.nn.layers import (
     AvgPool2D,
     BatchNorm,
@@ -171,8 +171,9 @@ def _quantized(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -
     axis = draw(st.none() | st.integers(0, len(shape) - 1)) if shape else None
     block_size = None if axis is None else draw(st.sampled_from([None, 1, 2, 100]))
     grid = qparam_shape(shape, axis, block_size)
-    steps = st.sampled_from([float(dtype.type(step)) for step in (0.125, 0.1, 1.0)])
-    scale = draw(npst.arrays(dtype, grid, elements=steps, fill=st.nothing()))
+    kind = draw(st.sampled_from(scale_dtypes(dtype)))
+    steps = st.sampled_from([float(kind.type(step)) for step in (0.125, 0.1, 1.0)])
+    scale = draw(npst.arrays(kind, grid, elements=steps, fill=st.nothing()))
     zero_point = draw(_codes(grid, np.dtype(np.int64), -1, 1))
     return Quantized(codes, scale, zero_point, num_bits, signed, axis, block_size, dtype)
 
