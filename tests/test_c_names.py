@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_export_c import compiled, moving, needs_cc
+from test_c import compiled, moving, needs_cc
 
 from minicompress.errors import CompressionError
 from minicompress.interchange.c import export_c

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_examples import ROOT, run
-from test_lowrank import lapack_slack
+from test_svd import lapack_slack
 
 import minicompress as mc
 from minicompress.norms import UNIT, gamma

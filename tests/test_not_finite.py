@@ -712,7 +712,8 @@ PLANTED = {
         unchecked(structure, "cast_or_refuse", fold_batch_norm, no_more_than_the_largest),
     ),
     "a search that takes infinite losses": (
-        lambda wrong: law_nothing_fits(wrong, "measured"), infinite_is_fine(search_module, search_plan),
+        lambda wrong: law_nothing_fits(wrong, "measured"),
+        infinite_is_fine(search_module, search_plan),
     ),
     "a sensitivity that counts NaN as class 0": (
         law_sensitivity_counts_no_nan, unchecked(sensitivity_module, "scored", sensitivity, naive),

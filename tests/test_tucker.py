@@ -1,6 +1,6 @@
 """Tucker-2: the sandwich of the two unfoldings' tails, and equality for the sequential method.
 
-Oracles unfold with `einsum` and take singular values from `numpy.linalg`; as in `test_lowrank` the
+Oracles unfold with `einsum` and take singular values from `numpy.linalg`; as in `test_svd` the
 tolerance is what LAPACK's own tests let pass, 50 max(m, n) eps ||W||, here for three of its
 decompositions.
 """

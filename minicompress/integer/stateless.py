@@ -148,7 +148,7 @@ class IntegerAvgPool2D(_IntegerPool2D):
     Examples
     --------
     >>> from minicompress.integer.requantization import quantize_multiplier
-    >>> multiplier, shift = fixed_point([0.5 / 4])  # the output's steps are twice as large
+    >>> multiplier, shift = quantize_multiplier([0.5 / 4])  # the output's steps are twice as large
     >>> pool = IntegerAvgPool2D((2, 2), (2, 2), multiplier=multiplier, shift=shift)
     >>> codes = np.array([10, 12, 14, 13], np.int8).reshape(1, 2, 2, 1)
     >>> pool.forward(codes).ravel()

@@ -173,8 +173,8 @@ def to_state_dict(
     Raises
     ------
     CompressionError
-        An argument is not as for `from_state_dict`, a layer's weights have no such layout, or one of
-        them is NaN or infinite.
+        An argument is not as for `from_state_dict`, a layer's weights have no such layout, or one
+        of them is NaN or infinite.
 
     Examples
     --------
