@@ -202,14 +202,14 @@ def test_what_saves_nothing_is_flagged(weight, flagged):
 def test_the_table_is_aligned():
     weight = LowRank((ones(64, 64), ones(64, 64)), "ir,ro->io")
     lines = str(summary(Sequential((Flatten(), Dense(weight), ReLU())), (8, 8, 1))).splitlines()
-    head = "   layer    output  params  nonzeros   MACs  dense B  sparse B  packed B  output B"
-    dense = "1  Dense    64       8,192     8,192  8,192   16,384    16,896    32,768       256"
     assert lines == [
-        head,
-        "0  Flatten  64           0         0      0        0         0         0       256",
-        dense + "  saves nothing",
-        "2  ReLU     64           0         0      0        0         0         0       256",
-        "   total             8,192     8,192  8,192   16,384    16,896    32,768       512",
+        "layer      output  params  nonzeros   MACs  dense B  sparse B  packed B  output B",
+        "-" * 96,
+        "0 Flatten      64       0         0      0        0         0         0       256",
+        "1 Dense        64   8,192     8,192  8,192   16,384    16,896    32,768       256"
+        "  saves nothing",
+        "2 ReLU         64       0         0      0        0         0         0       256",
+        "total               8,192     8,192  8,192   16,384    16,896    32,768       512",
     ]
 
 

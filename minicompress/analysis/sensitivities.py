@@ -1,10 +1,10 @@
-"""What each layer tolerates: one layer compressed at a time, one method at a time."""
+"""What each layer tolerates: one layer is compressed at a time, by one method."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,9 +13,8 @@ from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_int, float_array
 from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.layers import Layer
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import Sequential, apply, with_parameters
 from minicompress.nn.training import Loss, evaluate, scored
 from minicompress.representation import Certificate, Compressed, checked, decode
 from minicompress.storage.container import dumps
@@ -24,18 +23,18 @@ Compressors: TypeAlias = Mapping[str, Compressor] | Iterable[Compressor]
 
 
 class Sensitivity(NamedTuple):
-    """What it does to a network to compress one of its layers.
+    """What compressing one layer does to a network.
 
     layer, kind : int, str
         The index of the layer, and its type.
     method : str
         The name of the compressor.
     loss_change, accuracy_change : float
-        Of the network with this layer compressed, minus those of the network as it is. Accuracies
-        are fractions. A loss that is not finite counts as infinite.
+        The loss and the accuracy (a fraction) with this layer compressed, minus those of the
+        original network. A loss that is not finite counts as infinite.
     packed_saved, file_saved, macs_saved : int
-        By how much less the network takes: `packed_bytes` of `summary`, the length of its file,
-        multiply-accumulates. Negative where compressing costs more.
+        The decrease in `packed_bytes` of `summary`, in the length of the file, and in
+        multiply-accumulates. Negative for an increase.
     certificate : Certificate
         Of the layer's weights.
     """
@@ -62,43 +61,44 @@ def sensitivity(
     coding: str = "smallest",
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[Sensitivity, ...]:
-    """Compress every layer by every method, alone, and see what that does to the network.
+    """Compress one layer at a time by each method, and measure what that does to the network.
 
     Parameters
     ----------
     model : Sequential
     compressors : mapping of str to compressor, or iterable of compressors
         Array -> `Compressed`, options bound beforehand. Each is tried on every layer with weights,
-        so it has to take all of their shapes. Without names of their own they are called by their
-        functions and options.
+        so it must accept all of their shapes. In a list, they are named after their functions and
+        options.
     x : (N, ...) ndarray, N at least 1
     y : (N,) ndarray of integers
-        Validation data: what is chosen by them is not to be judged by them.
+        Validation data. Use other data to judge what is chosen by these results.
     loss : callable
         As for `evaluate`.
     batch_size : int
-        Rows that run at a time.
+        How many rows run at a time.
     coding : "smallest" | "huffman" | "packed"
-        As for `save`: of the files that are counted.
+        As for `save`, for the lengths of files.
     progress : callable, optional
         ``progress(what, done)`` with the fraction that is done.
 
     Returns
     -------
     tuple of Sensitivity
-        Layer by layer, the methods in the order that they were given.
+        Layer by layer, the methods in the given order.
 
     Raises
     ------
     CompressionError
-        A compressor refuses a layer's weights (the message names both), two have one name, or the
-        data do not fit.
+        A compressor refuses a layer's weights (the message names both), two compressors have the
+        same name, or the data do not fit the model.
 
     Notes
     -----
-    One pass over the data: each batch goes through the network once, and from every layer on once
-    more for each method. What comes out is what ``evaluate(changed, x, y, batch_size=batch_size)``
-    gives for the whole changed network, but perhaps for last bits.
+    The data are read once. Each batch runs through the original network, and at each layer also
+    through the rest of the network behind every compressed version of that layer. The results are
+    those of ``evaluate(changed, x, y, batch_size=batch_size)`` for each changed network, up to
+    rounding.
 
     Examples
     --------
@@ -114,30 +114,24 @@ def sensitivity(
     batch_size = as_int(batch_size, "batch_size", 1)
     base_loss, base_accuracy = evaluate(model, x, y, loss=loss, batch_size=batch_size)
     shape = float_array(x, "x").shape[1:]
-    before = summary(model, shape, file=False)
-    file_before = len(dumps(model, coding=coding))
+    before, file_before = summary(model, shape), len(dumps(model, coding=coding))
 
     report = progress or (lambda what, done: None)
-    pairs = [
-        (i, name)
-        for i, layer in enumerate(model.layers)
-        if "weight" in layer.parameters()
-        for name in methods
-    ]
-    layers, certificates = {}, {}
+    weighted = [i for i, layer in enumerate(model.layers) if "weight" in layer.parameters()]
+    pairs = list(product(weighted, methods))
+    networks, certificates = {}, {}
     for n, (i, name) in enumerate(pairs):
         rep, certificates[i, name] = compressed_weight(model, i, name, methods[name])
-        # Any layer with a weight is a frozen dataclass with a field of that name.
-        changed: Any = model.layers[i]
-        layers[i, name] = dataclasses.replace(changed, weight=rep)
+        changed = tuple({"weight": rep} if k == i else {} for k in range(len(model.layers)))
+        networks[i, name] = with_parameters(model, changed)
         report("compressing", (n + 1) / len(pairs))
 
     with np.errstate(over="ignore", invalid="ignore"):
-        outputs = _outputs(model, layers, x, batch_size, report)
+        outputs = _outputs(model, networks, x, batch_size, report)
     rows = []
     for n, (i, name) in enumerate(pairs):
-        changed = Sequential((*model.layers[:i], layers[i, name], *model.layers[i + 1 :]))
-        after, (found, right) = summary(changed, shape), scored(outputs[i, name], y, loss)
+        network = networks[i, name]
+        after, (found, right) = summary(network, shape), scored(outputs[i, name], y, loss)
         rows.append(
             Sensitivity(
                 i,
@@ -146,7 +140,7 @@ def sensitivity(
                 found - base_loss,
                 right - base_accuracy,
                 before.packed_bytes - after.packed_bytes,
-                file_before - len(dumps(changed, coding=coding)),
+                file_before - len(dumps(network, coding=coding)),
                 before.macs - after.macs,
                 certificates[i, name],
             )
@@ -156,7 +150,7 @@ def sensitivity(
 
 
 def named(compressors: Any, argument: str) -> dict[str, Compressor]:
-    """Compressors by name; those of a list are called by their functions and bound options."""
+    """Compressors by name. Those in a list are named after their functions and bound options."""
     if isinstance(compressors, Mapping):
         pairs = list(compressors.items())
     elif isinstance(compressors, Iterable) and not isinstance(compressors, str):
@@ -180,7 +174,7 @@ def named(compressors: Any, argument: str) -> dict[str, Compressor]:
 def compressed_weight(
     model: Sequential, index: int, name: str, compressor: Compressor
 ) -> Compressed:
-    """A layer's weight compressed; what is wrong is said of this layer and this method."""
+    """A layer's weight compressed; errors name the layer and the method."""
     weight = model.layers[index].parameters()["weight"]
     with naming(f"layer {index} ({type(model.layers[index]).__name__}), {name}"):
         return checked(compressor(decode(weight)), "a compressor")
@@ -198,19 +192,19 @@ def _name(compressor: Any) -> str:
 
 def _outputs(
     model: Sequential,
-    changed: Mapping[tuple[int, str], Layer],
+    networks: Mapping[tuple[int, str], Sequential],
     x: Array,
     batch_size: int,
     report: Callable[[str, float], None],
 ) -> dict[tuple[int, str], Array]:
-    """The outputs of every changed network; the layers before the changed one run once for all."""
-    parts: dict[tuple[int, str], list[Array]] = {key: [] for key in changed}
+    """The outputs of every changed network; layers before the changed one run once for all."""
+    parts: dict[tuple[int, str], list[Array]] = {key: [] for key in networks}
     for start in range(0, len(x), batch_size):
         batch = x[start : start + batch_size]
         for i, layer in enumerate(model.layers):
-            for (index, name), other in changed.items():
+            for (index, name), network in networks.items():
                 if index == i:
-                    tail = Sequential((other, *model.layers[i + 1 :]))
+                    tail = Sequential(network.layers[i:])
                     parts[index, name].append(apply(tail, batch, batch_size=batch_size))
             batch = apply(Sequential((layer,)), batch, batch_size=batch_size)
         report("running", min(1.0, (start + batch_size) / len(x)))

@@ -7,7 +7,20 @@ from collections.abc import Sequence
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the first line their heads: words to the left, numbers to the right."""
+    """A table with a line below its heads.
+
+    Parameters
+    ----------
+    cells : sequence of sequences of str
+        The first row holds the heads. The first column is set to the left, all others to the right.
+
+    Examples
+    --------
+    >>> print(aligned([("method", "bytes"), ("int8", "10,336")]))
+    method   bytes
+    --------------
+    int8    10,336
+    """
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -21,5 +34,5 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def wrap(text: str, width: int = 100) -> str:
-    """Lines of at most `width` characters."""
+    """Text in lines of at most `width` characters."""
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
