@@ -41,14 +41,16 @@ from minicompress.recipes import rate
 from minicompress.recipes.rate import latent_model, quantized_model, rate_view, without_dead_units
 from minicompress.recipes.recipe import Step, run_recipe
 from minicompress.representation import Certificate, Clustered, Compressed, LowRank, Sparse
-from minicompress.rewrite import structure
-from minicompress.rewrite.smaller_kernels import shrink_kernel, split_kernel
-from minicompress.rewrite.structure import (
+from minicompress.rewrite import (
+    batch_norm,
+    channels,
     dense_to_conv,
     dense_to_global_pool,
     factorize,
     fold_batch_norm,
     remove_channels,
+    shrink_kernel,
+    split_kernel,
 )
 from minicompress.search import searching as search_module
 from minicompress.search.searching import search_plan
@@ -143,6 +145,7 @@ DOORS = {
     "to_integer": (lambda m: to_integer(m, X), PLAIN),
     "fold_batch_norm": (fold_batch_norm, NETWORK),
     "remove_channels": (lambda m: remove_channels(m, 0, [1]), NETWORK),
+    "factorize": (factorize, NETWORK),
     "latent_model": (latent_model, PLAIN),
     "run_recipe": (lambda m: run_recipe(m, [Step("same", lambda m, rng: m)], seed=0), NETWORK),
     "fit_exits": (
@@ -219,9 +222,6 @@ STRAIGHT = {
         Conv2D(w.reshape(3, 3, 2, 2)), 2, calibration=np.ones((1, 4, 4, 2), F)
     ),
     "split_kernel": lambda w: split_kernel(Conv2D(w.reshape(3, 3, 2, 2)), rng=RNG),
-    "factorize": lambda w: factorize(
-        Dense(LowRank((np.ones((9, 2), F), np.ones((2, 36), F)), "ir,ro->io"), w.ravel())
-    ),
 }
 
 
@@ -705,11 +705,11 @@ PLANTED = {
     ),
     "a fold that does not check": (
         lambda wrong: law_fold_fits(wrong, *TOO_LARGE),
-        unchecked(structure, "cast_or_refuse", fold_batch_norm, lambda a, to, name: a.astype(to)),
+        unchecked(batch_norm, "cast_or_refuse", fold_batch_norm, lambda a, to, name: a.astype(to)),
     ),
     "a fold that saturates": (
         lambda wrong: law_fold_fits(wrong, *TOO_LARGE),
-        unchecked(structure, "cast_or_refuse", fold_batch_norm, no_more_than_the_largest),
+        unchecked(batch_norm, "cast_or_refuse", fold_batch_norm, no_more_than_the_largest),
     ),
     "a search that takes infinite losses": (
         lambda wrong: law_nothing_fits(wrong, "measured"),
@@ -727,7 +727,7 @@ PLANTED = {
     ),
     "channels cut off with their NaN": (
         refuses("remove_channels", 0, 0),
-        unchecked(structure, "finite_model", DOORS["remove_channels"][0]),
+        unchecked(channels, "finite_model", DOORS["remove_channels"][0]),
     ),
     "steps for NaN": (refuses("latent_model"), unchecked(rate, "finite_model", latent_model)),
 }  # fmt: skip

@@ -83,7 +83,7 @@ CALLS = {
     "dumps": (model,),
     "evaluate": (model, rows, labels),
     "factor_layers": (factors,),
-    "factorize": (factors,),
+    "factorize": (mc.Sequential((factors,)),),
     "fake_quantize": (matrix, q),
     "attack": (model, other, rows),
     "array_digest": (rows, labels),

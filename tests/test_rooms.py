@@ -22,7 +22,7 @@ ORDER = {
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
     "analysis": "tables accounting sensitivities",
     "certify": "lipschitz zonotope float_error certificates attacks",
-    "rewrite": "structure smaller_kernels",
+    "rewrite": "batch_norm channels dense low_rank smaller_kernels",
     "search": "weights plan knapsack choices searching",
     "recipes": "structure recipe rate rate_recipe",
     "early_exit": "exits training thresholds file",

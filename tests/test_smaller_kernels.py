@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import minicompress as mc
-from minicompress.rewrite.smaller_kernels import shrink_kernel, split_kernel
+from minicompress.rewrite import shrink_kernel, split_kernel
 
 
 def integers(*shape):

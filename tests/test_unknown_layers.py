@@ -34,7 +34,7 @@ from minicompress.nn.layers import (
 )
 from minicompress.nn.network import Sequential, apply
 from minicompress.representation import LowRank
-from minicompress.rewrite.structure import fold_batch_norm, remove_channels
+from minicompress.rewrite import fold_batch_norm, remove_channels
 from minicompress.search.searching import search_plan
 from minicompress.storage.container import TYPES, dumps
 

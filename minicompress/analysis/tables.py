@@ -6,13 +6,19 @@ import textwrap
 from collections.abc import Sequence
 
 
-def aligned(cells: Sequence[Sequence[str]]) -> str:
+def aligned(cells: Sequence[Sequence[str]], *, words: int = 1) -> str:
     """A table with a line below its heads.
 
     Parameters
     ----------
     cells : sequence of sequences of str
-        The first row holds the heads. The first column is set to the left, all others to the right.
+        The first row holds the heads.
+    words : int
+        So many columns are set to the left, all others to the right.
+
+    Returns
+    -------
+    str
 
     Examples
     --------
@@ -24,7 +30,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
+            cell.ljust(width) if i < words else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells

@@ -17,7 +17,7 @@ from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import Sensitivity
 from minicompress.analysis.tables import aligned, wrap
 from minicompress.arrays import as_int
-from minicompress.compressors.chaining import chain
+from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
@@ -29,7 +29,7 @@ from minicompress.nn.training import accuracy
 from minicompress.search.choices import in_order, score, size
 from minicompress.search.plan import compress
 from minicompress.search.searching import SearchResult, search_plan
-from minicompress.search.weights import Compressor, weights
+from minicompress.search.weights import weights
 
 LEFT_ALONE = "-"
 

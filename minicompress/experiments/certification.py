@@ -15,12 +15,13 @@ from minicompress.analysis.tables import aligned, wrap
 from minicompress.arrays import as_int
 from minicompress.certify.attacks import attack
 from minicompress.certify.certificates import ball_certificates
+from minicompress.compressors.chaining import Compressor
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.experiments.comparison import Progress, Setup, certified_domain, trained
 from minicompress.nn.network import Sequential, apply, finite_outputs
 from minicompress.search.plan import compress
-from minicompress.search.weights import Compressor, weights
+from minicompress.search.weights import weights
 
 RADII = (1 / 64, 1 / 32, 1 / 16)
 RADIUS_NAMES = tuple(f"1/{round(1 / eps)}" for eps in RADII)

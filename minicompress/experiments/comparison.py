@@ -17,18 +17,20 @@ import numpy as np
 from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_int
 from minicompress.certify.certificates import domain_certificate
-from minicompress.compressors.chaining import chain
+from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.compressors.svd import low_rank
 from minicompress.datasets import Images
 from minicompress.nn.architectures import digits_cnn, seed_cnn
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import Sequential, apply, decoded
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import LatentView, accuracy, fit
+from minicompress.recipes.structure import preserve_structure
 from minicompress.representation import Certificate, Compressed, LowRank, decode
+from minicompress.rewrite.low_rank import factorize, restore_factors
 from minicompress.search.plan import compress
-from minicompress.search.weights import Compressor, factored, mask_view, multiplied, total, weights
+from minicompress.search.weights import total, weights
 
 Progress: TypeAlias = Callable[[str, float], None]
 
@@ -203,15 +205,17 @@ def _retrained(
     before = _compressed(method, dense, steps, BEFORE_RETRAINING)
     few = retraining_epochs(run.epochs)
     if any(isinstance(w, LowRank) for w in weights(before.model).values()):
-        plain = multiplied(_train(run, method, factored(before.model), few), before.model)
+        factors = _train(run, method, factorize(before.model), few)
+        retrained = restore_factors(before.model, factors)
     else:
-        plain = _train(run, method, dense, few, mask_view(before.model))
+        view = preserve_structure(before.model)
+        retrained = _train(run, method, decoded(before.model), few, view)
 
-    # It has the rank, or the zeros, already: the same step again loses nothing.
-    again, _ = compress(plain, steps)
-    both: dict[int, Compressor] = dict.fromkeys(weights(plain), INT8)
+    # The weights still have this rank or these zeros: the same step loses nothing on them.
+    again, _ = compress(retrained, steps)
+    both: dict[int, Compressor] = dict.fromkeys(weights(retrained), INT8)
     both |= dict.fromkeys(large, chain(step, rounding))
-    hybrid = _compressed(f"{method} + int8", plain, both, RETRAINED)
+    hybrid = _compressed(f"{method} + int8", retrained, both, RETRAINED)
     return [before._replace(model=again), hybrid]
 
 

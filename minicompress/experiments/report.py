@@ -19,6 +19,7 @@ import scipy
 from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import Sensitivity, sensitivity
 from minicompress.arrays import Array, as_int
+from minicompress.compressors.chaining import Compressor
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.early_exit.exits import attach_heads, predict
@@ -34,7 +35,6 @@ from minicompress.experiments.comparison import Progress, Row, Setup, compare, h
 from minicompress.nn.network import Sequential, output_shape
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import accuracy
-from minicompress.search.weights import Compressor
 
 LAYER_METHODS: Mapping[str, Compressor] = {
     "int8": partial(quantize, num_bits=8, axis=-1),

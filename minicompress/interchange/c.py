@@ -28,7 +28,7 @@ from minicompress.interchange.c_plan import Plan, lead, plan
 from minicompress.interchange.c_text import header_text, source_text
 from minicompress.nn.network import Sequential
 from minicompress.representation import Clustered, Rep, Sparse, decode
-from minicompress.rewrite.structure import fold_batch_norm
+from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
 

@@ -44,7 +44,7 @@ from minicompress.nn.network import (
 )
 from minicompress.nn.training import LatentView, TrainingState, View
 from minicompress.representation import Quantized, decode, dtype_of, shape_of
-from minicompress.rewrite.structure import remove_channels
+from minicompress.rewrite.channels import remove_channels
 from minicompress.search.weights import weights
 
 # Biases are few: their step is fixed, and each is priced alone.

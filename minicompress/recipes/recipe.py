@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array, as_float, as_int
-from minicompress.compressors.chaining import chain
+from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.datasets import Images
@@ -33,7 +33,6 @@ from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import fit
 from minicompress.recipes.structure import preserve_structure, restore_structure
 from minicompress.search.plan import compress
-from minicompress.search.weights import Compressor
 from minicompress.storage.container import dumps, load
 from minicompress.storage.files import write_file
 

@@ -1,4 +1,4 @@
-"""Smaller kernels in place of larger ones, fitted by least squares."""
+"""Replace kernels by smaller ones, fitted by least squares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_int, cast_or_refuse, finite_array, generator
 from minicompress.errors import CompressionError
-from minicompress.nn.convolution import conv2d
 from minicompress.nn.kernels.windows import pair, resolve_padding
 from minicompress.nn.layers import Conv2D
 from minicompress.nn.network import finite_layer
@@ -24,26 +23,26 @@ def shrink_kernel(
     calibration: ArrayLike | None = None,
     input_hw: tuple[int, int] | None = None,
 ) -> Conv2D:
-    """A convolution with a smaller kernel, as near to the old one as can be.
+    """A convolution with a smaller kernel whose outputs are near those of the old one.
 
     Parameters
     ----------
     layer : Conv2D
-        Of groups=1.
+        With groups=1.
     size : int or (int, int)
-        Of the new kernel, at most the old one's: 3 for a 5x5, 2 for a 3x3.
+        Of the new kernel, no larger than the old one: 3 for a 5x5, 2 for a 3x3.
     calibration : (N, H, W, in) ndarray, optional
-        Inputs on which the new outputs are to be near the old ones; without them the middle of the
+        Inputs on which the new outputs are fitted to the old ones. Without them the middle of the
         kernel is cut out.
     input_hw : (int, int), optional
-        Size of the images, where there is no calibration and padding="same" depends on it.
+        Size of the images, needed only for padding="same" with a stride and no calibration.
 
     Returns
     -------
     Conv2D
-        Its windows lie in the middle of the old ones, and as much padding is gone as they are
-        smaller. Where there is not that much padding the output grows, and what reads it has to
-        be fitted anew. A bias is added where there was none and calibration asks for it.
+        Its windows are the middle of the old ones, and its padding is smaller by the same number of
+        pixels. If there is less padding than that, the output grows, and the next layer has to be
+        fitted to it. With calibration it always has a bias.
 
     Raises
     ------
@@ -52,8 +51,8 @@ def shrink_kernel(
 
     Notes
     -----
-    With calibration: the least squares solution for weights and bias over all windows of the
-    inputs, in float64; its squared error there is never above that of cutting.
+    With calibration: the least-squares solution for weights and bias over all windows of the
+    inputs, in float64. Its squared error there is at most that of cutting.
 
     Examples
     --------
@@ -73,25 +72,23 @@ def shrink_kernel(
     hw = (64, 64) if input_hw is None else pair(input_hw, "input_hw", 1)
     if images is not None:
         hw = (images.shape[1], images.shape[2])
-    strides, dilations = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
-    before = resolve_padding(layer.padding, hw, old, stride=strides, dilation=dilations)
-    after = resolve_padding(layer.padding, hw, new, stride=strides, dilation=dilations)
+    dilations = pair(layer.dilation, "dilation", 1)
+    pads, after = (
+        resolve_padding(layer.padding, hw, k, stride=layer.stride, dilation=dilations)
+        for k in (old, new)
+    )
     offsets = [
         (b[0] - a[0]) // d if layer.padding == "same" else (o - n) // 2
-        for b, a, d, o, n in zip(before, after, dilations, old, new, strict=True)
+        for b, a, d, o, n in zip(pads, after, dilations, old, new, strict=True)
     ]
     rows, columns = (slice(o, o + n) for o, n in zip(offsets, new, strict=True))
-    kernel, bias = weight[rows, columns], layer.bias
+    kernel, bias, padding = weight[rows, columns], layer.bias, layer.padding
     if images is not None:
         kernel, bias = _fitted(layer, images, (rows, columns))
-    padding = layer.padding
     if not isinstance(padding, str):
-        cut = [
-            (o * d, (a - n - o) * d)
-            for o, a, n, d in zip(offsets, old, new, dilations, strict=True)
-        ]
         padding = tuple(  # type: ignore[assignment]
-            (max(p[0] - c[0], 0), max(p[1] - c[1], 0)) for p, c in zip(before, cut, strict=True)
+            (max(p[0] - o * d, 0), max(p[1] - (k - n - o) * d, 0))
+            for p, o, k, n, d in zip(pads, offsets, old, new, dilations, strict=True)
         )
     return dataclasses.replace(layer, weight=kernel, bias=bias, padding=padding)
 
@@ -99,7 +96,7 @@ def shrink_kernel(
 def split_kernel(
     layer: Conv2D, *, rng: np.random.Generator, channels: int | None = None, iterations: int = 50
 ) -> tuple[Conv2D, Conv2D]:
-    """A convolution of odd kernel as two smaller ones: a 5x5 as two 3x3.
+    """Replace a convolution with an odd kernel by two smaller ones: a 5x5 by two 3x3.
 
     Parameters
     ----------
@@ -108,15 +105,16 @@ def split_kernel(
     rng : numpy.random.Generator
         For the start of the iteration.
     channels : int, optional
-        Between the two; by default as many as do not take more weights than the kernel did.
+        Between the two layers. By default the largest number for which both kernels together have
+        no more weights than the old one.
     iterations : int
         Of alternating least squares; the squared error never grows.
 
     Returns
     -------
     tuple of two Conv2D
-        With kernels of h = (k + 1) / 2. The first has the padding, the second the stride and the
-        bias; together they are the convolution by their composed kernel, exactly.
+        With kernels of size (k + 1) / 2. The first has the padding, the second the stride and the
+        bias. Together they are exactly the convolution with their composed kernel.
 
     Raises
     ------
@@ -125,8 +123,9 @@ def split_kernel(
 
     Notes
     -----
-    ``K[a] = sum over b + c = a of K1[b] K2[c]``: linear in each of the two for a fixed other. After
-    K. Simonyan and A. Zisserman (2015), who stack small kernels for large ones.
+    The composed kernel is ``K[a] = sum over b + c = a of K1[b] K2[c]``. It is linear in K1 for a
+    fixed K2, and in K2 for a fixed K1. The idea of small kernels in place of a large one is from
+    K. Simonyan and A. Zisserman (2015).
 
     Examples
     --------
@@ -163,19 +162,19 @@ def split_kernel(
 
 
 def _fitted(layer: Conv2D, images: Array, window: tuple[slice, slice]) -> tuple[Array, Array]:
-    """Kernel and bias of least squared error over all windows of the images."""
+    """The kernel and bias with the least squared error over all windows of the images."""
     weight = decode(layer.weight)
     inputs = weight.shape[2]
     h, w = (s.stop - s.start for s in window)
-    # A kernel of unit entries lays the part of each window that the new kernel sees in a row.
+    # This kernel of zeros and ones copies the pixels that the new kernel reads into channels.
     picks = np.zeros((*weight.shape[:2], inputs, h, w, inputs))
     for i, j, c in np.ndindex(h, w, inputs):
         picks[window[0].start + i, window[1].start + j, c, i, j, c] = 1.0
-    x = images.astype(np.float64)
-    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    seen = conv2d(x, picks.reshape(*weight.shape[:3], -1), **geometry)  # type: ignore[arg-type]
     bias = None if layer.bias is None else decode(layer.bias).astype(np.float64)
-    wanted = conv2d(x, weight.astype(np.float64), bias, **geometry)  # type: ignore[arg-type]
+    old = dataclasses.replace(layer, weight=weight.astype(np.float64), bias=bias)
+    selecting = dataclasses.replace(layer, weight=picks.reshape(*weight.shape[:3], -1), bias=None)
+    x = images.astype(np.float64)
+    seen, wanted = selecting.forward(x), old.forward(x)
     a = seen.reshape(-1, h * w * inputs)
     a = np.concatenate([a, np.ones((len(a), 1))], axis=1)
     solution = scipy.linalg.lstsq(a, wanted.reshape(len(a), -1))[0]
@@ -187,9 +186,9 @@ def _fitted(layer: Conv2D, images: Array, window: tuple[slice, slice]) -> tuple[
 
 
 def _solved(known: Array, target: Array) -> Array:
-    """The u (h, h, m, n) of ``target[a, p, n] = sum over b + c = a of known[b, m, p] u[c, m, n]``.
+    """Solve ``target[a, p, n] = sum over b + c = a of known[b, m, p] u[c, m, n]`` for u.
 
-    The places a, b, c are pairs; known is (h, h, m, p), target (k, k, p, n).
+    The positions a, b, c are pairs; known is (h, h, m, p), target (k, k, p, n), u (h, h, m, n).
     """
     h, _, m, p = known.shape
     k, n = target.shape[0], target.shape[3]

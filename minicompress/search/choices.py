@@ -13,11 +13,12 @@ import numpy as np
 from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import compressed_weight, named
 from minicompress.arrays import Array, as_int
+from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError
 from minicompress.nn.network import Sequential, apply
 from minicompress.nn.training import Loss, scored
 from minicompress.representation import Compressed
-from minicompress.search.weights import Compressor, total, weights, with_weights
+from minicompress.search.weights import total, weights, with_weights
 from minicompress.storage.container import dumps
 
 KEPT = "as it is"

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from minicompress.arrays import as_int
+from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError, naming
 from minicompress.nn.network import Sequential
 from minicompress.representation import Certificate, checked, decode
-from minicompress.search.weights import Compressor, weights, with_weights
+from minicompress.search.weights import weights, with_weights
 
 
 class CompressedModel(NamedTuple):
@@ -20,13 +21,13 @@ class CompressedModel(NamedTuple):
 
 
 def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedModel:
-    """Replace the weights of the chosen layers by what their compressors make of them.
+    """Replace the weights of some layers by what their compressors make of them.
 
     Parameters
     ----------
     model : Sequential
     plan : mapping of int to compressor
-        For the index of a layer with weights, an array -> `Compressed`: options are bound
+        For the index of a layer with weights, a compressor: array -> `Compressed`, options bound
         beforehand, as in ``functools.partial(quantize, num_bits=8, axis=-1)``. A weight that is
         a representation already is decoded first. Biases stay as they are.
 
@@ -35,12 +36,12 @@ def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedMod
     model : Sequential
         The same layers; it runs, counts and stores its representations.
     certificates : dict of int to Certificate
-        Under the indices of the plan.
+        For the indices of the plan.
 
     Raises
     ------
     CompressionError
-        An index has no weights, or a compressor refuses them: the message names the layer.
+        A layer has no weights, or a compressor refuses them: the message names the layer.
 
     Examples
     --------

@@ -1,32 +1,26 @@
-"""The weights of a model: taking them out, putting others in, and training what is left of them.
-
-Retraining gives a model of plain arrays of the old shapes. It has the form that the compressor
-gave it (zeros in the same places, or the same rank), so the same compressor loses nothing on it.
-"""
+"""The weights of a model: read them, replace them, and sum up their certificates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from minicompress.compressors.chaining import Compressor as Compressor
-from minicompress.nn.layers import factor_layers
 from minicompress.nn.network import Sequential, parameters, with_parameters
 from minicompress.norms import fro_upper, norm_of
-from minicompress.representation import (
-    Certificate,
-    LowRank,
-    Rep,
-    Sparse,
-    decode,
-    shape_of,
-)
+from minicompress.representation import Certificate, Rep
 
 
 def weights(model: Sequential) -> dict[int, Rep]:
-    """The weights by the index of their layer, without the biases.
+    """The weights of a model, without the biases, by the index of their layer.
+
+    Parameters
+    ----------
+    model : Sequential
+
+    Returns
+    -------
+    {layer index: array or representation}
 
     Examples
     --------
@@ -70,7 +64,17 @@ def with_weights(model: Sequential, changed: Mapping[int, Rep]) -> Sequential:
 
 
 def total(certificates: Iterable[Certificate]) -> Certificate:
-    """The certificate of all the weights as one long vector: roots of sums of squares.
+    """The certificate of all weights as one long vector.
+
+    Parameters
+    ----------
+    certificates : iterable of Certificate
+        In the Frobenius norm, for arrays that share no entries.
+
+    Returns
+    -------
+    Certificate
+        ``sqrt(sum of squares)`` of the bounds, rounded upward, and of the measured errors.
 
     Examples
     --------
@@ -79,37 +83,3 @@ def total(certificates: Iterable[Certificate]) -> Certificate:
     """
     pairs = np.array([(c.bound, c.measured) for c in certificates]).reshape(-1, 2)
     return Certificate("fro", fro_upper(pairs[:, 0]), norm_of(pairs[:, 1]))
-
-
-def mask_view(pruned: Sequential) -> Callable[[Sequential, int], Sequential]:
-    """The view for `fit` that keeps the zeros of a pruned model's weights where they are."""
-    masks = {i: decode(w) != 0 for i, w in weights(pruned).items() if isinstance(w, Sparse)}
-
-    def view(latent: Sequential, step: int) -> Sequential:
-        arrays = weights(latent)
-        return with_weights(latent, {i: decode(arrays[i]) * mask for i, mask in masks.items()})
-
-    return view
-
-
-def factored(model: Sequential) -> Sequential:
-    """The model with a layer for every factor of its low-rank weights, so that they can be trained.
-
-    Each weight has to be of `truncated_svd` or `channel_svd`, or a plain array.
-    """
-    return Sequential(tuple(part for layer in model.layers for part in factor_layers(layer)))
-
-
-def multiplied(trained: Sequential, model: Sequential) -> Sequential:
-    """The way back from ``factored(model)``, once trained: plain arrays, each factors' product."""
-    parts, values = iter(parameters(trained)), []
-    for layer, old in zip(model.layers, parameters(model), strict=True):
-        chain = list(islice(parts, len(factor_layers(layer))))
-        new = dict(chain[-1])
-        if isinstance(rep := old.get("weight"), LowRank):
-            # But for axes of length 1 these are the factors as they were.
-            pairs = zip(chain, rep.factors, strict=True)
-            factors = tuple(decode(p["weight"]).reshape(shape_of(f)) for p, f in pairs)
-            new["weight"] = decode(LowRank(factors, rep.subscripts))
-        values.append(new)
-    return with_parameters(model, tuple(values))
