@@ -8,13 +8,18 @@ import pytest
 import minicompress as mc
 from minicompress.certify.attacks import attack
 from minicompress.cli import main
-from minicompress.experiments.certification import METHODS, RADII, certify, format_certificates
+from minicompress.experiments.certification import (
+    METHODS,
+    RADII,
+    format_certificates,
+    run_certification,
+)
 from minicompress.experiments.comparison import setup
 
 
 @pytest.fixture(scope="module")
 def result():
-    return certify(setup("digits", mc.load_digits), epochs=4, inputs=12)
+    return run_certification(setup("digits", mc.load_digits), epochs=4, inputs=12)
 
 
 def test_no_proof_is_contradicted(result):

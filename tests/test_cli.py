@@ -49,41 +49,64 @@ def test_nothing_but_the_table_is_written(one_epoch):
     assert [file.name for file in folder.iterdir()] == ["figures.json"]  # no part file left
 
 
-def test_the_table_lines_up(one_epoch):
-    head, rule, *lines = one_epoch[0].stdout.split("\n\n")[0].splitlines()
-    assert " ".join(head.split()) == (
-        "method params non-zero MACs bytes ratio accuracy change bound error certified"
-    )
+HEADS = {
+    False: "method bytes ratio MACs accuracy change bound error",
+    True: "method params non-zero MACs bytes ratio accuracy change bound error certified",
+}
+
+
+@pytest.fixture(scope="module")
+def screens(one_epoch):
+    """What is printed without --wide and with it."""
+    return {False: one_epoch[0].stdout, True: run("--epochs", "1", "--seed", "3", "--wide").stdout}
+
+
+@pytest.mark.parametrize("wide", HEADS)
+def test_the_table_lines_up(screens, wide):
+    table, explained, reading = screens[wide].split("\n\n")
+    head, rule, *lines = table.splitlines()
+    assert " ".join(head.split()) == HEADS[wide]
     assert set(rule) == {"-"}
-    # Every number ends where its head ends, but for the marks behind the last two.
+    # Every number ends where its head ends; only the last error has a mark behind it.
     for line in lines:
-        for name in ("params", "non-zero", "MACs", "bytes", "ratio", "accuracy", "change"):
-            end = head.index(name) + len(name)
-            assert line[end - 1] != " "
-            assert line[end] == " "
-    assert one_epoch[0].stdout.isascii()
-    assert max(map(len, one_epoch[0].stdout.splitlines())) <= 120
+        for name in head.split()[1:-1]:
+            if name != "error":
+                end = head.index(name) + len(name)
+                assert line[end - 1] != " "
+                assert line[end] == " "
+    assert screens[wide].isascii()
+    assert max(map(len, [*explained.splitlines(), *reading.splitlines()])) <= 80
+    assert max(map(len, table.splitlines())) <= (120 if wide else 80)
 
 
-def test_the_table_and_the_file_agree(one_epoch):
-    done, folder = one_epoch
+def test_the_table_and_the_file_agree(one_epoch, screens):
+    _, folder = one_epoch
     figures = json.loads((folder / "figures.json").read_text())
     assert (figures["data"], figures["seed"], figures["epochs"]) == ("digits", 3, 1)
     assert figures["images"] == {"train": 1197, "validation": 300, "test": 300}
-    lines = done.stdout.split("\n\n")[0].splitlines()[2:]
-    assert len(lines) == len(figures["rows"])
-    for line, row in zip(lines, figures["rows"], strict=True):
-        assert line.startswith(row["method"] + "  ")
-        cells = line[len(row["method"]) :].split()
-        assert cells[:4] == [f"{row[k]:,}" for k in ("params", "nonzeros", "macs", "bytes")]
-        assert cells[4] == f"{row['ratio']:.1f}x"
-        assert cells[5] == f"{100 * row['test_accuracy']:.2f}"
-        assert cells[6] == f"{row['change']:+.2f}"
-        share = row["certified"]
-        assert cells[9] == ("-" if share is None else f"{100 * share:.1f}")
-        for cell, name in zip(cells[7:9], ("bound", "measured"), strict=True):
-            assert cell.rstrip("*") == ("-" if row[name] is None else f"{row[name]:.4g}")
-    assert figures["reading"].split() == done.stdout.split("\n\n")[-1].split()
+    dense = figures["rows"][0]
+    for wide, screen in screens.items():
+        lines = screen.split("\n\n")[0].splitlines()[2:]
+        digits = 4 if wide else 3
+        for line, row in zip(lines, figures["rows"], strict=True):
+            assert line.startswith(row["method"] + "  ")
+            cells = dict(zip(HEADS[wide].split()[1:], line[len(row["method"]) :].split()))
+            share = row["certified"]
+            expected = {
+                "params": f"{row['params']:,}",
+                "non-zero": f"{row['nonzeros']:,}",
+                "MACs": f"{row['macs']:,}" if wide else f"{row['macs'] / dense['macs']:.0%}",
+                "bytes": f"{row['bytes']:,}",
+                "ratio": f"{row['ratio']:.1f}x",
+                "accuracy": f"{100 * row['test_accuracy']:.2f}",
+                "change": f"{row['change']:+.2f}",
+                "bound": "-" if row["bound"] is None else f"{row['bound']:.{digits}g}",
+                "error": "-" if row["measured"] is None else f"{row['measured']:.{digits}g}",
+                "certified": "-" if share is None else f"{100 * share:.1f}",
+            }
+            for name, cell in cells.items():
+                assert cell.rstrip("*") == expected[name]
+        assert figures["reading"].split() == screen.split("\n\n")[-1].split()
 
 
 def test_same_seed_same_table(one_epoch, capsys):
@@ -257,7 +280,9 @@ def test_help_names_every_option(capsys):
         main(["--help"])
     assert done.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("--data", "--folder", "--seed", "--epochs", "--json"))
+    assert all(
+        name in out for name in ("--data", "--folder", "--seed", "--epochs", "--json", "--wide")
+    )
     assert all(f"\n{name} " in out for name in COMMANDS if name)
 
 
@@ -293,4 +318,6 @@ def test_mnist_takes_the_seed_network(tmp_path, capsys):
     assert rows["dense float32"]["params"] == 387_466
     assert rows["small_kernel"]["params"] == 39_786
     assert rows["strided"]["params"] == 41_866
-    assert "387,466" in capsys.readouterr().out
+    table = capsys.readouterr().out.split("\n\n")[0]
+    assert "1,549,864" in table
+    assert max(map(len, table.splitlines())) <= 80

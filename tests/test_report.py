@@ -14,7 +14,7 @@ import pytest
 import minicompress as mc
 from minicompress.cli import main
 from minicompress.experiments import report as module
-from minicompress.experiments.certification import METHODS, certificate_legend, certify
+from minicompress.experiments.certification import METHODS, certificate_legend, run_certification
 from minicompress.experiments.comparison import TRAINED, Row, compare, setup
 from minicompress.experiments.figures import need_matplotlib
 from minicompress.experiments.page import CSS, html_page
@@ -241,12 +241,15 @@ def tables(page):
 
 def test_the_numbers_are_those_of_the_rows(found, page):
     shown = tables(page)
-    printed = [re.split(r" {2,}", line.strip()) for line in format_table(found.rows).splitlines()]
+    printed = [
+        re.split(r" {2,}", line.strip())
+        for line in format_table(found.rows, wide=True).splitlines()
+    ]
     assert shown["All methods"] == [printed[0], *printed[2:]]
     for row, cells in zip(found.rows, shown["All methods"][1:], strict=True):
         assert (cells[0], cells[4]) == (row.method, f"{row.bytes:,}")
         assert cells[6] == f"{100 * row.test_accuracy:.2f}"
-    for text in (read_table(found.rows, 300), legend(1)):
+    for text in (read_table(found.rows, 300), legend(1, wide=True)):
         assert text in Reader(page).root.text
 
     sizes = {row.method: (row.bytes, row.test_accuracy) for row in found.rows}
@@ -333,7 +336,8 @@ def test_points_are_drawn_where_the_numbers_are(found, page):
 def test_what_is_gathered_is_what_the_commands_show(found):
     data = setup("digits", mc.load_digits)
     assert found.rows == compare(data, seed=3, epochs=1)
-    assert (found.accuracy, found.certificates) == certify(data, seed=3, epochs=1, inputs=BALLS)
+    certified = run_certification(data, seed=3, epochs=1, inputs=BALLS)
+    assert (found.accuracy, found.certificates) == certified
     assert [row.method for row in found.certificates] == list(METHODS)
     assert found.images == {"train": 1197, "validation": 300, "test": 300}
     assert found.balls == BALLS

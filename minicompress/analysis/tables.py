@@ -39,6 +39,6 @@ def aligned(cells: Sequence[Sequence[str]], *, words: int = 1) -> str:
     return "\n".join(lines)
 
 
-def wrap(text: str, width: int = 100) -> str:
+def wrap(text: str, width: int = 80) -> str:
     """Text in lines of at most `width` characters."""
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -52,7 +52,7 @@ class CertificateRow(NamedTuple):
     ratio: float
 
 
-def certify(
+def run_certification(
     data: Setup,
     *,
     seed: int = 0,
@@ -83,7 +83,7 @@ def certify(
 def certified_against(
     f: Sequential, data: Setup, *, seed: int = 0, inputs: int = 100
 ) -> tuple[float, tuple[CertificateRow, ...]]:
-    """`certify` for a network that is trained already."""
+    """`run_certification` for a network that is trained already."""
     x, y = data.test
     logits = finite_outputs(apply(f, x))
     some = x[: as_int(inputs, "inputs", 1)]

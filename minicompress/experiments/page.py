@@ -108,8 +108,8 @@ def _table_section(report: Report) -> str:
     return _section(
         "One network, compressed every way",
         _paragraph(reading),
-        _table(comparison_cells(report.rows), "All methods"),
-        _paragraph(legend(retraining_epochs(report.epochs))),
+        _table(comparison_cells(report.rows, wide=True), "All methods"),
+        _paragraph(legend(retraining_epochs(report.epochs), wide=True)),
     )
 
 
