@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from unittest import mock
 
 import numpy as np
 
 from minicompress.nn.layers import Dense
 from minicompress.nn.network import Sequential
-from minicompress.recipes import rate
-from minicompress.recipes.rate import without_dead_units
+from minicompress.recipes.dead_units import without_dead_units
 from minicompress.representation import decode
 from minicompress.search.weights import weights
 
@@ -31,7 +31,7 @@ def exchanged(name, value, function=without_dead_units):
     """The function with something inside it exchanged."""
 
     def wrong(*arguments):
-        with mock.patch.object(rate, name, value):
+        with mock.patch.object(sys.modules[function.__module__], name, value):
             return function(*arguments)
 
     return wrong

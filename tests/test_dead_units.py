@@ -29,7 +29,9 @@ from minicompress.nn.layers import (
 from minicompress.nn.network import Sequential, apply, parameters
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import TrainingState, fit
-from minicompress.recipes.rate import BIAS_STEP, latent_model, rate_view, without_dead_units
+from minicompress.recipes.dead_units import without_dead_units
+from minicompress.recipes.latent import BIAS_STEP, latent_model
+from minicompress.recipes.rate import rate_view
 from minicompress.search.weights import weights
 from minicompress.testing.checks import check_pure, same
 
@@ -318,8 +320,8 @@ def _constants_lost(state):
     return left._replace(latent=Sequential((*layers, left.latent.layers[-1])))
 
 
-def _constants_before_the_activation(network, units, i, following):
-    return np.rint(network.layers[i].bias / BIAS_STEP) * BIAS_STEP
+def _constants_before_the_activation(latent, i, following):
+    return np.rint(latent.network.layers[i].bias / BIAS_STEP) * BIAS_STEP
 
 
 def _moments_of_the_first(state):

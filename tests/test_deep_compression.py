@@ -18,7 +18,8 @@ from minicompress.nn.layers import Dense, Flatten, ReLU
 from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import View, accuracy, fit
-from minicompress.recipes.recipe import deep_compression, retrained, run_recipe
+from minicompress.recipes.deep_compression import deep_compression, retrained
+from minicompress.recipes.recipe import run_recipe
 from minicompress.recipes.structure import preserve_structure, restore_structure
 from minicompress.representation import Clustered, LowRank, Sparse, decode, shape_of
 from minicompress.search.weights import weights

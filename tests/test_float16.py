@@ -17,7 +17,8 @@ from minicompress.interchange.c import export_c
 from minicompress.nn.layers import Dense
 from minicompress.nn.network import Sequential
 from minicompress.qparams import QParams, choose_qparams, fake_quantize
-from minicompress.recipes.rate import latent_model, quantized_model, rate_view
+from minicompress.recipes.latent import latent_model, quantized_model
+from minicompress.recipes.rate import rate_view
 from minicompress.representation import Quantized, decode, storage_bits
 from minicompress.testing.checks import same
 from minicompress.testing.strategies import weights

@@ -37,8 +37,10 @@ from minicompress.nn.layers import BatchNorm, Conv2D, Dense, Flatten, Layer, ReL
 from minicompress.nn.network import Sequential, apply, parameters, with_parameters
 from minicompress.nn.optimizers import Optimizer, sgd
 from minicompress.nn.training import accuracy, evaluate, fit
-from minicompress.recipes import rate
-from minicompress.recipes.rate import latent_model, quantized_model, rate_view, without_dead_units
+from minicompress.recipes import latent as latents
+from minicompress.recipes.dead_units import without_dead_units
+from minicompress.recipes.latent import latent_model, quantized_model
+from minicompress.recipes.rate import rate_view
 from minicompress.recipes.recipe import Step, run_recipe
 from minicompress.representation import Certificate, Clustered, Compressed, LowRank, Sparse
 from minicompress.rewrite import (
@@ -729,7 +731,7 @@ PLANTED = {
         refuses("remove_channels", 0, 0),
         unchecked(channels, "finite_model", DOORS["remove_channels"][0]),
     ),
-    "steps for NaN": (refuses("latent_model"), unchecked(rate, "finite_model", latent_model)),
+    "steps for NaN": (refuses("latent_model"), unchecked(latents, "finite_model", latent_model)),
 }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from minicompress.nn.network import Sequential, apply, decoded, parameters, with
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import fit
 from minicompress.recipes import rate_recipe
-from minicompress.recipes.rate import latent_model, quantized_model, rate_view
+from minicompress.recipes.latent import latent_model, quantized_model
+from minicompress.recipes.rate import rate_view
 from minicompress.recipes.rate_recipe import (
     BY_A_PIXEL,
     SHARE,

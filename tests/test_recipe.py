@@ -18,7 +18,8 @@ from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.layers import Dense, ReLU
 from minicompress.nn.network import Sequential, decoded, parameters, with_parameters
-from minicompress.recipes.recipe import HISTORY, Step, compressed, run_recipe
+from minicompress.recipes.deep_compression import compressed
+from minicompress.recipes.recipe import HISTORY, Step, run_recipe
 from minicompress.representation import decode
 from minicompress.storage.container import dumps, load
 from minicompress.testing.checks import same
@@ -275,7 +276,7 @@ def test_figures_of_numpy_are_kept_as_floats(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(CompressionError, match="need names of their own"):
+    with pytest.raises(CompressionError, match="need different names"):
         run_recipe(START, (*recipe(), recipe()[0]), seed=0)
     with pytest.raises(CompressionError, match="seed must be"):
         run_recipe(START, recipe(), seed=-1)

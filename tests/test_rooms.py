@@ -24,7 +24,7 @@ ORDER = {
     "certify": "lipschitz zonotope float_error certificates attacks",
     "rewrite": "batch_norm channels dense low_rank smaller_kernels",
     "search": "weights plan knapsack choices searching",
-    "recipes": "structure recipe rate rate_recipe",
+    "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
     "interchange": "c_weights c_plan c_layers c_text c onnx_graph onnx_layers onnx_file "
     "layouts array_names state_dict",

@@ -19,7 +19,7 @@ import numpy as np
 
 import minicompress as mc
 from minicompress.nn.layers import Layer
-from minicompress.recipes.rate import is_latent, quantized_model
+from minicompress.recipes.latent import is_latent, quantized_model
 from minicompress.recipes.rate_recipe import (
     BATCH_SIZE,
     BY_A_PIXEL,

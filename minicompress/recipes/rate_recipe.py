@@ -23,13 +23,9 @@ from minicompress.nn.losses import distillation, softmax_cross_entropy
 from minicompress.nn.network import Sequential, apply
 from minicompress.nn.optimizers import Optimizer, adam, cosine_lr
 from minicompress.nn.training import LatentView, Loss, TrainingState, fit
-from minicompress.recipes.rate import (
-    is_latent,
-    latent_model,
-    quantized_model,
-    rate_view,
-    without_dead_units,
-)
+from minicompress.recipes.dead_units import without_dead_units
+from minicompress.recipes.latent import is_latent, latent_model, quantized_model
+from minicompress.recipes.rate import rate_view
 from minicompress.recipes.recipe import Step, array_digest
 
 # How far images are moved down and to the right: by a pixel in each direction, or not.

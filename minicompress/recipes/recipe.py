@@ -1,12 +1,9 @@
-"""Recipes: compression in several steps, with training in between, that can be taken up again.
+"""Recipes: several steps of compression and training, which can be interrupted and continued.
 
-A recipe is a tuple of `Step`, each a name and a function from a model to the next. `run_recipe`
-goes through them. With a folder it keeps the model of every step there, as a .mcz file, and a
-history; the same command in the same folder goes on where it was broken off, and ends with the same
-bits, for every step has a random generator of its own.
-
-`deep_compression` is such a recipe: Han, Mao and Dally, *Deep compression: compressing deep neural
-networks with pruning, trained quantization and Huffman coding* (2016).
+A recipe is a sequence of `Step`, each a name and a function from one model to the next. `run_recipe`
+runs them. With a folder it keeps the model of every step there as a .mcz file, and a history. The
+same call with the same folder continues after the last finished step. It ends with the same bits,
+since every step has a random generator of its own.
 """
 
 from __future__ import annotations
@@ -16,23 +13,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minicompress.arrays import Array, as_float, as_int
-from minicompress.compressors.chaining import Compressor, chain
-from minicompress.compressors.clustering import cluster
-from minicompress.compressors.pruning import prune_magnitude
-from minicompress.datasets import Images
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.network import Sequential, decoded
-from minicompress.nn.optimizers import adam, cosine_lr
-from minicompress.nn.training import fit
-from minicompress.recipes.structure import preserve_structure, restore_structure
-from minicompress.search.plan import compress
+from minicompress.nn.network import Sequential
 from minicompress.storage.container import dumps, load
 from minicompress.storage.files import write_file
 
@@ -43,12 +31,13 @@ class Step(NamedTuple):
     """One step of a recipe.
 
     name : str
-        Of letters, digits, blanks and the like: it becomes part of a file's name.
+        It becomes part of a file's name, where other characters than letters and digits become
+        hyphens.
     run : callable
         ``run(model, rng)`` gives the next model; its weights may be representations.
     settings : str
-        All that `run` depends on besides, as text: by it `run_recipe` tells whether what an earlier
-        run left in a folder is of this step. See `array_digest` for arrays.
+        Everything else that `run` depends on, as text. `run_recipe` compares it with that of an
+        earlier run in the same folder. For arrays see `array_digest`.
     """
 
     name: str
@@ -57,16 +46,16 @@ class Step(NamedTuple):
 
 
 class StepRow(NamedTuple):
-    """What a step came to.
+    """The result of one step.
 
     name : str
-        The step's.
+        Of the step.
     bytes : int
-        Of the model's file.
+        The length of the model's file.
     digest : str
-        Of that file, by which a later run knows it.
+        Of that file, to recognize it in a later run.
     figures : dict of str to float
-        What `measure` found.
+        The results of `measure`.
     """
 
     name: str
@@ -76,7 +65,13 @@ class StepRow(NamedTuple):
 
 
 class RecipeResult(NamedTuple):
-    """The last model, and a row for every step."""
+    """The result of a recipe.
+
+    model : Sequential
+        Of the last step.
+    history : tuple of StepRow
+        One row for each step.
+    """
 
     model: Sequential
     history: tuple[StepRow, ...]
@@ -92,25 +87,25 @@ def run_recipe(
     coding: str = "smallest",
     progress: Callable[[StepRow], None] | None = None,
 ) -> RecipeResult:
-    """Run the steps of a recipe one after the other, or those that are left.
+    """Run the steps of a recipe one after the other, or continue an interrupted run.
 
     Parameters
     ----------
     model : Sequential
-        Where the first step begins.
+        The input of the first step.
     steps : sequence of Step
     seed : int
         Step i gets ``numpy.random.default_rng([seed, i])``.
     folder : str or path-like, optional
-        Where to keep each step's model and the history; made if need be. If an earlier run of the
-        same steps (by name and settings), seed, model and coding has left some there, they are not
-        run again.
+        Where to keep each step's model and the history; it is made if it does not exist. Steps that
+        an earlier run has finished there are not run again. That run must have had the same steps
+        (names and settings), seed, model and coding.
     measure : callable, optional
-        ``measure(model)`` gives figures for the history, as of the validation images.
+        ``measure(model)`` gives figures for the history, such as an accuracy.
     coding : "smallest" | "huffman" | "packed"
-        As for `save`: of the files, and so of the bytes in the history.
+        As for `save`, for the files and for the bytes in the history.
     progress : callable, optional
-        Called with the row of each step, those from an earlier run too.
+        Called with the row of each step, also of steps from an earlier run.
 
     Returns
     -------
@@ -120,9 +115,9 @@ def run_recipe(
     Raises
     ------
     CompressionError
-        Two steps have one name, a step refuses its model or makes one with NaN, a figure of
-        `measure` is not finite, the folder belongs to another recipe, its history is damaged, or
-        its last model is not the one that was left there.
+        Two steps have the same name, a step refuses its model or makes one with NaN, a figure of
+        `measure` is not finite, the folder belongs to another recipe, or its history or its last
+        model was changed.
     FileFormatError
         A file in the folder is damaged.
     OSError
@@ -130,153 +125,56 @@ def run_recipe(
 
     Examples
     --------
+    >>> from minicompress.compressors.pruning import prune_magnitude
     >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.search.plan import compress
+    >>> def half(weight):
+    ...     return prune_magnitude(weight, amount=0.5)
     >>> start = Sequential((Dense(np.array([[3.0, 1.0]])),))
-    >>> prune = Step("prune", partial(compressed, plan={0: partial(prune_magnitude, amount=0.5)}))
+    >>> prune = Step("prune", lambda model, rng: compress(model, {0: half}).model)
     >>> result = run_recipe(start, (prune,), seed=0)
     >>> result.model.layers[0].weight.values, [row.name for row in result.history]
     (array([3.]), ['prune'])
     """
     names = [step.name for step in steps]
     if len(set(names)) != len(names):
-        raise CompressionError(f"the steps of a recipe need names of their own, not {names}")
+        raise CompressionError(f"the steps of a recipe need different names, not {names}")
     seed = as_int(seed, "seed", 0)
+    report = progress or (lambda row: None)
     kept = None if folder is None else _Folder(Path(folder), model, steps, seed, coding)
-    history: list[StepRow] = [] if kept is None else kept.rows()
+    history = [] if kept is None else kept.rows()
     if kept is not None and history:
         model = kept.model(history)
     for row in history:
-        if progress is not None:
-            progress(row)
-    for i in range(len(history), len(names)):
-        with naming(f"step {names[i]!r}"):
-            model = steps[i].run(model, np.random.default_rng([seed, i]))
+        report(row)
+    for i, step in list(enumerate(steps))[len(history) :]:
+        with naming(f"step {step.name!r}"):
+            model = step.run(model, np.random.default_rng([seed, i]))
             blob = dumps(model, coding=coding)
         if kept is not None:
             write_file(kept.file(i), blob)
-        measured = {} if measure is None else measure(model)
         figures = {
-            name: as_float(float(figure), f"{name}, measured after step {names[i]!r},", -math.inf)
-            for name, figure in measured.items()
+            name: as_float(float(figure), f"{name}, measured after step {step.name!r},", -math.inf)
+            for name, figure in (measure(model) if measure else {}).items()
         }
-        history.append(StepRow(names[i], len(blob), _digest([blob]), figures))
+        history.append(StepRow(step.name, len(blob), _digest([blob]), figures))
         if kept is not None:
             kept.keep(history)
-        if progress is not None:
-            progress(history[-1])
+        report(history[-1])
     return RecipeResult(model, tuple(history))
 
 
-def compressed(
-    model: Sequential, rng: np.random.Generator, *, plan: Mapping[int, Compressor]
-) -> Sequential:
-    """`compress` as a step: bind the plan by functools.partial."""
-    return compress(model, plan).model
-
-
-def retrained(
-    model: Sequential,
-    rng: np.random.Generator,
-    *,
-    images: Images,
-    epochs: int,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
-) -> Sequential:
-    """`fit` by Adam as a step: zeros of the weights stay zeros, shared values stay shared."""
-    x, y = images
-    trained, _ = fit(
-        decoded(model),
-        x,
-        y,
-        optimizer=adam(cosine_lr(learning_rate, max(epochs * -(-len(x) // batch_size), 1))),
-        epochs=epochs,
-        batch_size=batch_size,
-        rng=rng,
-        view=preserve_structure(model),
-    )
-    return restore_structure(model, trained)
-
-
-def deep_compression(
-    images: Images,
-    kept: Mapping[int, float],
-    bits: Mapping[int, int],
-    *,
-    rounds: int = 4,
-    epochs: int = 8,
-    fine_tuning: int = 4,
-    learning_rate: float = 1e-3,
-) -> tuple[Step, ...]:
-    """The recipe of Deep Compression: prune and retrain by rounds, share values, tune them.
+def array_digest(*arrays: Array) -> str:
+    """A short text that tells arrays apart, for the settings of a step.
 
     Parameters
     ----------
-    images : (x, y)
-        To train on.
-    kept : mapping of int to float in (0, 1]
-        For the index of a layer the fraction of its weights that is left in the end.
-    bits : mapping of int to int
-        How many bits a shared value's index takes: a layer has 2**bits values, by k-means from a
-        linear start.
-    rounds : int, at least 1
-        Each keeps the same fraction of what the one before has left.
-    epochs, fine_tuning : int
-        Of training behind each round, and of the shared values in the end.
-    learning_rate : float
-        Of training; a tenth of it for the shared values.
+    *arrays : ndarrays
 
     Returns
     -------
-    tuple of Step
-        For `run_recipe`. With ``coding="huffman"`` the file has what the paper has: the gaps
-        between weights, the indices of their values, both in Huffman's code, and the values.
-
-    Raises
-    ------
-    CompressionError
-        A number is out of range, or the two mappings name different layers.
-
-    Examples
-    --------
-    >>> x, y = np.zeros((2, 4), np.float32), np.array([0, 1])
-    >>> steps = deep_compression((x, y), {0: 0.1}, {0: 5}, rounds=2)
-    >>> [step.name for step in steps]
-    ['prune 1', 'retrain 1', 'prune 2', 'retrain 2', 'share', 'tune']
-    """
-    rounds = as_int(rounds, "rounds", 1)
-    left = {i: as_float(share, "kept", 0.0, 1.0) for i, share in kept.items()}
-    if left.keys() != bits.keys() or 0.0 in left.values():
-        raise CompressionError(f"kept and bits must be of the same layers, not {kept} and {bits}")
-    learning_rate = as_float(learning_rate, "learning_rate", 0.0)
-    fine_tuning, epochs = as_int(fine_tuning, "fine_tuning", 0), as_int(epochs, "epochs", 0)
-    settings = (
-        f"{left}, {dict(bits)}, rounds={rounds}, epochs={epochs}, fine_tuning={fine_tuning}, "
-        f"learning_rate={learning_rate}, images={array_digest(*images)}"
-    )
-    training = partial(retrained, images=images, learning_rate=learning_rate)
-    steps = []
-    for i in range(1, rounds + 1):
-        prune: dict[int, Compressor] = {
-            k: partial(prune_magnitude, amount=1 - share ** (i / rounds))
-            for k, share in left.items()
-        }
-        steps += [
-            Step(f"prune {i}", partial(compressed, plan=prune), settings),
-            Step(f"retrain {i}", partial(training, epochs=epochs), settings),
-        ]
-    share: dict[int, Compressor] = {
-        # What is zero already is what `prune` drops first: it loses nothing more.
-        k: chain(prune[k], partial(cluster, n_clusters=2 ** as_int(bits[k], "bits", 0, 16)))
-        for k in left
-    }
-    tune = partial(training, epochs=fine_tuning, learning_rate=learning_rate / 10)
-    last = Step("share", partial(compressed, plan=share), settings), Step("tune", tune, settings)
-    return (*steps, *last)
-
-
-def array_digest(*arrays: Array) -> str:
-    """Arrays as a few characters of text, for the settings of a step.
+    str
+        16 hexadecimal digits. Values, shapes and dtypes all count.
 
     Examples
     --------
@@ -291,7 +189,7 @@ def array_digest(*arrays: Array) -> str:
 
 
 class _Folder:
-    """Where `run_recipe` keeps models and history."""
+    """The folder where `run_recipe` keeps models and history."""
 
     def __init__(
         self, path: Path, start: Sequential, steps: Sequence[Step], seed: int, coding: str
@@ -311,7 +209,7 @@ class _Folder:
         return self._path / f"{i + 1:02}-{plain}.mcz"
 
     def rows(self) -> list[StepRow]:
-        """The history so far."""
+        """The history of an earlier run; empty if there was none."""
         try:
             found: dict[str, Any] = json.loads((self._path / HISTORY).read_text("utf-8"))
             made_for, rows = found["recipe"], [StepRow(**row) for row in found["history"]]
@@ -322,12 +220,12 @@ class _Folder:
         if made_for != self._made_for or [r.name for r in rows] != self._names[: len(rows)]:
             raise CompressionError(
                 f"{self._path} is of another recipe, seed or model, or of other settings: "
-                "take a folder of its own"
+                "choose another folder"
             )
         return rows
 
     def model(self, history: Sequence[StepRow]) -> Sequential:
-        """The model of the last step so far."""
+        """The model of the last finished step."""
         path = self.file(len(history) - 1)
         model = load(path)
         if _digest([path.read_bytes()]) != history[-1].digest:
@@ -341,7 +239,7 @@ class _Folder:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """Of bytes. No CRC-32: of a file that ends with its own it is the same number for all."""
+    """A hash. Not CRC-32: it is the same for all files that end with their own CRC-32."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(part)
