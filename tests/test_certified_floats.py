@@ -5,6 +5,7 @@ subnormal numbers to the edge of overflow. The truth of the real arithmetic is c
 fractions, that of the floats by `apply`, once for the whole batch and once row by row.
 """
 
+import dataclasses
 import itertools
 from fractions import Fraction
 
@@ -366,6 +367,17 @@ def lost_unit():
     return f, g, np.float32([[2**24, 1, 0.5], [2**24, 1, -0.5], [2**24, 3, 1.0]])
 
 
+def tie():
+    """f's second class is ahead by what float16 loses, and g's first by far."""
+    weight, bias = np.array([[0, 2.0**-20]], np.float16), np.array([3, 3], np.float16)
+    f = mc.Sequential((mc.Dense(weight, bias),))
+    return (
+        f,
+        mc.Sequential((mc.Dense(0 * weight, bias - np.array([0, 2], np.float16)),)),
+        np.ones((2, 1), np.float16),
+    )
+
+
 def outside():
     """In the box the two agree; at 4 they do not."""
     f = chain_of([[1.0, -1.0]])
@@ -416,6 +428,7 @@ def factors():
 HOLES = {
     "rounding": rounding,
     "a lost unit": lost_unit,
+    "a tie of the logits": tie,
     "outside": outside,
     "overflow of float16": lambda: overflow(np.float16),
     "overflow of float32": lambda: overflow(np.float32),
@@ -474,6 +487,14 @@ def exact_floats(patch):
     patch.setattr(equivalence, "float_error", lambda *a: np.zeros_like(right(*a)))
 
 
+def exact_logits(patch):
+    def keeps(certificate, logits, x):
+        return right(dataclasses.replace(certificate, arithmetic="float16"), logits, x)
+
+    right = equivalence.DomainCertificate.keeps
+    patch.setattr(equivalence.DomainCertificate, "keeps", keeps)
+
+
 def infinite_box(patch):
     patch.setattr(equivalence.DomainCertificate, "covers", lambda c, x: np.ones(len(x), bool))
 
@@ -500,6 +521,7 @@ def decoded_product(patch):
 PLANTED = {
     "the rounding of the floats forgotten": ("rounding", exact_floats),
     "logits believed": ("a lost unit", exact_floats),
+    "the class of the logits taken for the exact one": ("a tie of the logits", exact_logits),
     "inputs outside of the box kept": ("outside", infinite_box),
     "overflow forgotten": ("overflow of float16", no_overflow),
     "underflow forgotten": ("underflow", no_tiny),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minicompress.analysis.evaluation import Values, float_error
+from minicompress.analysis.pairs import paired
 from minicompress.analysis.zonotope import Pair, Zonotope, follow
 from minicompress.arrays import (
     Array,
@@ -175,6 +176,11 @@ def ball_certificate(
         The layers do not correspond, one is of a type that is not followed, x does not fit, the
         networks are not of one dtype, or `clip` is no range.
 
+    Notes
+    -----
+    It holds for f and g, not for what `to_integer` makes of g: integers round otherwise. In native
+    arithmetic f is apart from itself, too, by the rounding of two runs.
+
     Examples
     --------
     >>> from minicompress.nn.layers import Dense
@@ -287,6 +293,10 @@ def domain_certificate(
     CompressionError
         As `ball_certificate`; or lo is above hi somewhere.
 
+    Notes
+    -----
+    As for `ball_certificate`.
+
     Examples
     --------
     >>> from minicompress.nn.layers import Dense
@@ -318,6 +328,7 @@ def _arithmetic(
 ) -> tuple[str, tuple[DType, DType]]:
     """The name of the arithmetic, and the dtypes that the networks run in."""
     choice(arithmetic, "arithmetic", ARITHMETICS)
+    paired(f, g)
     dtypes = []
     for name, model in (("f", f), ("g", g)):
         found = {dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()}
