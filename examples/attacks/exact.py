@@ -131,10 +131,11 @@ def is_above(truth, bound, power=1):
     return not (bound == math.inf or (math.isfinite(bound) and truth <= Fraction(bound) ** power))
 
 
-def quotient(truth, bound):
-    """[truth / bound] where that says something."""
-    truth, bound = float(truth), float(bound)
-    return [float(Fraction(truth) / Fraction(bound))] if 0 < bound < math.inf > truth else []
+def quotient(truth, bound, power=1):
+    """[r] for the r with truth = (r bound)**power, where that says something; else []."""
+    if not (0 < bound < math.inf and truth < math.inf):
+        return []
+    return [float(Fraction(truth) / Fraction(float(bound)) ** power) ** (1 / power)]
 
 
 def root_above(square):

@@ -44,11 +44,13 @@ NORMALIZES = follows(mc.BatchNorm(*np.ones((4, 1))))
 
 def exponent(rng, scale, dtype):
     """The power of two that a layer's outputs shall be about the size of."""
+    if scale in ("tiny", "huge") and rng.random() < 0.4:
+        scale = "ordinary"  # so that weights are tiny or huge, too
     info = np.finfo(dtype)
     least, normal, top = (math.log2(v) for v in (info.smallest_subnormal, info.tiny, info.max))
     low, high = {
         "ordinary": (-3, 3),
-        "tiny": (least - 2, normal + 4),
+        "tiny": (least - 2, least + 6 if rng.random() < 0.5 else normal + 4),
         "huge": (top - 6, top + 1),
         "mixed": (least, top),
     }[scale]
@@ -114,6 +116,12 @@ class Walk:
         weight = numbers(self.rng, shape, power, self.dtype)
         self.add(make(weight, bias if self.chance(0.6) else None))
 
+    def select(self, outputs):
+        """A dense layer each of whose outputs reads one entry."""
+        weight = np.zeros((self.shape[0], outputs), self.dtype)
+        weight[self.rng.integers(0, len(weight), outputs), np.arange(outputs)] = 1
+        self.add(mc.Dense(weight))
+
     def bend(self):
         if self.chance(0.5):
             self.add(mc.ReLU())
@@ -156,11 +164,17 @@ class Walk:
 def network(rng, dtype, scale, form):
     """A network, the shape of its input, and the power of two that inputs shall be the size of."""
     size = tuple(int(n) for n in rng.integers(1, 7, 3))
+    groups = int(rng.choice([1, 1, 1, 2]))  # of the convolution by Winograd's path
+    first = int(rng.choice([1, WIDE * groups]))
     shapes = {"dense": size[:1], "image": (*size[:2], (size[2] + 1) // 2),
-              "winograd": (4 + size[0] // 3, 4 + size[1] // 3, 1)}  # fmt: skip
+              "winograd": (4 + size[0] // 3, 4 + size[1] // 3, first)}  # fmt: skip
     walk = Walk(rng, shapes[form], scale, dtype)
     shape, power = walk.shape, walk.power
+    if walk.chance(0.2):
+        walk.bend()
     if form == "image":
+        if walk.chance(0.2):
+            walk.pool()
         for _ in range(walk.whole(1, 4)):
             walk.convolve()
             if walk.chance(0.7):
@@ -168,8 +182,8 @@ def network(rng, dtype, scale, form):
             if walk.chance(0.5):
                 walk.pool()
     if form == "winograd":
-        groups = walk.pick([1, 1, 1, 2])
-        walk.affine(mc.Conv2D, (1, 1, 1, WIDE * groups))
+        if first == 1:
+            walk.affine(mc.Conv2D, (1, 1, 1, WIDE * groups))
         options = {"padding": walk.pick([0, 1, "same"]), "groups": groups}
         walk.affine(partial(mc.Conv2D, **options), (3, 3, WIDE, WIDE * groups))
         walk.bend()
@@ -178,7 +192,9 @@ def network(rng, dtype, scale, form):
     for _ in range(walk.whole(1, 4) if form == "dense" else walk.whole(0, 2)):
         walk.affine(mc.Dense, (walk.shape[0], walk.whole(1, 7)))
         walk.bend()
-    if walk.chance(0.8):
+    if form == "winograd" and walk.chance(0.6):
+        walk.select(3)
+    elif walk.chance(0.8) or not any(layer.parameters() for layer in walk.layers):
         walk.affine(mc.Dense, (walk.shape[0], walk.whole(1, 5)))
     return mc.Sequential(tuple(walk.layers)), shape, power
 
