@@ -29,6 +29,7 @@ KINDS = ("int4", "prun", "shar", "half")
 OTHERS = {
     "06_your_own_compressor",
     "against_others",
+    "attack_certificates",
     "c_sizes",
     "deep_compression",
     "from_keras_and_torch",
