@@ -49,7 +49,8 @@ def exponent(rng, scale, dtype):
     info = np.finfo(dtype)
     least, normal, top = (math.log2(v) for v in (info.smallest_subnormal, info.tiny, info.max))
     low, high = {
-        "ordinary": (-3, 3),
+        "ordinary": (-6, 8),
+        "loud": (6, 13),
         "tiny": (least - 2, least + 6 if rng.random() < 0.5 else normal + 4),
         "huge": (top - 6, top + 1),
         "mixed": (least, top),
@@ -90,6 +91,7 @@ class Walk:
     def __init__(self, rng, shape, scale, dtype):
         self.rng, self.scale, self.dtype, self.shape, self.layers = rng, scale, dtype, shape, []
         self.power = exponent(rng, scale, dtype)
+        self.biased = self.pick([0.1, 0.8])  # the share of its layers that have a bias
 
     def chance(self, share):
         return self.rng.random() < share
@@ -114,7 +116,7 @@ class Walk:
         self.power = power + grows
         bias = numbers(self.rng, shape[-1:], min(max(self.power, least), top), self.dtype)
         weight = numbers(self.rng, shape, power, self.dtype)
-        self.add(make(weight, bias if self.chance(0.6) else None))
+        self.add(make(weight, bias if self.chance(self.biased) else None))
 
     def select(self, outputs):
         """A dense layer each of whose outputs reads one entry."""
@@ -181,20 +183,25 @@ def network(rng, dtype, scale, form):
                 walk.bend()
             if walk.chance(0.5):
                 walk.pool()
+    bare = form == "winograd" and walk.chance(0.4)  # nothing else rounds as much
     if form == "winograd":
+        if bare:
+            walk.biased, walk.scale = 0, walk.pick(["loud", scale])
         if first == 1:
             walk.affine(mc.Conv2D, (1, 1, 1, WIDE * groups))
         options = {"padding": walk.pick([0, 1, "same"]), "groups": groups}
         walk.affine(partial(mc.Conv2D, **options), (3, 3, WIDE, WIDE * groups))
+        if bare:
+            walk.add(mc.Flatten())
+            walk.select(8)
+            return mc.Sequential(tuple(walk.layers)), shape, power
         walk.bend()
     if form != "dense":
         walk.add(mc.GlobalAvgPool2D() if walk.chance(0.3) else mc.Flatten())
     for _ in range(walk.whole(1, 4) if form == "dense" else walk.whole(0, 2)):
         walk.affine(mc.Dense, (walk.shape[0], walk.whole(1, 7)))
         walk.bend()
-    if form == "winograd" and walk.chance(0.6):
-        walk.select(3)
-    elif walk.chance(0.8) or not any(layer.parameters() for layer in walk.layers):
+    if walk.chance(0.8) or not any(layer.parameters() for layer in walk.layers):
         walk.affine(mc.Dense, (walk.shape[0], walk.whole(1, 5)))
     return mc.Sequential(tuple(walk.layers)), shape, power
 
