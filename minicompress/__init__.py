@@ -17,7 +17,6 @@ from minicompress.analysis.equivalence import (
     DomainCertificate,
     ball_certificate,
     ball_certificates,
-    certified_fraction,
     domain_certificate,
 )
 from minicompress.analysis.sensitivity import Sensitivity, sensitivity
@@ -205,7 +204,6 @@ __all__ = [
     "ball_certificates",
     "batch_norm",
     "batch_norm_vjp",
-    "certified_fraction",
     "chain",
     "channel_svd",
     "choose_qparams",

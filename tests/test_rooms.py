@@ -17,7 +17,7 @@ ORDER = {
     "normalization layers model optimizers training architectures "
     "requantize integer_weightless integer_layers integer_model integer",
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
-    "analysis": "accounting bounds zonotope evaluation equivalence attack sensitivity",
+    "analysis": "accounting pairs bounds zonotope evaluation equivalence attack sensitivity",
     "pipeline": "weights plan structure kernels knapsack choices search "
     "recipe rate rate_recipe early_exit exit_training exit_choice exit_file comparison table "
     "certification evaluation budget report figures page",
