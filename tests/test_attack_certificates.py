@@ -22,14 +22,13 @@ from attacks.inputs import ball_ends
 SEED = 1
 
 
-def beaten(cases, seed=SEED):
-    """What is beaten first among so many cases, or nothing."""
+def is_beaten(why, cases=300):
+    """Whether a certificate is beaten in this way in one of so many cases."""
     for number in range(cases):
-        _, results, _ = attack.run_case(seed, number)
-        found = {why for r in results for why, _ in r.beaten}
-        if found:
-            return found
-    return set()
+        _, results, _ = attack.run_case(SEED, number)
+        if any(why == found for r in results for found, _ in r.beaten):
+            return True
+    return False
 
 
 def test_the_command_beats_no_certificate(capsys):
@@ -119,7 +118,7 @@ def real_is_narrower(patch):
 
 def norms_too_small(patch):
     right = attack.output_bound
-    patch.setattr(attack, "output_bound", lambda *a, **o: right(*a, **o) / 4)
+    patch.setattr(attack, "output_bound", lambda *a, **o: right(*a, **o) / 64)
 
 
 def convolutions_too_small(patch):
@@ -148,7 +147,7 @@ PLANTED = {
     "every ball is promised": (everything_promised, "a class that changes in the ball"),
     "margins are ignored": (margins_ignored, "a class that changes in the box"),
     "a real bound too narrow": (real_is_narrower, "an exact difference beyond the bounds"),
-    "a quarter of the norms": (norms_too_small, "an exact norm beyond the bound"),
+    "a share of the norms": (norms_too_small, "an exact norm beyond the bound"),
     "a convolution's norm too small": (
         convolutions_too_small,
         "a convolution's norm beyond the bound",
@@ -161,7 +160,7 @@ PLANTED = {
 def test_planted_fault_is_found(name, monkeypatch):
     plant, why = PLANTED[name]
     plant(monkeypatch)
-    assert why in beaten(300)
+    assert is_beaten(why)
 
 
 # The tools ----------------------------------------------------------------------------------------

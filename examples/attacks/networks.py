@@ -186,7 +186,7 @@ def network(rng, dtype, scale, form):
     bare = form == "winograd" and walk.chance(0.4)  # nothing else rounds as much
     if form == "winograd":
         if bare:
-            walk.biased, walk.scale = 0, walk.pick(["loud", scale])
+            walk.biased, walk.scale = 0, walk.pick(["loud", "loud", scale])
         if first == 1:
             walk.affine(mc.Conv2D, (1, 1, 1, WIDE * groups))
         options = {"padding": walk.pick([0, 1, "same"]), "groups": groups}
