@@ -287,13 +287,13 @@ def law_itself(f, x, eps, most):
             assert certificate.bound == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems())
 def test_no_input_of_a_ball_beats_its_certificate(problem):
     law_ball(*problem)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems())
 def test_no_class_that_a_domain_promises_is_lost(problem):
     law_domain(*problem)
@@ -316,7 +316,7 @@ def law_output_bound(bound, f, g, x):
                 assert sum(v * v for v in row.ravel()) <= Fraction(limit) ** 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems())
 def test_no_input_beats_the_bound_by_norms(problem):
     f, g, x, *_ = problem
