@@ -19,6 +19,7 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
+from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
 
@@ -202,17 +203,18 @@ def attack_real(rng, case):
     d = minus(g, f)
     beaten, ratios = [], []
     columns = [[n * d.unit for n in column] for column in d.n.T]
-    for c in (ball, domain):
+    for name, c in (("ball", ball), ("box", domain)):
         for k, column in enumerate(columns):
+            ends = f"{name} from {c.lower[k]} to {c.upper[k]}"
             beaten += [("an exact difference beyond the bounds",
-                        f"{c!r}, output {k}: {float(v)!r} at {point.tolist()}")
+                        f"output {k}, {ends}: {Decimal(v.numerator) / v.denominator:.17g} at {point.tolist()}")
                        for v, point in zip(column, points, strict=True)
                        if is_above(v, c.upper[k]) or is_above(-v, -c.lower[k])]  # fmt: skip
         ratios += quotient(max(abs(v) for column in columns for v in column), c.bound)
     for c, k in np.ndindex(*domain.pairwise.shape):
         apart = max(b - a for a, b in zip(columns[c], columns[k], strict=True))
         if is_above(apart, domain.pairwise[c, k]):
-            beaten.append(("an exact difference beyond the bounds", f"{domain!r}, {c} to {k}"))
+            beaten.append(("an exact difference beyond the bounds", f"box, outputs {c} and {k}"))
     classes = [np.array([row.argmax() for row in y.n]) for y in (f, g)]
     if ball.same_class and len(set(np.concatenate(classes))) > 1:
         beaten.append(("an exact class that changes in the ball", f"{classes} around {x.tolist()}"))

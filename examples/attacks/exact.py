@@ -132,10 +132,11 @@ def is_above(truth, bound, power=1):
 
 
 def quotient(truth, bound, power=1):
-    """[r] for the r with truth = (r bound)**power, where that says something; else []."""
+    """[r] for the r with truth = (r bound)**power, 2 at most; [] where that says nothing."""
     if not (0 < bound < math.inf and truth < math.inf):
         return []
-    return [float(Fraction(truth) / Fraction(float(bound)) ** power) ** (1 / power)]
+    ratio = Fraction(truth) / Fraction(float(bound)) ** power
+    return [float(min(ratio, 2**power)) ** (1 / power)]
 
 
 def root_above(square):
