@@ -205,9 +205,9 @@ def attack_real(rng, case):
     columns = [[n * d.unit for n in column] for column in d.n.T]
     for name, c in (("ball", ball), ("box", domain)):
         for k, column in enumerate(columns):
-            ends = f"{name} from {c.lower[k]} to {c.upper[k]}"
+            where = f"{name}, output {k}, from {c.lower[k]} to {c.upper[k]}"
             beaten += [("an exact difference beyond the bounds",
-                        f"output {k}, {ends}: {Decimal(v.numerator) / v.denominator:.17g} at {point.tolist()}")
+                        f"{where}: {Decimal(v.numerator) / v.denominator:.17g}, {point.tolist()}")
                        for v, point in zip(column, points, strict=True)
                        if is_above(v, c.upper[k]) or is_above(-v, -c.lower[k])]  # fmt: skip
         ratios += quotient(max(abs(v) for column in columns for v in column), c.bound)
