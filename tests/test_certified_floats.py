@@ -461,6 +461,40 @@ def test_an_overflow_promises_nothing():
     assert not domain.keeps(np.array([[0.0, 1.0], [np.nan, np.inf]]), x).any()
 
 
+def law_one_class_is_none_where_it_overflows():
+    f, g = (mc.Sequential((mc.Dense(np.array([[w]])),)) for w in (1.0, 4.0))
+    x = np.array([[1e308]])
+    assert not ball_certificates(f, g, x, eps=0.0)[0].same_class  # g gives infinity
+    assert not domain_certificate(f, g, x[0] * 0, x[0]).keeps(f(x), x).any()
+
+
+def test_one_class_is_none_where_it_overflows():
+    law_one_class_is_none_where_it_overflows()
+
+
+def law_an_overflow_of_the_analysis_is_no_bound():
+    """5e307 + 1e308 and 1e308 + 1e308 are numbers; the box around the second is infinite."""
+    f, g = (
+        mc.Sequential((mc.Dense(np.array([[w]]), np.array([1e308])), mc.ReLU())) for w in (1.0, 2.0)
+    )
+    (certificate,) = ball_certificates(f, g, np.array([[5e307]]), eps=0.0, arithmetic="real")
+    assert certificate.lower[0] <= 5e307 <= certificate.upper[0]
+
+
+def test_an_overflow_of_the_analysis_is_no_bound():
+    law_an_overflow_of_the_analysis_is_no_bound()
+
+
+def test_ends_that_are_not_known_pass_for_an_off_relu(monkeypatch):
+    def interval(z):
+        reach = z.reach()
+        return z.center - reach, z.center + reach
+
+    monkeypatch.setattr(zonotope.Zonotope, "interval", interval)
+    with pytest.raises(AssertionError):
+        law_an_overflow_of_the_analysis_is_no_bound()
+
+
 def test_a_certificate_knows_its_box_and_its_arithmetic():
     f, g, x = outside()
     certificate = domain_certificate(f, g, np.zeros(1), np.ones(1))

@@ -116,7 +116,8 @@ class DomainCertificate(_Certificate):
         -------
         (N,) ndarray of bool
             The input lies in the box, and the margin over every other class is above what
-            `pairwise` can take away. Rows with infinite or NaN logits are not kept.
+            `pairwise` can take away. Rows with infinite or NaN logits are not kept, and none is
+            where `bound` is infinite.
         """
         z = float_array(logits, "logits", ndim=2).astype(np.float64)
         inside = self.covers(x)
@@ -134,7 +135,8 @@ class DomainCertificate(_Certificate):
             lost = _plus(least[None], self.error[None])[0]
             kept = margins - 4 * UNIT * (np.abs(z) + size) > lost[best]
         kept[np.arange(len(z)), best] = True
-        return np.asarray(kept.all(1) & inside & np.isfinite(z).all(1))
+        known = np.isfinite(z).all(1) & np.isfinite(self.bound)
+        return np.asarray(kept.all(1) & inside & known)
 
 
 def ball_certificate(
@@ -257,7 +259,9 @@ def ball_certificates(
             g_pairs = _plus(_pairs(outputs.f.add(outputs.d)), g_error)
             f_wins = _wins(-_plus(f_pairs, f_error))
             g_wins = _wins(np.maximum(-g_pairs, -f_pairs - d_pairs))
-        same_class = np.asarray(np.any(f_wins & g_wins, axis=1)).tolist()
+            # Outputs that may overflow have no class, even where there is but one.
+            known = np.isfinite(lower) & np.isfinite(upper)
+        same_class = np.asarray((f_wins & g_wins).any(1) & known.all(1)).tolist()
         for *ends, same in zip(lower, upper, low[rows], high[rows], same_class, strict=True):
             a, b, c, d = (freeze(end.copy()) for end in ends)
             certificates.append(BallCertificate(a, b, c, d, named, same))
@@ -364,11 +368,11 @@ def _evaluated(
 
 
 def _bounds(z: Zonotope, error: Array) -> tuple[Array, Array]:
-    """The ends of a zonotope whose points are computed with an error; NaN is not known at all."""
+    """The ends of a zonotope whose points are computed with an error."""
     (low, high), error = z.interval(), error * (1 + 4 * UNIT)
     low = np.where(error > 0, np.nextafter(low - error, -np.inf), low)
     high = np.where(error > 0, np.nextafter(high + error, np.inf), high)
-    return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+    return low, high
 
 
 def _pairs(z: Zonotope) -> Array:

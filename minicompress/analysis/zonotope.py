@@ -67,10 +67,15 @@ class Zonotope(NamedTuple):
         return np.asarray((np.abs(self.center) + self.reach()) * (1 + 4 * UNIT))
 
     def interval(self) -> tuple[Array, Array]:
-        """The least and the largest value in every coordinate, rounded outward."""
+        """The least and the largest value in every coordinate, rounded outward.
+
+        Infinite where the analysis overflowed: an end that is NaN would pass for one that is not
+        above 0.
+        """
         reach = self.reach()
         slack = 4 * UNIT * (np.abs(self.center) + reach)
-        return self.center - reach - slack, self.center + reach + slack
+        low, high = self.center - reach - slack, self.center + reach + slack
+        return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
 
     def map(self, linear: Map, absolute: Map, terms: int, wrong: Map | None = None) -> Zonotope:
         """The image under a linear map that sums `terms` products; its rounding goes to the box.
