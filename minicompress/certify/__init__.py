@@ -6,7 +6,6 @@ from minicompress.certify.certificates import (
     DomainCertificate,
     ball_certificate,
     ball_certificates,
-    certified_fraction,
     domain_certificate,
 )
 from minicompress.certify.lipschitz import conv_norm_upper, output_bound
@@ -18,7 +17,6 @@ __all__ = [
     "attack",
     "ball_certificate",
     "ball_certificates",
-    "certified_fraction",
     "conv_norm_upper",
     "domain_certificate",
     "output_bound",

@@ -43,7 +43,8 @@ def legend(retraining: int) -> str:
         "trained ones (root of the sum of squares); * before more training (epochs: "
         f"{retraining}) moved what was left; ** by rounding alone, from the compressed and "
         "retrained ones; - nothing approximated, another network trained. certified: % of the test "
-        "images that provably keep the class of the dense network, from its outputs alone."
+        "images that lie in the box of the training images and provably keep the dense network's "
+        "class in the floats that run, known from its outputs alone."
     )
 
 
