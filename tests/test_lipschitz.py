@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import minicompress as mc
-from minicompress.certify import lipschitz as bounds
-from minicompress.certify.lipschitz import conv_norm_upper, output_bound
+from minicompress.certify import operator_norms as bounds
+from minicompress.certify.lipschitz import output_bound
+from minicompress.certify.operator_norms import conv_norm_upper
 
 
 def integers(*shape):

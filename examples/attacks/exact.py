@@ -11,8 +11,8 @@ from minicompress.nn.kernels.windows import geometry
 from minicompress.nn.layers import plain_layers
 
 RATIONAL = (
-    mc.Dense, mc.Conv2D, mc.Flatten, mc.Dropout, mc.ReLU, mc.nn.LeakyReLU, mc.MaxPool2D, mc.AvgPool2D,
-    mc.GlobalAvgPool2D,
+    mc.Dense, mc.Conv2D, mc.Flatten, mc.Dropout, mc.ReLU, mc.nn.LeakyReLU, mc.MaxPool2D,
+    mc.AvgPool2D, mc.GlobalAvgPool2D,
 )  # fmt: skip
 
 

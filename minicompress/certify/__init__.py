@@ -8,7 +8,8 @@ from minicompress.certify.certificates import (
     ball_certificates,
     domain_certificate,
 )
-from minicompress.certify.lipschitz import conv_norm_upper, output_bound
+from minicompress.certify.lipschitz import output_bound
+from minicompress.certify.operator_norms import conv_norm_upper
 from minicompress.norms import spectral_norm_upper
 
 __all__ = [
