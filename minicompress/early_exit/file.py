@@ -22,7 +22,7 @@ from minicompress.errors import CompressionError, FileFormatError, naming
 from minicompress.nn.network import Sequential, finite_model
 from minicompress.storage.bits import ByteReader, put_varint
 from minicompress.storage.container import MAX_BYTES, dumps, loads
-from minicompress.storage.files import file_name, read_file, sealed, unsealed, write_file
+from minicompress.storage.files import read_file, sealed, unsealed, write_file
 
 MAGIC, VERSION = b"mcx", 1
 
@@ -35,7 +35,7 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
     exits : EarlyExit
         Weights may be any representations.
     path : str or path-like
-        Written beside and renamed: what was there before stays until the new file is whole.
+        Written atomically: a temporary file, then a rename.
     coding : "smallest" | "huffman" | "packed"
         As for `dumps`.
 
@@ -105,11 +105,7 @@ def load_exits(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> E
     minicompress.errors.FileFormatError: no/such/file.mcx cannot be read: No such file or directory
     """
     limit = as_int(max_bytes, "max_bytes", 0)
-    blob = read_file(path, limit)
-    try:
-        return _parsed(blob, limit)
-    except FileFormatError as error:
-        raise FileFormatError(f"{file_name(path)}: {error}") from None
+    return read_file(path, lambda blob: _parsed(blob, limit), limit)
 
 
 def _parsed(blob: bytes, limit: int) -> EarlyExit:

@@ -6,13 +6,10 @@ all that lies between the layers shares one static array.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
-import secrets
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +28,7 @@ from minicompress.representation import Clustered, Rep, Sparse, decode
 from minicompress.rewrite.structure import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
+from minicompress.storage.files import replacing
 
 
 class CLayer(NamedTuple):
@@ -85,8 +83,8 @@ def export_c(
     ----------
     model : IntegerModel
     path : str or path-like, ending in ".c"
-        Of the file; the header lies beside it and ends in ".h". Both are written beside and
-        renamed, the header first: what was there before stays until the new files are whole.
+        Of the file; the header lies beside it and ends in ".h". Both are written atomically:
+        temporary files, then renames, the header first.
     name : str
         First part of all names in C: letters, digits and single underscores between them.
         ``int name_class(const int8_t *input)`` returns the class: the place of the largest code of
@@ -175,10 +173,13 @@ def export_c(
             for c in codes
         ),
     )
-    _write(
-        (made.header, header_text(model, name, codes, memory.size, _table(made.layers))),
-        (made.source, source_text(made.header.name, name, codes, memory, math.prod(shape))),
+    texts = (
+        header_text(model, name, codes, memory.size, _table(made.layers)),
+        source_text(made.header.name, name, codes, memory, math.prod(shape)),
     )
+    with replacing(made.header, made.source) as files:
+        for file, text in zip(files, texts):
+            file.write(text.encode())
     return made
 
 
@@ -273,26 +274,3 @@ def _table(layers: Sequence[CLayer]) -> str:
             *((c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers),
         ]
     )
-
-
-def _write(*files: tuple[Path, str]) -> None:
-    """All files or none: each is whole before the first takes its name."""
-    mark = secrets.token_hex(4)
-    with ExitStack() as undo:
-        parts = []
-        for path, _ in files:
-            if path.is_dir():  # seen now, not when the other one has been replaced
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        for path, text in files:
-            part = path.with_name(f"{path.name}.{mark}.part")
-            undo.callback(_remove, part)
-            with open(part, "x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            parts.append(part)
-        for part, (path, _) in zip(parts, files, strict=True):
-            os.replace(part, path)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()

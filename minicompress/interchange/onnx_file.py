@@ -114,8 +114,7 @@ def save_onnx(
     ----------
     model : Sequential
     path : str or path-like
-        Usually ends in ".onnx". Written beside and renamed: what was there before stays until the
-        new file is whole.
+        Usually ends in ".onnx". Written atomically: a temporary file, then a rename.
     input_shape, opset
         As for `to_onnx`.
 

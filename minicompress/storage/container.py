@@ -8,6 +8,7 @@ the layers, and the frame: magic, version, the two sections, checksum.
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
     model : Sequential
         Its weights may be any representations, nested in any way.
     path : str or path-like
-        Written beside and renamed: what was there before stays until the new file is whole.
+        Written atomically: a temporary file, then a rename.
     coding : "smallest" | "huffman" | "packed"
         As for `dumps`.
 
@@ -133,11 +134,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequent
     minicompress.errors.FileFormatError: no/such/file.mcz cannot be read: No such file or directory
     """
     limit = as_int(max_bytes, "max_bytes", 0)
-    blob = read_file(path, limit)
-    try:
-        return loads(blob, max_bytes=limit)
-    except FileFormatError as error:
-        raise FileFormatError(f"{file_name(path)}: {error}") from None
+    return read_file(path, partial(loads, max_bytes=limit), limit)
 
 
 def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
