@@ -18,7 +18,7 @@ def law_all_or_none(write, folder):
     old, new = {"a": b"old a", "b": b"old b"}, {"a": b"new a", "b": b"new b"}
     for name, blob in old.items():
         (folder / name).write_bytes(blob)
-    with pytest.raises(ZeroDivisionError), write(folder / "a", folder / "b") as files:
+    with pytest.raises(ZeroDivisionError), write(folder / "a", folder / "b") as files:  # noqa: PT012
         files[0].write(b"new a")
         _ = 1 / 0
     assert content(folder) == old

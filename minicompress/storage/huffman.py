@@ -21,6 +21,7 @@ from minicompress.errors import FileFormatError
 from minicompress.storage.bits import (
     ByteReader,
     blob_bytes,
+    decoded_symbols,
     pack_bits,
     packed_size,
     put_varint,
@@ -119,7 +120,7 @@ def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
     size, least = reader.varint(), unzigzag(reader.varint())
     if size == 1:
         reader.end()
-        return freeze(np.full(count, _in_range(least), np.int64))
+        return freeze(np.full(count, decoded_symbols([least])[0], np.int64))
     # Every distinct symbol has a length of at least a bit, every symbol a code of as much.
     if not 2 <= size <= min(count, 8 * reader.left) or count > 8 * reader.left:
         raise FileFormatError(
@@ -130,7 +131,7 @@ def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
         for n, width in ((n, _width(reader)) for n in (size - 1, size))
     )
     alphabet = least + np.concatenate([[0], np.cumsum(gaps.astype(np.int64) + 1)])
-    _in_range(least), _in_range(int(alphabet[-1]))
+    decoded_symbols([least, int(alphabet[-1])])
     lengths = lengths.astype(np.int64) + 1
     # Kraft's equality: every sequence of bits is a sequence of codes.
     if lengths.max() > LONGEST or int((1 << (LONGEST - lengths)).sum()) != 1 << LONGEST:
@@ -234,9 +235,3 @@ def _width(reader: ByteReader) -> int:
     if width > 32:
         raise FileFormatError(f"integers of {width} bits have no place in a Huffman blob")
     return width
-
-
-def _in_range(symbol: int) -> int:
-    if not -(2**31) <= symbol < 2**31:
-        raise FileFormatError(f"symbol {symbol} is not in [-2**31, 2**31)")
-    return symbol

@@ -29,17 +29,15 @@ from minicompress.storage.bits import (
     unzigzag,
     zigzag,
 )
-from minicompress.storage.entropy import Ranges, code_sequence, huffman_decode, huffman_encode
-from minicompress.storage.matrices import Neighbours, code_matrix
+from minicompress.storage.entropy import code_sequence
+from minicompress.storage.huffman import huffman_decode, huffman_encode
+from minicompress.storage.matrices import code_matrix
 from minicompress.storage.range_coder import (
     Coder,
-    Context,
-    Numbers,
+    Contexts,
     RangeDecoder,
     RangeEncoder,
     code_number,
-    copied,
-    new_context,
 )
 
 DTYPES: tuple[DType, ...] = (*FLOATS, *(np.dtype(c) for c in "bBhHiIqQ"))
@@ -58,8 +56,8 @@ class Section:
 
     def __init__(self) -> None:
         self._parts = 0
-        self._numbers: defaultdict[str, Numbers] = defaultdict(Numbers)
-        self._flags: defaultdict[str, Context] = defaultdict(new_context)
+        self._numbers: defaultdict[str, Contexts] = defaultdict(Contexts)
+        self._flags = Contexts()
 
     def number(self, name: str, value: int) -> int:
         """An integer of at least 0."""
@@ -114,7 +112,7 @@ class Writer(Section):
         other = copy.copy(self)
         other.coder, other.bulk = self.coder.copy(), bytearray()
         learned = {name: numbers.copy() for name, numbers in self._numbers.items()}
-        other._numbers, other._flags = defaultdict(Numbers, learned), copied(self._flags)
+        other._numbers, other._flags = defaultdict(Contexts, learned), self._flags.copy()
         return other
 
     def smallest(self, options: list[Callable[[Writer], object]]) -> None:
@@ -166,11 +164,9 @@ class Writer(Section):
             self.number("length", len(blob))
             self.bulk += blob
         elif coding == "sequence":
-            code_sequence(self.coder, Ranges(), values.size, values)
+            code_sequence(self.coder, values.size, values)
         else:
-            code_matrix(
-                self.coder, Neighbours(), _as_matrix(shape), values.reshape(_as_matrix(shape))
-            )
+            code_matrix(self.coder, _as_matrix(shape), values.reshape(_as_matrix(shape)))
 
     def _cost(self) -> float:
         """Bits, or infinity if a reader would refuse the work."""
@@ -227,9 +223,9 @@ class Reader(Section):
             if values.size != size:
                 raise FileFormatError(f"{size} codes are needed, not {values.size}")
         elif coding == "sequence":
-            values = code_sequence(self.coder, Ranges(), size)
+            values = code_sequence(self.coder, size)
         elif len(shape) > 1:
-            values = code_matrix(self.coder, Neighbours(), _as_matrix(shape))
+            values = code_matrix(self.coder, _as_matrix(shape))
         else:
             raise FileFormatError("what has one dimension is not coded as a matrix")
         _check_range(int(values.min()), int(values.max()), dtype)
