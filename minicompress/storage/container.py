@@ -1,8 +1,8 @@
-"""The .mcz file: a model as the fewest bytes that are still safe to read.
+"""The .mcz file: a model in few bytes that are safe to read.
 
 `save` and `load` are `dumps` and `loads` with a file. FORMAT.md beside this module specifies the
-format; how numbers, arrays and representations are written is in `sections` and `coding`. Here are
-the layers, and the frame: magic, version, the two sections, checksum.
+format. This module codes the layers and the frame (magic, version, two sections, checksum);
+`sections` codes numbers and arrays, and `coding` codes representations.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from minicompress.storage.sections import CODINGS, DTYPES, Reader, Section, Writ
 MAGIC, VERSION = b"mcz", 1
 MAX_BYTES = 256 << 20
 
-# A layer's number in the file is its place here: new ones go to the end. The values are what a
-# reader passes on to be ignored.
+# A layer's number in the file is its index here: new layers go to the end. A reader passes these
+# layers as the values to write, which are ignored.
 ONE = freeze(np.ones(1))
 KERNEL = freeze(np.ones((1, 1, 1, 1)))
 LAYERS: tuple[Layer, ...] = (
@@ -62,8 +62,8 @@ LAYERS: tuple[Layer, ...] = (
 )
 TYPES = [type(layer) for layer in LAYERS]
 
-# How integers may be coded. A choice made array by array may cost the file a byte in the end, and
-# may leave more decisions than a reader accepts; so simpler ones are tried too.
+# The codings to try for integers. The best choice for each array can be a byte longer for the whole
+# file, or need more decisions than a reader accepts. So simpler choices are tried too.
 CHOICES = {
     "smallest": (CODINGS, ("packed", "huffman"), ("packed",)),
     "huffman": (("packed", "huffman"), ("packed",)),
@@ -72,12 +72,12 @@ CHOICES = {
 
 
 def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
-    """Write a model to a file, and say how many bytes that takes.
+    """Write a model to a file, and return how many bytes it takes.
 
     Parameters
     ----------
     model : Sequential
-        Its weights may be any representations, nested in any way.
+        Weights may be arrays or any representations, nested in any way.
     path : str or path-like
         Written atomically: a temporary file, then a rename.
     coding : "smallest" | "huffman" | "packed"
@@ -91,10 +91,10 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
     Raises
     ------
     CompressionError
-        A layer is of a type that the format does not know, or a weight is NaN or infinite; the
-        message names it.
+        A layer has a type that the format does not know, or a weight is NaN or infinite; the
+        message names the layer.
     OSError
-        The file cannot be written. Nothing is left behind.
+        The file cannot be written. An older file of this name stays as it was.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequential:
-    """Read a model from a file: the same values bit for bit, and so the same outputs.
+    """Read a model from a file: the same values, bit for bit, so the same outputs.
 
     Parameters
     ----------
@@ -144,9 +144,9 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     ----------
     model : Sequential
     coding : "smallest" | "huffman" | "packed"
-        How integers may be coded, each array in the way that is shortest for it: in any way (some
-        seconds for a million codes); Huffman's code or packed bits (a fraction of that); packed
-        bits only.
+        Which codings of integers are tried; each array gets the shortest. "smallest" tries all,
+        and takes some seconds for a million codes. "huffman" tries Huffman's code and packed bits,
+        which is much faster. "packed" has packed bits only.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     Raises
     ------
     CompressionError
-        `model` is no Sequential, holds a layer of a type that the format does not know, or a
+        `model` is not a Sequential, has a layer of a type that the format does not know, or has a
         weight that is NaN or infinite.
 
     Examples
@@ -183,14 +183,14 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
 
 
 def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
-    """The model of a file's bytes.
+    """Decode the bytes of a file that `save` wrote.
 
     Parameters
     ----------
     blob : bytes
     max_bytes : int
-        Memory that the decoded weights and their parts may take; a few bytes can stand for very
-        much. What would take more is refused before the memory is taken.
+        Memory that the decoded weights and their parts may take; a few bytes can decode to very
+        large arrays. A model that needs more is refused before the memory is taken.
 
     Returns
     -------
@@ -199,8 +199,8 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     Raises
     ------
     FileFormatError
-        The bytes are not a whole, unaltered file of a known version, would take more than that, or
-        hold a weight that is NaN or infinite.
+        The bytes are not a whole, unaltered file of a known version, need more memory, or hold a
+        weight that is NaN or infinite.
 
     Examples
     --------
