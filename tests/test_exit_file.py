@@ -94,7 +94,7 @@ def test_frames_that_cannot_be_are_refused(tmp_path):
         "version 2": [blob[:3] + b"\2" + blob[4:], b"mcx\2"],
         "criterion": [blob[:4] + b"\3" + blob[5:]],
         "heads|parts|needed|sizes": [blob[:5] + b"\xff\xff\xff\xff\x7f" + blob[6:]],
-        "cannot be: thresholds": [
+        "impossible: thresholds": [
             blob[:6] + np.array(wrong, ">f8").tobytes() + blob[14:]
             for wrong in (-1.0, np.nan, -np.inf)
         ],

@@ -123,4 +123,4 @@ def _parsed(blob: bytes, limit: int) -> EarlyExit:
     try:
         return EarlyExit(models[::2], models[1::2], thresholds, CRITERIA[criterion])
     except CompressionError as error:
-        raise FileFormatError(f"the file holds what cannot be: {error}") from None
+        raise FileFormatError(f"the file describes something impossible: {error}") from None

@@ -14,7 +14,7 @@ import numpy as np
 from minicompress.arrays import DType, as_int
 from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_graph import Graph, constant_bytes
-from minicompress.interchange.onnx_layers import FORMS, add_layer
+from minicompress.interchange.onnx_layers import TYPES, add_layer
 from minicompress.nn.layers import Layer, factor_layers
 from minicompress.nn.network import Sequential, apply, finite_model
 from minicompress.nn.stateless import Shape
@@ -95,7 +95,7 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     dtype = _dtype(model)
     chains = [factor_layers(layer) for layer in model.layers]
     _check_size([part for chain in chains for part in chain], opset)
-    apply(model, np.empty((0, *shape), dtype))  # what does not fit together is refused here
+    apply(model, np.empty((0, *shape), dtype))  # refuses layers that do not fit together
     graph = Graph(onnx, opset, dtype, shape)
     for i, chain in enumerate(chains):
         for j, part in enumerate(chain):
@@ -158,8 +158,9 @@ def _dtype(model: Sequential) -> DType:
     found: list[tuple[str, DType]] = []
     for i, layer in enumerate(model.layers):
         name = f"layer {i} ({type(layer).__name__})"
-        if type(layer) not in FORMS:
-            raise CompressionError(f"{name} has no ONNX form: {_known()} have one")
+        if type(layer) not in TYPES:
+            known = ", ".join(sorted(kind.__name__ for kind in TYPES))
+            raise CompressionError(f"{name} has no ONNX form: {known} have one")
         found += [(name, dtype_of(rep)) for rep in layer.parameters().values()]
     for name, dtype in found:
         if dtype == np.float64:
@@ -182,7 +183,3 @@ def _check_size(layers: list[Layer], opset: int) -> None:
             f"model takes about {size:,} bytes as ONNX, and a file of ONNX has at most "
             f"{MAX_BYTES:,}; quantize its weights or export it in parts"
         )
-
-
-def _known() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in FORMS))

@@ -222,12 +222,12 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     except FileFormatError:
         raise
     except CompressionError as error:  # from the layers and representations themselves
-        raise FileFormatError(f"the file holds what cannot be: {error}") from None
+        raise FileFormatError(f"the file describes something impossible: {error}") from None
     return model
 
 
 def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
-    """The file with these codings; None if decoding it would take too long."""
+    """The bytes with these codings; None if decoding them would take too long."""
     writer = Writer(codings)
     _code_model(writer, model.layers)
     bulk, coded = bytes(writer.bulk), writer.coder.finish()
@@ -237,7 +237,7 @@ def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
 
 
 def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
-    """All layers, each told how many features the one before it has."""
+    """Code all layers; `features` is the number of outputs of the layer before, if known."""
     count = section.number("layers", 0 if layers is None else len(layers))
     coded: list[Layer] = []
     features: int | None = None
@@ -246,7 +246,7 @@ def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Lay
         layer = None if layers is None else layers[i]
         number = 0 if layer is None else TYPES.index(type(layer))
         stand_in = LAYERS[section.choice("layer", number, len(LAYERS))]
-        with np.errstate(all="ignore"):  # a batch normalization may hold anything, and is tried
+        with np.errstate(all="ignore"):  # a damaged batch normalization may overflow
             coded.append(_code_layer(section, layer or stand_in, features))
         match coded[-1]:
             case Dense(weight=weight) | Conv2D(weight=weight):
@@ -259,7 +259,7 @@ def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Lay
 
 
 def _code_layer(section: Section, layer: Layer, features: int | None) -> Layer:
-    """A layer; when reading, one of its type whose values are ignored."""
+    """Code a layer. A reader passes one of the same type, whose values are ignored."""
     match layer:
         case Dense():
             inputs = _code_inputs(section, shape_of(layer.weight)[0], features)
@@ -298,13 +298,13 @@ def _code_layer(section: Section, layer: Layer, features: int | None) -> Layer:
             return LeakyReLU(_code_real(section, layer.negative_slope, 0.01))
         case Dropout():
             return Dropout(_code_real(section, layer.rate, 0.5))
-    return layer  # the others have nothing but their type
+    return layer  # the others have no fields
 
 
 def _code_affine(
     section: Section, layer: Dense | Conv2D, shape: Template
 ) -> tuple[Rep, Rep | None]:
-    """Weight and bias; a bias has the dtype of its weight and one entry for each output."""
+    """Code weight and bias. A bias has the weight's dtype and one entry for each output."""
     reading = isinstance(section, Reader)
     weight = code_rep(section, shape, None, None if reading else layer.weight)
     if not section.flag("bias", layer.bias is not None):
@@ -314,7 +314,7 @@ def _code_affine(
 
 
 def _code_inputs(section: Section, inputs: int, expected: int | None) -> int:
-    """A number of inputs, which most often is what the layers before make expected."""
+    """Code a number of inputs, which usually is the expected number."""
     if expected is not None and section.flag("as expected", inputs == expected):
         return expected
     return section.number("size", inputs)
