@@ -98,7 +98,7 @@ def test_frames_that_cannot_be_are_refused(tmp_path):
             blob[:6] + np.array(wrong, ">f8").tobytes() + blob[14:]
             for wrong in (-1.0, np.nan, -np.inf)
         ],
-        "announced": [blob[:22] + bytes([3]) + blob[23:]],
+        "parts have": [blob[:22] + bytes([3]) + blob[23:]],
     }
     assert blob[22:27] == bytes([2, 1, 1, 1, 1])  # the layers of the parts
     for words, blobs in refused.items():
@@ -170,7 +170,7 @@ def rounded_thresholds(exits, path):
 
 def ungrouped(path):
     exits = load_exits(path)
-    layers = exit_training.flat_layers(exits)
+    layers = exit_training.joined(exit_training.parts(exits)).layers
     return replace(exits, segments=(Sequential(layers[:1]), *exits.segments[1:]))
 
 
