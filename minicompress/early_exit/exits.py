@@ -329,19 +329,16 @@ def _prepared(
 ) -> tuple[EarlyExit, Array, int, int]:
     """Check the arguments and decode the weights, once for a call."""
     checked(exits)
-    exits = replace(
-        exits,
-        segments=tuple(map(_plain, exits.segments)),
-        heads=tuple(map(_plain, exits.heads)),
-    )
+    segments, heads = (tuple(map(_plain, models)) for models in (exits.segments, exits.heads))
+    exits = replace(exits, segments=segments, heads=heads)
     x = finite_array(x, "x")
     if x.ndim == 0:
         raise CompressionError("x must be a batch of inputs, not a single number")
     classes = number_of_classes(exits, x.shape[1:])
     if batch_size is not None:
         return exits, x, classes, as_int(batch_size, "batch_size", 1)
-    network = exits.network
-    return exits, x, classes, chunk_rows(network, list(enumerate(network.layers)), x)
+    runs = list(enumerate(exits.network.layers))
+    return exits, x, classes, chunk_rows(exits.network, runs, x)
 
 
 def checked(exits: EarlyExit) -> EarlyExit:
