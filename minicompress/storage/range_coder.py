@@ -82,7 +82,8 @@ class RangeEncoder:
     def code(self, context: Context, bit: int) -> int:
         """Code a decision; the context learns it."""
         zeros, ones = context
-        split = self._range * zeros // (zeros + ones)
+        total = zeros + ones
+        split = self._range * zeros // total
         if bit:
             self._low += split
             self._range -= split
@@ -90,7 +91,7 @@ class RangeEncoder:
         else:
             self._range = split
             context[0] = zeros + 2
-        if zeros + ones >= FULL:
+        if total >= FULL:
             context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
         self.work += 1
         while self._range < NARROW:
@@ -158,7 +159,8 @@ class RangeDecoder:
     def code(self, context: Context, bit: int) -> int:
         """Read a decision and ignore `bit`; the context learns it."""
         zeros, ones = context
-        split = self._range * zeros // (zeros + ones)
+        total = zeros + ones
+        split = self._range * zeros // total
         if self._code >= split:
             bit = 1
             self._code -= split
@@ -168,7 +170,7 @@ class RangeDecoder:
             bit = 0
             self._range = split
             context[0] = zeros + 2
-        if zeros + ones >= FULL:
+        if total >= FULL:
             context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
         self.work += 1
         if self.work > self._max_work:
