@@ -8,14 +8,13 @@ between them stands in `minicompress.pipeline`.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 from minicompress.analysis.tables import wrap
@@ -39,6 +38,7 @@ from minicompress.experiments.table import format_table, legend, read_table
 from minicompress.interchange.c import export_c_file
 from minicompress.interchange.onnx_file import save_onnx
 from minicompress.storage.container import load
+from minicompress.storage.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -288,24 +288,15 @@ CALIBRATION = 512
 
 @contextmanager
 def _replacing(name: str | None) -> Iterator[TextIO | None]:
-    """A file that takes its name once it is whole; opened now, so that a bad name fails early."""
+    """A file that is written atomically; opened now, so that a bad name fails early."""
     if name is None:
         yield None
         return
-    path = Path(name)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part") if path.name else path
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with beside.open("x", encoding="utf-8") as file:
-            yield file
-        os.replace(beside, path)
+        with replacing(name) as (file,), TextIOWrapper(file, encoding="utf-8") as text:
+            yield text
     except OSError as error:
         raise CompressionError(f"cannot write {name!r}: {error.strerror or error}") from None
-    finally:
-        if path.name:
-            with suppress(OSError):
-                beside.unlink()
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from minicompress.early_exit.thresholds import exit_macs
 from minicompress.errors import CompressionError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.stateless import IntegerFlatten, IntegerReLU
+from minicompress.interchange import onnx_layers
 from minicompress.interchange.c import export_c
-from minicompress.interchange.onnx_layers import FORMS
 from minicompress.nn.layers import (
     LAYER_TYPES,
     BatchNorm,
@@ -195,7 +195,7 @@ def test_what_a_layer_must_provide_is_said():
 
 
 def test_files_onnx_and_the_rest_know_the_same_layers():
-    assert set(FORMS) == set(TYPES) == LAYER_TYPES
+    assert set(onnx_layers.TYPES) == set(TYPES) == LAYER_TYPES
 
 
 def test_the_arithmetic_of_a_derived_layer_is_not_known():
