@@ -15,8 +15,8 @@ import numpy as np
 
 import minicompress as mc
 from minicompress.analysis.tables import aligned
-from minicompress.recipes.rate_recipe import BY_A_PIXEL, lesson, shifted, taught
 from minicompress.recipes import deep_compression, run_recipe
+from minicompress.recipes.rate_recipe import BY_A_PIXEL, lesson, shifted, taught
 from minicompress.search.weights import weights
 
 

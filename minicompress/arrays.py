@@ -116,6 +116,16 @@ def as_float(value: Any, name: str, low: float, high: float = math.inf) -> float
     return number
 
 
+def interval(value: Any, name: str) -> tuple[float, float]:
+    """A pair of finite numbers, the lesser one first."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise CompressionError(f"{name} must be a pair (lo, hi) with lo <= hi, not {value!r}")
+    low, high = (as_float(end, name, -math.inf) for end in value)
+    if low > high:
+        raise CompressionError(f"{name} must be a pair (lo, hi) with lo <= hi, not {value!r}")
+    return low, high
+
+
 def choice(value: Any, name: str, choices: Iterable[str]) -> str:
     """One of the named choices."""
     listed = list(choices)

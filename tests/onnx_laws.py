@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from minicompress.certify.float_error import float_error
+from minicompress.certify.float_error import Values, float_error
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.nn.layers import factor_layers, plain_layers
@@ -68,8 +68,9 @@ def spread(layer, x, error, dtype):
             ratio = np.abs(s) / np.sqrt(v + layer.epsilon)
             size = (np.abs(x) + error + np.abs(m)) * ratio + np.abs(o)
             return error * ratio + 8 * u / (1 - 8 * u) * size
+    # The magnitude of what went in, of either sign.
     size = np.abs(x)
-    return float_error(layer, size, error, dtype)
+    return float_error(layer, Values(-size, size, error), dtype)
 
 
 def reference(model, x, dtype=F):

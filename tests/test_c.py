@@ -218,6 +218,10 @@ def test_drawn_networks(tmp_path, sanitizers):
         weight = BORDERED.weight.astype(int) // 2 ** (8 - bits)
         layer = dataclasses.replace(BORDERED, weight=weight.astype(np.int8))
         cases.append((small(layer, PICTURE.shape[1:]), PICTURE))
+    x = np.random.default_rng(0).normal(size=(4, 40)).astype(np.float32)
+    for few in (pruned, clustered):  # a list of places, a codebook
+        made = to_integer(Sequential((Dense(few(np.sin(np.outer(x[0], x[1])))),)), x)
+        cases.append((made, made.quantize_input(x)))
     for zero_point in (-128, 127):  # where a comparison of codes has only one way to come out
         cases.append((small(IntegerReLU(zero_point), PICTURE.shape[1:]), PICTURE))
 

@@ -68,3 +68,5 @@ def test_the_search_finds_the_corner_of_an_affine_network():
     assert clipped.tolist() == [5.0]
     with pytest.raises(mc.CompressionError, match="rng must be"):
         attack(f, g, x, eps=0.25, rng=0)
+    with pytest.raises(mc.CompressionError, match="clip must be"):
+        attack(f, g, x, eps=0.25, rng=rng, clip=(1.0, 0.0))

@@ -30,6 +30,7 @@ OTHERS = {
     "00_in_one_file",  # test_in_one_file.py
     "06_your_own_compressor",
     "against_others",
+    "attack_certificates",
     "c_sizes",
     "deep_compression",
     "from_keras_and_torch",

@@ -94,11 +94,11 @@ def test_frames_that_cannot_be_are_refused(tmp_path):
         "version 2": [blob[:3] + b"\2" + blob[4:], b"mcx\2"],
         "criterion": [blob[:4] + b"\3" + blob[5:]],
         "heads|parts|needed|sizes": [blob[:5] + b"\xff\xff\xff\xff\x7f" + blob[6:]],
-        "cannot be: thresholds": [
+        "impossible: thresholds": [
             blob[:6] + np.array(wrong, ">f8").tobytes() + blob[14:]
             for wrong in (-1.0, np.nan, -np.inf)
         ],
-        "announced": [blob[:22] + bytes([3]) + blob[23:]],
+        "parts have": [blob[:22] + bytes([3]) + blob[23:]],
     }
     assert blob[22:27] == bytes([2, 1, 1, 1, 1])  # the layers of the parts
     for words, blobs in refused.items():
@@ -170,7 +170,7 @@ def rounded_thresholds(exits, path):
 
 def ungrouped(path):
     exits = load_exits(path)
-    layers = exit_training.flat_layers(exits)
+    layers = exit_training.joined(exit_training.parts(exits)).layers
     return replace(exits, segments=(Sequential(layers[:1]), *exits.segments[1:]))
 
 

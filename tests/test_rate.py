@@ -19,15 +19,8 @@ from minicompress.nn.network import Sequential, apply, parameters, vjp, with_par
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import View, fit
 from minicompress.recipes import rate
-from minicompress.recipes.rate import (
-    BIAS_STEP,
-    bias_slopes,
-    is_latent,
-    latent_model,
-    quantized_model,
-    rate_view,
-    weight_slopes,
-)
+from minicompress.recipes.latent import BIAS_STEP, is_latent, latent_model, quantized_model
+from minicompress.recipes.rate import bias_slopes, rate_view, weight_slopes
 from minicompress.representation import Quantized, decode
 from minicompress.testing.checks import check_pure, same
 

@@ -11,7 +11,7 @@ from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import sensitivity
 from minicompress.arrays import Array
 from minicompress.certify.certificates import ball_certificate, domain_certificate
-from minicompress.certify.float_error import float_error
+from minicompress.certify.float_error import Values, float_error
 from minicompress.certify.lipschitz import output_bound
 from minicompress.compressors.quantization import quantize
 from minicompress.early_exit.exits import EarlyExit
@@ -19,8 +19,8 @@ from minicompress.early_exit.thresholds import exit_macs
 from minicompress.errors import CompressionError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.stateless import IntegerFlatten, IntegerReLU
+from minicompress.interchange import onnx_layers
 from minicompress.interchange.c import export_c
-from minicompress.interchange.onnx_layers import FORMS
 from minicompress.nn.layers import (
     LAYER_TYPES,
     BatchNorm,
@@ -161,8 +161,8 @@ USES = {
     "output_bound": lambda layer: output_bound(around(layer), around(layer), radius=1.0),
     "ball": lambda layer: ball_certificate(around(layer), around(layer), X[0], eps=0.1),
     "domain": lambda layer: domain_certificate(around(layer), around(layer), X[1], X[0]),
-    "in float32": lambda layer: ball_certificate(
-        around(layer), around(layer), X[0], eps=0.1, arithmetic="float32"
+    "exact ball": lambda layer: ball_certificate(
+        around(layer), around(layer), X[0], eps=0.1, arithmetic="real"
     ),
     "remove_channels": lambda layer: remove_channels(around(layer), 0, [0]),
     "remove channels of it": lambda layer: remove_channels(around(layer), 1, [0]),
@@ -195,12 +195,12 @@ def test_what_a_layer_must_provide_is_said():
 
 
 def test_files_onnx_and_the_rest_know_the_same_layers():
-    assert set(FORMS) == set(TYPES) == LAYER_TYPES
+    assert set(onnx_layers.TYPES) == set(TYPES) == LAYER_TYPES
 
 
 def test_the_arithmetic_of_a_derived_layer_is_not_known():
     with pytest.raises(CompressionError, match="no bound of the arithmetic of Gated"):
-        float_error(STRANGE["Gated"], X, X, np.dtype(F))
+        float_error(STRANGE["Gated"], Values(X, X, 0 * X), np.dtype(F))
 
 
 @pytest.mark.parametrize("kind", [IntegerReLU, IntegerFlatten])

@@ -6,10 +6,10 @@ from minicompress.certify.certificates import (
     DomainCertificate,
     ball_certificate,
     ball_certificates,
-    certified_fraction,
     domain_certificate,
 )
-from minicompress.certify.lipschitz import conv_norm_upper, output_bound
+from minicompress.certify.lipschitz import output_bound
+from minicompress.certify.operator_norms import conv_norm_upper
 from minicompress.norms import spectral_norm_upper
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "attack",
     "ball_certificate",
     "ball_certificates",
-    "certified_fraction",
     "conv_norm_upper",
     "domain_certificate",
     "output_bound",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, as_float, as_int, finite_array, generator
+from minicompress.arrays import Array, as_float, as_int, finite_array, generator, interval
+from minicompress.certify.pairs import paired
 from minicompress.nn.network import Sequential, apply, decoded, vjp
 
 
@@ -25,7 +26,7 @@ def attack(
     Parameters
     ----------
     f, g : Sequential
-        With one number per class as output.
+        As for `ball_certificate`: layers that correspond, one number per class as output.
     x : (N, ...) ndarray
     eps : float, at least 0
         In the largest-entry norm.
@@ -45,7 +46,7 @@ def attack(
     Raises
     ------
     CompressionError
-        An argument is out of range, or x does not fit the networks.
+        An argument is out of range, the layers do not correspond, or x does not fit the networks.
 
     Notes
     -----
@@ -60,11 +61,13 @@ def attack(
     array([1.])
     """
     points, radius = finite_array(x, "x"), as_float(eps, "eps", 0.0)
-    f, g = decoded(f), decoded(g)
+    paired(f, g)
+    plain_f, plain_g = decoded(f), decoded(g)  # for the gradients; what is compared is what runs
+    ends = None if clip is None else interval(clip, "clip")
 
     def within(z: Array) -> Array:
         z = np.clip(z, points - radius, points + radius)
-        return (z if clip is None else np.clip(z, *clip)).astype(points.dtype)
+        return (z if ends is None else np.clip(z, *ends)).astype(points.dtype)
 
     def difference(z: Array) -> Array:
         apart = apply(g, z).astype(np.float64) - apply(f, z).astype(np.float64)
@@ -81,7 +84,7 @@ def attack(
         for k, sign in np.ndindex(outputs, 2):
             z = start
             for _ in range(as_int(steps, "steps", 0)):
-                direction = _gradient(g, z, k) - _gradient(f, z, k)
+                direction = _gradient(plain_g, z, k) - _gradient(plain_f, z, k)
                 z = within(points + (2 * sign - 1) * radius * np.sign(direction))
                 best = np.maximum(best, difference(z))
     return best

@@ -3,8 +3,11 @@
 At one known input there is nothing to prove: run both. A certificate earns its name by holding
 where nobody ran anything: for every input within eps of x, or in the whole box of the data. What
 holds there is read off the two zonotopes that `zonotope.follow` brings to the outputs: of all
-values of the original f, and of the difference g - f. The networks are taken in real-arithmetic
-semantics.
+values of the original f, and of the difference g - f; and off what `evaluation.float_error` says
+that the engine's rounding can add.
+
+A certificate speaks of the networks as they are given and as `apply` runs them. The integers that
+`to_integer` makes of one round otherwise: nothing here holds for them.
 """
 
 from __future__ import annotations
@@ -14,83 +17,126 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, Value, as_float, as_int, choice, finite_array, freeze
-from minicompress.certify.float_error import ARITHMETICS, float_error
+from minicompress.arrays import (
+    Array,
+    DType,
+    Value,
+    as_float,
+    as_int,
+    choice,
+    finite_array,
+    float_array,
+    freeze,
+    interval,
+)
+from minicompress.certify.float_error import Values, float_error
+from minicompress.certify.pairs import paired
 from minicompress.certify.zonotope import Pair, Zonotope, follow
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Layer
 from minicompress.nn.network import Sequential
 from minicompress.norms import UNIT, gamma
+from minicompress.representation import dtype_of
+
+ARITHMETICS = ("native", "real")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BallCertificate(Value):
+class _Certificate(Value):
+    """What certificates share: bounds of g - f, the box they hold on, and whose arithmetic."""
+
+    lower: Array
+    upper: Array
+    low: Array
+    high: Array
+    arithmetic: str
+
+    @property
+    def bound(self) -> float:
+        """The largest difference that any output can have; infinite where nothing is known."""
+        return float(max(np.abs(self.lower).max(initial=0), np.abs(self.upper).max(initial=0)))
+
+    def covers(self, x: ArrayLike) -> Array:
+        """Which rows of inputs lie in the box, (N,) bools. A row with NaN does not."""
+        rows = float_array(x, "x")
+        if rows.shape[1:] != self.low.shape or rows.ndim != self.low.ndim + 1:
+            raise CompressionError(f"x must be rows of shape {self.low.shape}, not {rows.shape}")
+        inside = (self.low <= rows) & (rows <= self.high)
+        return np.asarray(inside.reshape(len(rows), self.low.size).all(1))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BallCertificate(_Certificate):
     """What holds for every input within eps of one input.
 
     Parameters
     ----------
     lower, upper : (classes,) ndarray
         Bounds of g - f, output by output.
+    low, high : ndarray of the shape of an input
+        The box of inputs that it holds for.
+    arithmetic : "float16" | "float32" | "float64" | "real"
+        Whose outputs and classes it speaks of: those that `apply` returns, or the exact ones.
     same_class : bool
         f and g have one and the same class on the whole ball.
     """
 
-    lower: Array
-    upper: Array
     same_class: bool
-
-    @property
-    def bound(self) -> float:
-        """The largest difference that any output can have."""
-        return float(max(np.abs(self.lower).max(initial=0), np.abs(self.upper).max(initial=0)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DomainCertificate(Value):
+class DomainCertificate(_Certificate):
     """What holds for every input of a box.
 
     Parameters
     ----------
-    lower, upper : (classes,) ndarray
-        Bounds of g - f, output by output.
+    lower, upper, low, high, arithmetic
+        As for `BallCertificate`.
     pairwise : (classes, classes) ndarray
         ``pairwise[c, k]``: how much g can favour class k over class c more than f does.
+    error : (classes,) ndarray
+        How far the logits that f computes can be from those that `pairwise` speaks of: 0 unless
+        the arithmetic is real.
     """
 
-    lower: Array
-    upper: Array
     pairwise: Array
+    error: Array
 
-    @property
-    def bound(self) -> float:
-        """The largest difference that any output can have."""
-        return float(max(np.abs(self.lower).max(initial=0), np.abs(self.upper).max(initial=0)))
-
-    def keeps(self, logits: ArrayLike) -> Array:
+    def keeps(self, logits: ArrayLike, x: ArrayLike) -> Array:
         """For which inputs g certainly has f's class, from f's logits there alone.
 
         Parameters
         ----------
         logits : (N, classes) ndarray
-            ``apply(f, x)`` for inputs x of the box. g need never be run.
+            ``apply(f, x)``. g need never be run.
+        x : (N, ...) ndarray
+            The inputs. Nothing is known of those outside of the box.
 
         Returns
         -------
         (N,) ndarray of bool
-            The margin over every other class is above what `pairwise` can take away. The margin
-            is computed from the logits as they are given.
+            The input lies in the box, and the margin over every other class is above what
+            `pairwise` can take away. Rows with infinite or NaN logits are not kept, and none is
+            where `bound` is infinite.
         """
-        z = finite_array(logits, "logits", ndim=2).astype(np.float64)
-        if z.shape[1] != len(self.pairwise):
+        z = float_array(logits, "logits", ndim=2).astype(np.float64)
+        inside = self.covers(x)
+        if z.shape != (len(inside), len(self.pairwise)):
             raise CompressionError(
-                f"logits must have {len(self.pairwise)} columns, not shape {z.shape}"
+                f"logits must be ({len(inside)}, {len(self.pairwise)}), a row for each of x and a "
+                f"column for each class, not {z.shape}"
             )
         best = z.argmax(1)
-        margins = np.take_along_axis(z, best[:, None], 1) - z
-        slack = 2 * UNIT * (np.abs(z) + np.abs(z).max(1, keepdims=True, initial=0))
-        kept = margins - slack > self.pairwise[best]
+        with np.errstate(over="ignore", invalid="ignore"):
+            margins = np.take_along_axis(z, best[:, None], 1) - z
+            size = np.abs(z).max(1, keepdims=True, initial=0)
+            # Of exact outputs f's own class must be certain too, which the logits only come near.
+            least = self.pairwise if self.arithmetic != "real" else np.maximum(self.pairwise, 0)
+            lost = _plus(least[None], self.error[None])[0]
+            kept = margins - 4 * UNIT * (np.abs(z) + size) > lost[best]
         kept[np.arange(len(z)), best] = True
-        return np.asarray(kept.all(1))
+        known = np.isfinite(z).all(1) & np.isfinite(self.bound)
+        return np.asarray(kept.all(1) & inside & known)
 
 
 def ball_certificate(
@@ -101,7 +147,7 @@ def ball_certificate(
     eps: float,
     clip: tuple[float, float] | None = None,
     max_symbols: int | None = None,
-    arithmetic: str = "real",
+    arithmetic: str = "native",
 ) -> BallCertificate:
     """Bound g - f over all inputs within eps of one input.
 
@@ -113,13 +159,14 @@ def ball_certificate(
     eps : float, at least 0
         In the largest-entry norm, so that every entry may move by eps.
     clip : (lo, hi), optional
-        The range of valid inputs, which the ball does not leave.
+        The range of valid inputs, which the ball does not leave; lo <= hi.
     max_symbols : int, optional
         Symbols that are kept apart; the least of the others are boxed. Sound for any number;
         a smaller one is faster, takes less memory and is less tight.
-    arithmetic : "real" | "float16" | "float32" | "float64"
-        With a dtype, what its rounding can add when the engine runs both networks is added: the
-        certificate then speaks of the numbers that `apply` returns.
+    arithmetic : "native" | "real"
+        Native: of the numbers that `apply` returns, whatever else is in the batch, in the dtype of
+        f and g; the rounding of both is added. Infinite where that dtype can overflow. Real: of
+        the exact outputs.
 
     Returns
     -------
@@ -128,7 +175,13 @@ def ball_certificate(
     Raises
     ------
     CompressionError
-        The layers do not correspond, one is of a type that is not followed, or x does not fit.
+        The layers do not correspond, one is of a type that is not followed, x does not fit, the
+        networks are not of one dtype, or `clip` is no range.
+
+    Notes
+    -----
+    It holds for f and g, not for what `to_integer` makes of g: integers round otherwise. In native
+    arithmetic f is apart from itself, too, by the rounding of two runs.
 
     Examples
     --------
@@ -153,7 +206,7 @@ def ball_certificates(
     eps: float,
     clip: tuple[float, float] | None = None,
     max_symbols: int | None = None,
-    arithmetic: str = "real",
+    arithmetic: str = "native",
     batch_size: int = 25,
 ) -> tuple[BallCertificate, ...]:
     """`ball_certificate` for each of a batch of inputs.
@@ -183,33 +236,35 @@ def ball_certificates(
     >>> [c.same_class for c in found]
     [True, False]
     """
-    points = finite_array(x, "x").astype(np.float64)
-    radius = as_float(eps, "eps", 0.0)
-    low, high = points - radius, points + radius
-    # Outward, since the ball's ends were rounded; clipping is exact.
-    low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
-    if radius == 0:
-        low = high = points
+    given = finite_array(x, "x")
+    points, radius = given.astype(np.float64), as_float(eps, "eps", 0.0)
+    low = high = points
+    if radius > 0:  # outward, since the ball's ends are rounded
+        with np.errstate(over="ignore"):
+            low = np.nextafter(points - radius, -np.inf)
+            high = np.nextafter(points + radius, np.inf)
     if clip is not None:
-        low, high = np.clip(low, *clip), np.clip(high, *clip)
+        low, high = (np.clip(end, *interval(clip, "clip")) for end in (low, high))
     step = as_int(batch_size, "batch_size", 1)
+    named, dtypes = _arithmetic(f, g, arithmetic, given.dtype)
     certificates: list[BallCertificate] = []
     for start in range(0, len(points), step):
         rows = slice(start, start + step)
-        outputs, f_error, g_error = _evaluated(f, g, low[rows], high[rows], max_symbols, arithmetic)
-        lower, upper = outputs.d.interval()
-        lower, upper = _widened(lower, upper, f_error + g_error)
-        d_pairs = _pairs(outputs.d, f_error + g_error)
-        f_pairs = _pairs(outputs.f, f_error)
-        g_pairs = _pairs(outputs.f.add(outputs.d), g_error)
-        for i in range(len(lower)):
-            f_wins = _wins(-f_pairs[i])
-            g_wins = _wins(np.maximum(-g_pairs[i], -f_pairs[i] - d_pairs[i]))
-            certificates.append(
-                BallCertificate(
-                    freeze(lower[i].copy()), freeze(upper[i].copy()), bool((f_wins & g_wins).any())
-                )
-            )
+        with np.errstate(all="ignore"):
+            outputs, f_error, g_error = _evaluated(f, g, low[rows], high[rows], max_symbols, dtypes)
+            if named == "real":
+                f_error = g_error = np.zeros_like(f_error)
+            lower, upper = _bounds(outputs.d, f_error + g_error)
+            f_pairs, d_pairs = _pairs(outputs.f), _plus(_pairs(outputs.d), g_error)
+            g_pairs = _plus(_pairs(outputs.f.add(outputs.d)), g_error)
+            f_wins = _wins(-_plus(f_pairs, f_error))
+            g_wins = _wins(np.maximum(-g_pairs, -f_pairs - d_pairs))
+            # Outputs that may overflow have no class, even where there is but one.
+            known = np.isfinite(lower) & np.isfinite(upper)
+        same_class = np.asarray((f_wins & g_wins).any(1) & known.all(1)).tolist()
+        for *ends, same in zip(lower, upper, low[rows], high[rows], same_class, strict=True):
+            a, b, c, d = (freeze(end.copy()) for end in ends)
+            certificates.append(BallCertificate(a, b, c, d, named, same))
     return tuple(certificates)
 
 
@@ -220,7 +275,7 @@ def domain_certificate(
     hi: ArrayLike,
     *,
     max_symbols: int | None = None,
-    arithmetic: str = "real",
+    arithmetic: str = "native",
 ) -> DomainCertificate:
     """Bound g - f over a whole box of inputs, such as that of the data.
 
@@ -242,66 +297,56 @@ def domain_certificate(
     CompressionError
         As `ball_certificate`; or lo is above hi somewhere.
 
+    Notes
+    -----
+    As for `ball_certificate`.
+
     Examples
     --------
     >>> from minicompress.nn.layers import Dense
     >>> f = Sequential((Dense(np.array([[1.0, -1.0]])),))
     >>> g = Sequential((Dense(np.array([[1.25, -1.0]])),))
     >>> certificate = domain_certificate(f, g, np.array([-1.0]), np.array([1.0]))
-    >>> certificate.keeps(f(np.array([[0.5], [0.1]])))  # margins 1.0 and 0.2, against 0.25
-    array([ True, False])
+    >>> x = np.array([[0.5], [0.1], [2.0]])
+    >>> certificate.keeps(f(x), x)  # margins 1.0 and 0.2, against 0.25; 2.0 is outside of the box
+    array([ True, False, False])
     """
-    low, high = (finite_array(v, n).astype(np.float64)[None] for v, n in ((lo, "lo"), (hi, "hi")))
+    corners = [finite_array(v, n) for v, n in ((lo, "lo"), (hi, "hi"))]
+    low, high = (corner.astype(np.float64) for corner in corners)
     if low.shape != high.shape or (low > high).any():
         raise CompressionError("lo and hi must have one shape, and lo must not be above hi")
-    outputs, f_error, g_error = _evaluated(f, g, low, high, max_symbols, arithmetic)
-    error = f_error + g_error
-    lower, upper = _widened(*outputs.d.interval(), error)
-    # pairs[c, k] is the most that d_k - d_c can be
-    return DomainCertificate(
-        freeze(lower[0]), freeze(upper[0]), freeze(_pairs(outputs.d, error)[0])
-    )
+    named, dtypes = _arithmetic(f, g, arithmetic, corners[0].dtype)
+    with np.errstate(all="ignore"):
+        outputs, f_error, g_error = _evaluated(f, g, low[None], high[None], max_symbols, dtypes)
+        logits_error = none = np.zeros_like(f_error)
+        if named == "real":
+            logits_error, f_error, g_error = f_error, none, none
+        lower, upper = _bounds(outputs.d, f_error + g_error)
+        pairwise = _plus(_pairs(outputs.d), f_error + g_error)  # the most that d_k - d_c can be
+    a, b, c, d = (freeze(end.copy()) for end in (lower[0], upper[0], low, high))
+    return DomainCertificate(a, b, c, d, named, freeze(pairwise[0]), freeze(logits_error[0]))
 
 
-def certified_fraction(
-    f: Sequential,
-    g: Sequential,
-    x: ArrayLike,
-    *,
-    eps: float,
-    clip: tuple[float, float] | None = None,
-    max_symbols: int | None = None,
-    arithmetic: str = "real",
-) -> float:
-    """The fraction of inputs on whose whole ball f and g provably have one and the same class.
-
-    Parameters
-    ----------
-    f, g, eps, clip, max_symbols, arithmetic
-        As for `ball_certificate`.
-    x : (N, ...) ndarray
-
-    Returns
-    -------
-    float
-        In [0, 1]. How robust f is by itself is its ceiling.
-
-    Raises
-    ------
-    CompressionError
-        As `ball_certificate`.
-
-    Examples
-    --------
-    >>> from minicompress.nn.layers import Dense
-    >>> f, g = (Sequential((Dense(np.eye(2) * s),)) for s in (1.0, 1.25))
-    >>> certified_fraction(f, g, np.array([[3.0, 1.0], [1.0, 1.0]]), eps=0.5)
-    0.5
-    """
-    found = ball_certificates(
-        f, g, x, eps=eps, clip=clip, max_symbols=max_symbols, arithmetic=arithmetic
-    )
-    return sum(c.same_class for c in found) / max(len(found), 1)
+def _arithmetic(
+    f: Sequential, g: Sequential, arithmetic: str, given: DType
+) -> tuple[str, tuple[DType, DType]]:
+    """The name of the arithmetic, and the dtypes that the networks run in."""
+    choice(arithmetic, "arithmetic", ARITHMETICS)
+    paired(f, g)
+    dtypes = []
+    for name, model in (("f", f), ("g", g)):
+        found = {dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()}
+        if len(found) > 1:
+            raise CompressionError(f"{name} must be of one dtype, not {sorted(map(str, found))}")
+        dtypes.append(found.pop() if found else given)
+    if arithmetic == "real":
+        return "real", (dtypes[0], dtypes[1])
+    if dtypes[0] != dtypes[1]:
+        raise CompressionError(
+            f"f and g must be of one dtype, not {dtypes[0]} and {dtypes[1]}, "
+            "or arithmetic must be 'real'"
+        )
+    return str(dtypes[0]), (dtypes[0], dtypes[1])
 
 
 def _evaluated(
@@ -310,44 +355,46 @@ def _evaluated(
     low: Array,
     high: Array,
     max_symbols: int | None,
-    arithmetic: str,
+    dtypes: tuple[DType, DType],
 ) -> tuple[Pair, Array, Array]:
     """The zonotopes of the outputs, and how far each network computes from its own (B, classes)."""
-    choice(arithmetic, "arithmetic", ARITHMETICS)
     errors = [np.zeros_like(low), np.zeros_like(low)]
 
     def watch(a: Layer, b: Layer, pair: Pair) -> None:
-        dtype = np.dtype(arithmetic)
         for i, (layer, z) in enumerate(((a, pair.f), (b, pair.f.add(pair.d)))):
-            errors[i] = float_error(layer, z.size(), errors[i], dtype)
+            errors[i] = float_error(layer, Values(*z.interval(), errors[i]), dtypes[i])
 
-    if arithmetic != "real":
-        return follow(f, g, low, high, max_symbols, watch), errors[0], errors[1]
-    outputs = follow(f, g, low, high, max_symbols)
-    return outputs, *(np.zeros_like(outputs.f.center) for _ in range(2))  # type: ignore[return-value]
+    return follow(f, g, low, high, max_symbols, watch), errors[0], errors[1]
 
 
-def _widened(lower: Array, upper: Array, error: Array) -> tuple[Array, Array]:
-    if not error.any():
-        return lower, upper
-    return np.nextafter(lower - error, -np.inf), np.nextafter(upper + error, np.inf)
+def _bounds(z: Zonotope, error: Array) -> tuple[Array, Array]:
+    """The ends of a zonotope whose points are computed with an error."""
+    (low, high), error = z.interval(), error * (1 + 4 * UNIT)
+    low = np.where(error > 0, np.nextafter(low - error, -np.inf), low)
+    high = np.where(error > 0, np.nextafter(high + error, np.inf), high)
+    return low, high
 
 
-def _pairs(z: Zonotope, error: Array) -> Array:
-    """[b, c, k]: an upper bound of z_k - z_c, each of them off by up to its error."""
+def _pairs(z: Zonotope) -> Array:
+    """[b, c, k]: an upper bound of z_k - z_c."""
     center = z.center[:, None, :] - z.center[:, :, None]
     generators = np.abs(z.generators[:, :, None, :] - z.generators[:, :, :, None]).sum(1)
-    box = z.box + error
-    reach = generators + box[:, None, :] + box[:, :, None]
+    reach = generators + z.box[:, None, :] + z.box[:, :, None]
     reach = reach * (1 + gamma(z.generators.shape[1] + 8))
     size = z.size()
     pairs = center + reach + 4 * UNIT * (size[:, None, :] + size[:, :, None] + reach)
-    diagonal = np.arange(z.center.shape[1])
-    pairs[:, diagonal, diagonal] = 0.0
-    return np.asarray(pairs)
+    return _plus(np.where(np.isnan(pairs), np.inf, pairs), np.zeros_like(size))
+
+
+def _plus(pairs: Array, error: Array) -> Array:
+    """The same, if each z_k is off by up to its error (b, k); the diagonal is 0."""
+    added = (error[:, None, :] + error[:, :, None]) * (1 + 4 * UNIT)
+    total = np.where(added > 0, np.nextafter(pairs + added, np.inf), pairs)
+    diagonal = np.arange(pairs.shape[1])
+    total[:, diagonal, diagonal] = 0.0
+    return np.asarray(total)
 
 
 def _wins(margins: Array) -> Array:
-    """Which classes c have a positive margin[c, k] over every other class k."""
-    margins = margins + np.diag(np.full(len(margins), np.inf))
-    return np.asarray((margins > 0).all(1))
+    """Which classes c have a positive margin[b, c, k] over every other class k."""
+    return np.asarray(((margins > 0) | np.eye(margins.shape[1], dtype=bool)).all(2))

@@ -13,8 +13,10 @@ radius:
     relu(z + d) - relu(z) = lambda_g d + (lambda_g - lambda_f) z + mu_g - mu_f + mu_g e_g - mu_f e_f
     relu(z + d) - relu(z) = d / 2 +- max|d| / 2         (its secant slope lies in [0, 1])
 
-Max-pooling is max(a, b) = b + relu(a - b). The networks are taken in real-arithmetic semantics; the
-rounding of the analysis itself is bounded and goes into the boxes.
+Max-pooling is max(a, b) = b + relu(a - b). The networks are taken in real-arithmetic semantics, a
+`LowRank` weight as the exact product of its factors. The rounding of the analysis itself is bounded
+and goes into the boxes: relative errors, and what products lose that underflow. Where the analysis
+overflows, a center, a generator or a box is infinite or NaN, and stays so to the end.
 
 Differential verification: B. Paulsen, J. Wang and C. Wang, *ReluDiff*, and *NeuroDiff* (both 2020);
 S. Teuber et al., *VeryDiff* (2024). Zonotopes: G. Singh et al., *DeepZ* (2018).
@@ -28,11 +30,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from minicompress.arrays import Array, as_int
+from minicompress.certify.pairs import TINY, Linear, affine_pair, paired
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d
 from minicompress.nn.kernels.windows import geometry
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Sequential, naming_layer
 from minicompress.nn.stateless import (
     AvgPool2D,
     Dropout,
@@ -43,9 +46,8 @@ from minicompress.nn.stateless import (
     ReLU,
 )
 from minicompress.norms import UNIT, gamma
-from minicompress.representation import decode
 
-Linear: TypeAlias = Callable[[Array], Array]
+Map: TypeAlias = Callable[[Array], Array]
 
 
 class Zonotope(NamedTuple):
@@ -62,22 +64,37 @@ class Zonotope(NamedTuple):
 
     def size(self) -> Array:
         """An upper bound of the magnitude in every coordinate."""
-        return np.asarray((np.abs(self.center) + self.reach()) * (1 + 2 * UNIT))
+        return np.asarray((np.abs(self.center) + self.reach()) * (1 + 4 * UNIT))
 
     def interval(self) -> tuple[Array, Array]:
-        """The least and the largest value in every coordinate, rounded outward."""
-        reach = self.reach()
-        slack = 2 * UNIT * (np.abs(self.center) + reach)
-        return self.center - reach - slack, self.center + reach + slack
+        """The least and the largest value in every coordinate, rounded outward.
 
-    def map(self, linear: Linear, absolute: Linear, terms: int) -> Zonotope:
-        """The image under a linear map that sums `terms` products; its rounding goes to the box."""
+        Infinite where the analysis overflowed: an end that is NaN would pass for one that is not
+        above 0.
+        """
+        reach = self.reach()
+        slack = 4 * UNIT * (np.abs(self.center) + reach)
+        low, high = self.center - reach - slack, self.center + reach + slack
+        return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+
+    def map(self, linear: Map, absolute: Map, terms: int, wrong: Map | None = None) -> Zonotope:
+        """The image under a linear map that sums `terms` products; its rounding goes to the box.
+
+        `absolute` is the map of the magnitudes, `wrong` that of how far they are from the exact
+        ones. A product can underflow where both of its factors are not zero.
+        """
         b, m = self.generators.shape[:2]
         center = linear(self.center)
         flat = linear(self.generators.reshape(b * m, *self.generators.shape[2:]))
         generators = flat.reshape(b, m, *flat.shape[1:])
-        box = absolute(self.box + gamma(terms + 4) * self.size()) * (1 + gamma(terms + 4))
-        return Zonotope(center, generators, box)
+        size = self.size()
+        alive = (size > 0).astype(np.float64)
+        spread = self.box + gamma(terms + 8) * size + terms * TINY * alive
+        box, reached = absolute(spread), absolute(alive)
+        if wrong is not None:
+            box, reached = box + wrong(size), reached + wrong(alive)
+        lost = (m + 8) * terms * TINY * (reached > 0)
+        return Zonotope(center, generators, box * (1 + gamma(terms + 8)) + lost)
 
     def add(self, other: Zonotope) -> Zonotope:
         """The sum, over the same symbols."""
@@ -90,7 +107,9 @@ class Zonotope(NamedTuple):
 
     def scaled(self, factor: Array, shift: Array) -> Zonotope:
         """Every coordinate times a factor, plus a shift."""
-        rounding = 4 * UNIT * (self.size() * np.abs(factor) + np.abs(shift))
+        size = self.size()
+        rounding = 4 * UNIT * (size * np.abs(factor) + np.abs(shift))
+        rounding += (self.generators.shape[1] + 8) * TINY * ((size > 0) & (factor != 0))
         return Zonotope(
             self.center * factor + shift,
             self.generators * factor[:, None],
@@ -129,16 +148,14 @@ def follow(
     """
     if max_symbols is not None:
         as_int(max_symbols, "max_symbols", 0)
-    if [type(layer) for layer in f.layers] != [type(layer) for layer in g.layers]:
-        raise CompressionError("f and g must have the same types of layers in the same order")
+    pairs = paired(f, g)
     pair = _capped(_box(low, high), max_symbols)
-    for i, (a, b) in enumerate(zip(f.layers, g.layers, strict=True)):
-        try:
+    for i, (a, b) in enumerate(pairs):
+        with naming_layer(f, i):
+            behind = _capped(_step(a, b, pair, max_symbols), max_symbols)
             if watch is not None:
                 watch(a, b, pair)
-            pair = _capped(_step(a, b, pair, max_symbols), max_symbols)
-        except CompressionError as error:
-            raise CompressionError(f"layer {i}, {type(a).__name__}: {error}") from None
+            pair = behind
     if pair.f.center.ndim != 2:
         raise CompressionError(
             f"the networks must end in one number per class, not shape {pair.f.center.shape[1:]}"
@@ -190,30 +207,30 @@ def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
         case _ if type(a) not in LAYER_TYPES:
             pass
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
-            return _affine(a, b, pair)
+            return _affine(a, b, pair)  # type: ignore[arg-type]
         case Flatten(), _:
             return _both(pair, lambda v: v.reshape(len(v), int(np.prod(v.shape[1:]))))
         case Dropout(), _:
             return pair
         case ReLU(), _:
             return _relu(pair, most)
-        case (LeakyReLU(), LeakyReLU()) if a.negative_slope == b.negative_slope:
+        case LeakyReLU(), _:
             # slope * z + (1 - slope) * relu(z)
             positive, slope = _relu(pair, most), a.negative_slope
             return _combined(pair, slope, positive, 1 - slope)
-        case (AvgPool2D(), AvgPool2D()) if repr(a) == repr(b):
+        case AvgPool2D(), _:
             h, w = pair.f.center.shape[1:3]
             kh, kw = geometry((h, w), a.window, 1, a.padding).kernel
             return Pair(*(z.map(a.forward, a.forward, kh * kw + 1) for z in pair))
         case GlobalAvgPool2D(), _:
             places = int(np.prod(pair.f.center.shape[1:3]))
             return Pair(*(z.map(a.forward, a.forward, places + 1) for z in pair))
-        case (MaxPool2D(), MaxPool2D()) if repr(a) == repr(b):
+        case MaxPool2D(), _:
             return _max_pool(a, pair, most)
-    raise CompressionError(f"no certificate follows {a!r} against {b!r}")
+    raise CompressionError(f"no certificate follows {a!r}")
 
 
-def _both(pair: Pair, move: Linear) -> Pair:
+def _both(pair: Pair, move: Map) -> Pair:
     """A map that only moves entries about: exact."""
 
     def moved(z: Zonotope) -> Zonotope:
@@ -224,38 +241,23 @@ def _both(pair: Pair, move: Linear) -> Pair:
     return Pair(moved(pair.f), moved(pair.d))
 
 
-def _affine(a: Layer, b: Layer, pair: Pair) -> Pair:
-    if not isinstance(a, Conv2D | Dense) or not isinstance(b, Conv2D | Dense):
-        raise CompressionError("not an affine layer")
-    wf, wg = (decode(layer.weight).astype(np.float64) for layer in (a, b))
-    if wf.shape != wg.shape:
-        raise CompressionError(f"weights of shapes {wf.shape} and {wg.shape} do not correspond")
-    bf, bg = (
-        np.zeros(wf.shape[-1]) if layer.bias is None else decode(layer.bias).astype(np.float64)
-        for layer in (a, b)
-    )
-    if isinstance(a, Conv2D) and isinstance(b, Conv2D):
-        names = ("stride", "padding", "dilation", "groups")
-        options = {name: getattr(a, name) for name in names}
-        if options != {name: getattr(b, name) for name in names}:
-            raise CompressionError("the two convolutions differ in their geometry")
-        terms = int(np.prod(wf.shape[:3]))
+def _affine(a: Conv2D | Dense, b: Conv2D | Dense, pair: Pair) -> Pair:
+    maps = affine_pair(a, b)
+    terms = int(np.prod(maps.f.weight.shape[:-1]))
 
-        def under(weight: Array) -> Linear:
-            return lambda v: conv2d(v, weight, **options)
-    else:
-        terms = wf.shape[0]
+    def under(weight: Array) -> Map:
+        if weight.ndim == 4:
+            return lambda v: conv2d(v, weight, **maps.geometry)
+        return lambda v: v @ weight
 
-        def under(weight: Array) -> Linear:
-            return lambda v: v @ weight
+    def image(z: Zonotope, map: Linear) -> Zonotope:
+        wrong = under(map.wrong) if map.wrong.any() else None
+        return z.map(under(map.weight), under(np.abs(map.weight)), terms, wrong)
 
-    def image(z: Zonotope, weight: Array) -> Zonotope:
-        return z.map(under(weight), under(np.abs(weight)), terms)
-
-    ones = np.ones((1, *[1] * (pair.f.center.ndim - 1)))
-    # wg - wf and bg - bf are rounded once more: one term each in gamma covers it.
-    d = image(pair.d, wg).add(image(pair.f, wg - wf)).scaled(ones, bg - bf)
-    return Pair(image(pair.f, wf).scaled(ones, bf), d)
+    one = np.ones((1, *[1] * (pair.f.center.ndim - 1)))
+    # The changes are rounded once more: one term each in gamma covers it.
+    d = image(pair.d, maps.g).add(image(pair.f, maps.change)).scaled(one, maps.offset_change)
+    return Pair(image(pair.f, maps.f).scaled(one, maps.offset), d)
 
 
 def _relaxed(low: Array, high: Array) -> tuple[Array, Array]:
@@ -263,7 +265,7 @@ def _relaxed(low: Array, high: Array) -> tuple[Array, Array]:
     unstable = (low < 0) & (high > 0)
     width = np.where(unstable, high - low, 1.0)
     slope = np.where(unstable, np.clip(high / width, 0.0, 1.0), (low >= 0).astype(np.float64))
-    gap = np.maximum(-slope * low, (1 - slope) * high) * (1 + 4 * UNIT)
+    gap = np.maximum(-slope * low, (1 - slope) * high) * (1 + 4 * UNIT) + 4 * TINY
     return slope, np.where(unstable, gap / 2, 0.0)
 
 
@@ -281,7 +283,7 @@ def _relu(pair: Pair, most: int | None) -> Pair:
     zero = np.zeros_like(g_gap)
     keep, slope = ~half, np.where(half, 0.5, 0.0)
     chosen = first.scaled(keep.astype(np.float64), zero).add(d.scaled(slope, zero))
-    own = np.where(half, largest / 2, g_gap) * (1 + 4 * UNIT)
+    own = np.where(half, largest / 2 + TINY * (largest > 0), g_gap) * (1 + 4 * UNIT)
     shared = np.where(half, 0.0, -f_gap)
     new_f = f.scaled(f_slope, f_gap)
     return _with_symbols(_with_symbols(Pair(new_f, chosen), f_gap, shared, most), zero, own, most)
@@ -330,7 +332,7 @@ def _max_pool(layer: MaxPool2D, pair: Pair, most: int | None) -> Pair:
         raise CompressionError("no certificate follows a padded max-pooling")
     (oh, ow), (sh, sw) = g.output, g.stride
 
-    def at(i: int, j: int) -> Linear:
+    def at(i: int, j: int) -> Map:
         return lambda v: v[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
 
     best: Pair | None = None

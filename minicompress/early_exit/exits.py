@@ -1,23 +1,23 @@
-"""Conditional computation: an input that is easy leaves the network early.
+"""Conditional computation: an easy input leaves the network early.
 
-Behind some layers of a network stand heads, small classifiers of what has been computed so far. An
-input leaves at the first head that is confident enough, and only the others go on (Teerapittayanon
-et al., *BranchyNet: fast inference via early exiting from deep neural networks*, 2016). The network
-is cut into segments there, and segments and heads are models like any other:
+The network is cut into segments. After each segment but the last there is a head, a small
+classifier of the values so far. An input leaves at the first head that is confident enough, and
+only the other inputs go on (Teerapittayanon et al., *BranchyNet: fast inference via early exiting
+from deep neural networks*, 2016). Segments and heads are models like any other:
 
     exits = attach_heads(model, (2,), (28, 28, 1))         # a head behind layer 2
     exits, _ = fit_exits(exits, x, y, ...)                 # the head learns; the network stays
     exits = choose_thresholds(exits, *validation, min_accuracy=0.99)
     logits, left_at = predict(exits, x)
 
-Here are the value, its heads and the run. The training is in `exit_training`, the choice of the
-thresholds and what they save in `exit_choice`, the file in `exit_file`.
+This file has the value, its heads and how it runs. `training` trains the heads, `thresholds`
+chooses thresholds and counts what they save, `file` saves and loads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -44,28 +44,29 @@ NEVER = math.inf
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EarlyExit(Value):
-    """A network in segments, with a head behind each but the last.
+    """A network in segments, with a head after each segment but the last.
 
     Parameters
     ----------
     segments : tuple of Sequential
-        One after the other they are the network; the last one ends in the logits.
+        Run one after the other, they are the network. The last one ends in the logits.
     heads : tuple of Sequential, one fewer
-        From a segment's outputs to logits of the same classes.
+        From the outputs of a segment to logits of the same classes.
     thresholds : tuple of float, one for each head
-        An input leaves where its `confidence` is at least the threshold. At ``math.inf`` none
-        does, and the head is not even run.
+        An input leaves at a head if its `confidence` there is at least the threshold. At
+        ``math.inf`` no input leaves, and the head is not run.
     criterion : "max_probability" | "margin" | "entropy"
-        What `confidence` is.
+        The measure of `confidence`.
 
     Raises
     ------
     CompressionError
-        The numbers of them do not fit, something is no Sequential, or a threshold is negative.
+        The numbers of segments, heads and thresholds do not fit, one of the models is not a
+        Sequential, or a threshold is negative.
 
     Notes
     -----
-    Compress it part by part, for example
+    It is compressed part by part, for example
     ``replace(exits, heads=tuple(compress(head, plan).model for head in exits.heads))``.
 
     Examples
@@ -105,36 +106,36 @@ class EarlyExit(Value):
     @property
     def network(self) -> Sequential:
         """The network without its heads."""
-        return _joined(self.segments)
+        return joined(self.segments)
 
 
 def attach_heads(
     model: Sequential, positions: Sequence[int], input_shape: Shape, *, pool: int = 1
 ) -> EarlyExit:
-    """Cut a network behind some of its layers and put a new head at each cut.
+    """Cut a network after some of its layers, and put a new head at each cut.
 
     Parameters
     ----------
     model : Sequential
-        Ends in logits.
+        It ends in logits.
     positions : sequence of int, increasing
-        Indices of layers; the last layer is none of them, for there the network itself ends.
+        Indices of the layers to cut after. The last layer is not allowed: the network ends there.
     input_shape : tuple of int
-        Of one input, without the batch axis.
+        The shape of one input, without the batch axis.
     pool : int
-        Before a head's dense layer an image is reduced by a maximum over windows so large, which
-        makes the head cheaper by the square of it.
+        A head first reduces images by the maximum over windows of ``pool x pool`` pixels, which
+        makes it cheaper by a factor of ``pool ** 2``.
 
     Returns
     -------
     EarlyExit
-        Its layers are those of `model`. A head is one dense layer, which starts at zero: there is
-        no symmetry to break. No threshold lets anybody leave yet.
+        Its layers are those of `model`. A head is one dense layer that starts at zero. All
+        thresholds start at infinity: no input exits early.
 
     Raises
     ------
     CompressionError
-        A position is out of range or out of order, the outputs are no logits, the network has no
+        A position is out of range or out of order, the outputs are not logits, the network has no
         weights, or an image is smaller than the window.
 
     Examples
@@ -161,15 +162,15 @@ def attach_heads(
 
 
 def confidence(logits: Array, criterion: str = "max_probability") -> Array:
-    """How sure of its answer a classifier is, from 0 to 1.
+    """How confident a classifier is, from 0 to 1.
 
     Parameters
     ----------
     logits : (N, classes) ndarray of float16, float32 or float64, finite
-        At least two classes.
+        At least two classes. The probabilities p are their softmax.
     criterion : "max_probability" | "margin" | "entropy"
-        Of the probabilities, the softmax of the logits: the largest; what it is ahead of the
-        second; one minus their entropy, in units of the most that it can be.
+        "max_probability": the largest p. "margin": the largest minus the second largest p.
+        "entropy": 1 - H(p) / log(classes), with the entropy H(p) = -sum(p log p).
 
     Returns
     -------
@@ -178,7 +179,7 @@ def confidence(logits: Array, criterion: str = "max_probability") -> Array:
     Raises
     ------
     CompressionError
-        The logits are not as above, or there is no such criterion.
+        The logits are not as above, or the criterion does not exist.
 
     Examples
     --------
@@ -207,13 +208,13 @@ def confidence(logits: Array, criterion: str = "max_probability") -> Array:
 
 
 def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tuple[Array, Array]:
-    """Run a batch whose inputs leave as soon as a head is confident.
+    """Run a batch; each input leaves at the first head that is confident enough.
 
     Parameters
     ----------
     exits : EarlyExit
         Weights may be representations; they are decoded once a call.
-    x : (N, ...) ndarray
+    x : (N, ...) ndarray of float16, float32 or float64
     batch_size : int, optional
         Inputs that start together. By default as many as `apply` takes for the whole network.
 
@@ -222,20 +223,20 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
     logits : (N, classes) ndarray of the dtype of `x`
         In the order of `x`, each from the exit where the input left.
     left_at : (N,) ndarray of int64
-        The index of that exit; the last one, ``len(heads)``, is the network's end.
+        The index of that exit. ``len(heads)`` is the end of the network.
 
     Raises
     ------
     CompressionError
-        A layer refuses its input, or a head's classes are not those of the network. Inputs, or the
+        A layer refuses its input, or a head has other classes than the network. Inputs, or the
         logits of an exit that is run, are NaN or infinite: the message names exit and input.
 
     Notes
     -----
-    As long as nobody leaves, the rows are those of ``apply(exits.network, x)`` with the same
-    `batch_size`, bit for bit. Once the batch has shrunk, the last bits of a row may change: see
-    `apply`. An input whose confidence is within these of a threshold can leave in one company and
-    stay in another.
+    As long as no input leaves, the rows are those of ``apply(exits.network, x)`` with the same
+    `batch_size`, bit for bit. After some have left, the batch is smaller, and the last bits of a
+    row can change: see `apply`. So an input whose confidence is this close to a threshold can
+    leave in one batch and stay in another.
 
     Examples
     --------
@@ -261,7 +262,7 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
             answers = finite_outputs(_piece(head, inside), rows, f"heads[{i}]")
             leave = confidence(answers, exits.criterion) >= threshold
             logits[rows[leave]], left_at[rows[leave]] = answers[leave], i
-            if leave.any():  # else the batch stays as it is, to the layout
+            if leave.any():  # else keep the batch, with its memory layout
                 rows, inside = rows[~leave], inside[~leave]
             if not rows.size:
                 break
@@ -271,19 +272,19 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
 
 
 def exit_logits(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> Array:
-    """What every exit says of every input, whoever would have left before.
+    """The logits of all exits for all inputs; no input leaves early.
 
     Parameters
     ----------
     exits : EarlyExit
-    x : (N, ...) ndarray
+    x : (N, ...) ndarray of float16, float32 or float64
     batch_size : int, optional
         As for `predict`.
 
     Returns
     -------
-    (N, exits, classes) ndarray
-        The last exit is the network's end.
+    (N, exits, classes) ndarray of the dtype of `x`
+        The last exit is the end of the network.
 
     Raises
     ------
@@ -302,21 +303,16 @@ def exit_logits(exits: EarlyExit, x: Array, *, batch_size: int | None = None) ->
     for start in range(0, len(x), batch_size):
         inside = x[start : start + batch_size]
         rows = np.arange(start, start + len(inside))
-        for i, (segment, head) in enumerate(zip(exits.segments, exits.heads)):
+        for i, (segment, head) in enumerate(stages(exits)):
             inside = _piece(segment, inside)
-            logits[rows, i] = finite_outputs(_piece(head, inside), rows, f"heads[{i}]")
-        logits[rows, -1] = finite_outputs(_piece(exits.segments[-1], inside), rows)
+            name = f"heads[{i}]" if i < len(exits.heads) else "model"
+            logits[rows, i] = finite_outputs(_piece(head, inside), rows, name)
     return logits
 
 
 def _threshold(value: float) -> float:
-    """Checked; infinity is one, too."""
+    """A threshold, checked; infinity is allowed."""
     return NEVER if value == NEVER else as_float(value, "thresholds", 0.0)
-
-
-def _joined(models: Sequence[Sequential]) -> Sequential:
-    """One after the other."""
-    return Sequential(tuple(layer for model in models for layer in model.layers))
 
 
 def _new_head(shape: Shape, classes: int, pool: int, dtype: DType) -> Sequential:
@@ -331,49 +327,53 @@ def _new_head(shape: Shape, classes: int, pool: int, dtype: DType) -> Sequential
 def _prepared(
     exits: EarlyExit, x: Array, batch_size: int | None
 ) -> tuple[EarlyExit, Array, int, int]:
-    """Everything checked and decoded once: then what is left is to run it."""
+    """Check the arguments and decode the weights, once for a call."""
     checked(exits)
-    exits = replace(
-        exits,
-        segments=tuple(_plain(segment) for segment in exits.segments),
-        heads=tuple(_plain(head) for head in exits.heads),
-    )
+    segments, heads = (tuple(map(_plain, models)) for models in (exits.segments, exits.heads))
+    exits = replace(exits, segments=segments, heads=heads)
     x = finite_array(x, "x")
     if x.ndim == 0:
         raise CompressionError("x must be a batch of inputs, not a single number")
     classes = number_of_classes(exits, x.shape[1:])
     if batch_size is not None:
         return exits, x, classes, as_int(batch_size, "batch_size", 1)
-    network = exits.network
-    return exits, x, classes, chunk_rows(network, list(enumerate(network.layers)), x)
+    runs = list(enumerate(exits.network.layers))
+    return exits, x, classes, chunk_rows(exits.network, runs, x)
 
 
 def checked(exits: EarlyExit) -> EarlyExit:
-    """What is meant to be one."""
+    """An argument that must be an `EarlyExit`."""
     if not isinstance(exits, EarlyExit):
         raise CompressionError(f"exits must be an EarlyExit, not {type(exits).__name__}")
     return exits
 
 
-def flat_layers(exits: EarlyExit) -> tuple[Layer, ...]:
-    """The layers of all parts in a row: each segment's, then those of the head behind it."""
-    return tuple(layer for part in parts(exits) for layer in part.layers)
+def joined(models: Iterable[Sequential]) -> Sequential:
+    """The layers of several models, one model after the other."""
+    return Sequential(tuple(layer for model in models for layer in model.layers))
 
 
-def regrouped(layers: Sequence[Layer], sizes: Sequence[int]) -> tuple[Sequential, ...]:
-    """Layers in a row as models of so many layers each."""
-    ends = np.cumsum(sizes).tolist()
-    return tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
+def stages(exits: EarlyExit) -> list[tuple[Sequential, Sequential]]:
+    """Each segment with its head. The last head is empty: the segment's outputs are the logits."""
+    return list(zip(exits.segments, (*exits.heads, Sequential(()))))
 
 
 def parts(exits: EarlyExit) -> list[Sequential]:
-    """Segments and heads in turn; behind the last segment stands none."""
-    pairs = zip(exits.segments, (*exits.heads, Sequential(())))
-    return [part for pair in pairs for part in pair][:-1]
+    """Segments and heads in turn: segment, head, ..., segment."""
+    return [part for stage in stages(exits) for part in stage][:-1]
+
+
+def regrouped(
+    layers: Sequence[Layer], sizes: Sequence[int]
+) -> tuple[tuple[Sequential, ...], tuple[Sequential, ...]]:
+    """Segments and heads from the layers of ``joined(parts)`` and the number in each part."""
+    ends = np.cumsum(sizes).tolist()
+    models = tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
+    return models[::2], models[1::2]
 
 
 def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
-    """That of the network, if every head has as many."""
+    """The number of classes of the network, and of every head."""
     wanted = output_shape(exits.network, input_shape)
     if len(wanted) != 1:
         raise CompressionError(f"the network must end in logits, not in outputs of shape {wanted}")
@@ -389,11 +389,11 @@ def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
 
 
 def _plain(model: Sequential) -> Sequential:
-    """Of plain arrays, with a layer for every factor, as `apply` runs it."""
+    """The model with decoded weights, and with a layer for every factor, as `apply` runs it."""
     return Sequential(tuple(part for layer in model.layers for part in plain_layers(layer)))
 
 
 def _piece(model: Sequential, x: Array) -> Array:
-    """All rows at once: whoever calls has cut them already."""
-    with np.errstate(over="ignore", invalid="ignore"):  # no exit gives what comes of it
+    """Run all rows at once: the caller has cut the batch already."""
+    with np.errstate(over="ignore", invalid="ignore"):  # logits that are not finite are refused
         return apply(model, x, batch_size=max(len(x), 1))

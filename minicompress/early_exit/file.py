@@ -1,7 +1,7 @@
 """The .mcx file: an `EarlyExit`. FORMAT.md in `storage` specifies it.
 
-It is a frame around one .mcz file, which holds the layers of all segments and heads in a row; the
-frame says how they are grouped, and when an input leaves.
+The file is a frame around one .mcz file, which has the layers of all segments and heads as one
+model. The frame has the sizes of these parts, the criterion and the thresholds.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from minicompress.early_exit.exits import (
     CRITERIA,
     EarlyExit,
     checked,
-    flat_layers,
+    joined,
     parts,
     regrouped,
 )
 from minicompress.errors import CompressionError, FileFormatError, naming
-from minicompress.nn.network import Sequential, finite_model
+from minicompress.nn.network import finite_model
 from minicompress.storage.bits import ByteReader, put_varint
 from minicompress.storage.container import MAX_BYTES, dumps, loads
-from minicompress.storage.files import file_name, read_file, sealed, unsealed, write_file
+from minicompress.storage.files import read_file, sealed, unsealed, write_file
 
 MAGIC, VERSION = b"mcx", 1
 
 
 def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
-    """Write a network with its heads and thresholds to one file, and say how many bytes it takes.
+    """Write a network with its heads and thresholds to one file, and return its size in bytes.
 
     Parameters
     ----------
     exits : EarlyExit
-        Weights may be any representations.
+        Weights may be arrays or any representations.
     path : str or path-like
-        Written beside and renamed: what was there before stays until the new file is whole.
+        Written atomically: a temporary file, then a rename.
     coding : "smallest" | "huffman" | "packed"
         As for `dumps`.
 
@@ -49,7 +49,7 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
     CompressionError
         As `dumps`.
     OSError
-        The file cannot be written. Nothing is left behind.
+        The file cannot be written. An older file of this name stays as it was.
 
     Examples
     --------
@@ -73,14 +73,14 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
             put_varint(len(exits.heads)),
             *(struct.pack(">d", threshold) for threshold in exits.thresholds),
             *map(put_varint, sizes),
-            dumps(Sequential(flat_layers(exits)), coding=coding),
+            dumps(joined(parts(exits)), coding=coding),
         )
     )
     return write_file(path, sealed(MAGIC, VERSION, content))
 
 
 def load_exits(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> EarlyExit:
-    """Read a network with its heads and thresholds: the same values bit for bit.
+    """Read a network with its heads and thresholds: the same values, bit for bit.
 
     Parameters
     ----------
@@ -105,11 +105,7 @@ def load_exits(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> E
     minicompress.errors.FileFormatError: no/such/file.mcx cannot be read: No such file or directory
     """
     limit = as_int(max_bytes, "max_bytes", 0)
-    blob = read_file(path, limit)
-    try:
-        return _parsed(blob, limit)
-    except FileFormatError as error:
-        raise FileFormatError(f"{file_name(path)}: {error}") from None
+    return read_file(path, lambda blob: _parsed(blob, limit), limit)
 
 
 def _parsed(blob: bytes, limit: int) -> EarlyExit:
@@ -122,9 +118,8 @@ def _parsed(blob: bytes, limit: int) -> EarlyExit:
     sizes = [frame.varint() for _ in range(2 * heads + 1)]
     layers = loads(frame.take(frame.left), max_bytes=limit).layers
     if sum(sizes) != len(layers):
-        raise FileFormatError(f"{sum(sizes)} layers are announced, and {len(layers)} are there")
-    models = regrouped(layers, sizes)
+        raise FileFormatError(f"the parts have {sum(sizes)} layers, but the file has {len(layers)}")
     try:
-        return EarlyExit(models[::2], models[1::2], thresholds, CRITERIA[criterion])
+        return EarlyExit(*regrouped(layers, sizes), thresholds, CRITERIA[criterion])
     except CompressionError as error:
-        raise FileFormatError(f"the file holds what cannot be: {error}") from None
+        raise FileFormatError(f"the file describes something impossible: {error}") from None

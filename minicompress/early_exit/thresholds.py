@@ -1,7 +1,6 @@
-"""Thresholds of an `EarlyExit`: what they save, what they cost, and which to take.
+"""Thresholds of an `EarlyExit`: what they save, what they cost, and how to choose them.
 
-Everything is counted on data given, in whole numbers: inputs that leave at each exit, how many of
-them are right, and the multiplications that this takes.
+Everything is counted on given data, in integers: right answers, and multiply-accumulates (MACs).
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import numpy as np
 from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_float, as_int, exactly_one, float_array, integer_array
 from minicompress.early_exit.exits import NEVER, EarlyExit, checked, confidence, exit_logits
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.nn.layers import Shape
-from minicompress.nn.network import Sequential, output_shape
+from minicompress.nn.network import output_shape
 
-# Thresholds that all heads could share, of which the search sets out from the best.
+# The search begins with the best of this many thresholds that all heads share.
 SHARED = 200
 
-# What is wanted, largest first: three integers for the numbers of right answers and of MACs.
+# The rank of choices by their right answers and MACs: three integers, compared in order.
 Rank: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 
 
@@ -33,13 +32,13 @@ class ExitPoint(NamedTuple):
     """A point of `exit_curve`.
 
     threshold : float
-        Of every head.
+        The threshold of every head.
     accuracy : float
         The fraction of right answers.
     macs : Fraction
-        Multiply-accumulates for one input, the mean over all of them.
+        Multiply-accumulates for one input, the mean over all inputs.
     share : float
-        `macs` as a fraction of what the network without heads takes.
+        `macs` as a fraction of the network's without heads.
     """
 
     threshold: float
@@ -49,24 +48,24 @@ class ExitPoint(NamedTuple):
 
 
 def exit_macs(exits: EarlyExit, input_shape: Shape) -> tuple[int, ...]:
-    """Multiply-accumulates that an input has cost when it leaves, for each exit.
+    """Multiply-accumulates for an input that leaves at each exit.
 
     Parameters
     ----------
     exits : EarlyExit
     input_shape : tuple of int
-        Of one input, without the batch axis.
+        The shape of one input, without the batch axis.
 
     Returns
     -------
     tuple of int
-        Of the segments up to that exit and of the heads passed, its own among them. A head whose
-        threshold is ``math.inf`` is not run and costs nothing.
+        For each exit the MACs of the segments and heads up to it. A head whose threshold is
+        ``math.inf`` is not run and costs nothing.
 
     Raises
     ------
     CompressionError
-        As `summary`.
+        As for `summary`.
 
     Examples
     --------
@@ -81,15 +80,15 @@ def exit_macs(exits: EarlyExit, input_shape: Shape) -> tuple[int, ...]:
 
 
 def expected_macs(exits: EarlyExit, input_shape: Shape, left_at: Array) -> Fraction:
-    """Multiply-accumulates for one input: the mean over inputs that left at these exits.
+    """Mean multiply-accumulates for one input, for inputs that left at the given exits.
 
     Parameters
     ----------
     exits : EarlyExit
     input_shape : tuple of int
-        Of one input, without the batch axis.
+        The shape of one input, without the batch axis.
     left_at : (N,) ndarray of integers, N at least 1
-        As `predict` gives it.
+        The exits, as `predict` returns them.
 
     Returns
     -------
@@ -99,7 +98,7 @@ def expected_macs(exits: EarlyExit, input_shape: Shape, left_at: Array) -> Fract
     Raises
     ------
     CompressionError
-        As `exit_macs`; or there is no input, or no such exit.
+        As for `exit_macs`; or there is no input, or no such exit.
 
     Examples
     --------
@@ -121,7 +120,7 @@ def expected_macs(exits: EarlyExit, input_shape: Shape, left_at: Array) -> Fract
 
 
 def exit_curve(exits: EarlyExit, x: Array, y: Array, *, points: int = 50) -> tuple[ExitPoint, ...]:
-    """Accuracy against multiplications, as one threshold for all heads goes down.
+    """Accuracy against multiply-accumulates, as one threshold for all heads goes down.
 
     Parameters
     ----------
@@ -131,17 +130,18 @@ def exit_curve(exits: EarlyExit, x: Array, y: Array, *, points: int = 50) -> tup
     y : (N,) ndarray of integers
         The classes.
     points : int, at least 2
-        At most so many; they stand evenly in the order of the confidences seen.
+        The largest number of points. They are spread evenly over the sorted confidences.
 
     Returns
     -------
     tuple of ExitPoint
-        From the network as it is, where nobody leaves, to where all leave at the first head.
+        The first point is the network itself, where no input leaves early; at the last, all inputs
+        leave at the first head.
 
     Raises
     ------
     CompressionError
-        As `predict` and `exit_macs`; or data do not fit each other.
+        As for `predict` and `exit_macs`; or `x` and `y` do not fit each other.
 
     Examples
     --------
@@ -174,40 +174,41 @@ def choose_thresholds(
     min_accuracy: float | None = None,
     max_macs: float | Fraction | None = None,
 ) -> EarlyExit:
-    """The thresholds that save most at an accuracy, or are right most often within a budget.
+    """Choose the thresholds with the fewest MACs for an accuracy, or the best within a budget.
 
     Parameters
     ----------
     exits : EarlyExit
         Its own thresholds do not matter.
     x : (N, ...) ndarray, N at least 1
-        Validation images, which neither network nor heads were trained with.
+        Validation data, which were not used to train network or heads.
     y : (N,) ndarray of integers
-        Their classes.
+        The classes.
     min_accuracy : float from 0 to 1
-        The least accuracy: the fewest MACs are looked for.
+        The least accuracy, for which the fewest MACs are searched.
     max_macs : int, float or Fraction
-        The most multiply-accumulates for one input, in the mean: the best accuracy is looked for.
-        Exactly one of the two is given.
+        The largest mean of MACs for one input, for which the best accuracy is searched. Give
+        exactly one of the two.
 
     Returns
     -------
     EarlyExit
-        With other thresholds. On these data, with every exit's logits as `exit_logits` computes
-        them, it keeps what was asked for. On others it need not: leave a margin.
+        With other thresholds. They keep the accuracy or the budget on these data, with the logits
+        of `exit_logits`. On other data they may miss it: leave a margin.
 
     Raises
     ------
     CompressionError
-        Both or none of the two are given, none that was found keeps it (the message says what can
-        be had), or as `exit_curve`.
+        Both or none of the two are given. No thresholds that were found keep it; the message says
+        what is possible. Or as for `exit_curve`.
 
     Notes
     -----
-    A threshold stands halfway between two confidences that were seen, so that rounding moves nobody
-    across. With one head the choice is the best there is. With more, all share a threshold at
-    first, then one at a time is put where it is best for the others as they are, until nothing is
-    gained; and the same from where nobody leaves. A head that does not pay ends at ``math.inf``.
+    A threshold is halfway between two confidences of the data, so rounding does not change who
+    leaves. With one head the choice is optimal. With more heads this is a coordinate search: one
+    threshold at a time is set to its best value while the others are fixed, until nothing
+    improves. It starts twice: from the best threshold that all heads can share, and from
+    ``math.inf`` for all. A head that does not pay ends at ``math.inf``.
 
     Examples
     --------
@@ -218,7 +219,7 @@ def choose_thresholds(
     >>> exits = EarlyExit((first, second), (first,), (math.inf,))
     >>> x, y = np.array([[0.0, 3.0], [2.0, 1.0]]), np.array([1, 1])
     >>> chosen = choose_thresholds(exits, x, y, min_accuracy=1.0)
-    >>> round(chosen.thresholds[0], 4)  # only the end is right about [2, 1]: it may not leave
+    >>> round(chosen.thresholds[0], 4)  # at the head, [2, 1] is wrong
     0.8418
     """
     wanted = exactly_one(min_accuracy=min_accuracy, max_macs=max_macs)
@@ -254,12 +255,12 @@ def choose_thresholds(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What there is to know of the data: for each head, exit and input."""
+    """All that the search needs of the data, for each head, exit and input."""
 
     sure: Array  # (heads, N): confidences
     right: Array  # (exits, N): 1 where the exit's answer is right
-    segments: Array  # (exits,): MACs of the segments up to there
-    heads: Array  # (heads,): MACs of each
+    segments: Array  # (exits,): MACs of the segments up to each exit
+    heads: Array  # (heads,): MACs of each head
 
     @property
     def inputs(self) -> int:
@@ -284,25 +285,20 @@ def _seen(exits: EarlyExit, x: Array, y: Array) -> _Seen:
 
 
 def _macs(exits: EarlyExit, input_shape: Shape) -> tuple[Array, Array]:
-    """Of the segments up to each exit, and of each head."""
+    """MACs of the segments up to each exit, and of each head."""
     segments, heads, shape = [], [], input_shape
     for i, segment in enumerate(exits.segments):
-        segments.append(_macs_of(segment, f"segments[{i}]", shape))
+        with naming(f"segments[{i}]"):
+            segments.append(summary(segment, shape).macs)
         shape = output_shape(segment, shape)
         if i < len(exits.heads):
-            heads.append(_macs_of(exits.heads[i], f"heads[{i}]", shape))
+            with naming(f"heads[{i}]"):
+                heads.append(summary(exits.heads[i], shape).macs)
     return np.cumsum(segments, dtype=np.int64), np.array(heads, np.int64)
 
 
-def _macs_of(part: Sequential, name: str, input_shape: Shape) -> int:
-    try:
-        return summary(part, input_shape).macs
-    except CompressionError as error:
-        raise CompressionError(f"{name}: {error}") from error
-
-
 def _spent(segments: Array, heads: Array, thresholds: Array) -> Array:
-    """MACs of an input that leaves at each exit; heads that nobody leaves at are not run."""
+    """MACs of an input that leaves at each exit; heads with an infinite threshold are not run."""
     passed = np.cumsum(np.where(thresholds == NEVER, 0, heads), dtype=np.int64)
     spent: Array = segments + np.append(passed, passed[-1:].sum())
     return spent
@@ -316,7 +312,7 @@ def _leaving(seen: _Seen, thresholds: Array) -> Array:
 
 
 def _outcome(seen: _Seen, thresholds: Array) -> tuple[int, int]:
-    """Right answers and MACs, of all inputs together."""
+    """Right answers and MACs of all inputs together."""
     exit_of = _leaving(seen, thresholds)
     hits = seen.right[exit_of, np.arange(seen.inputs)].sum()
     return int(hits), int(_spent(seen.segments, seen.heads, thresholds)[exit_of].sum())
@@ -327,23 +323,23 @@ def _ranked(rank: Rank, hits: int, macs: int) -> tuple[int, ...]:
 
 
 def _shared(seen: _Seen, points: int) -> list[float]:
-    """Thresholds for all heads alike: nobody leaves, then ever more do, then all that can."""
+    """Falling thresholds to share among all heads: from no input that leaves to all."""
     levels = np.unique(seen.sure)[::-1]
     places = np.unique(np.linspace(0, len(levels), points).astype(int))
     return [_above(levels, int(k)) for k in places]
 
 
 def _above(levels: Array, count: int) -> float:
-    """A threshold that the first `count` of these falling confidences reach, and no other."""
+    """A threshold that exactly the first `count` of these falling confidences reach."""
     if count == 0:
         return NEVER
     last, following = float(levels[count - 1]), float(levels[count]) if count < len(levels) else 0.0
     between = (last + following) / 2
-    return between if between > following else last  # two neighbours have nothing between them
+    return between if between > following else last  # there may be no float in between
 
 
 def _best(seen: _Seen, rank: Rank) -> Array:
-    """The best thresholds found from two starts: the best that all can share, and none at all."""
+    """The best of two searches: from the best shared threshold, and from infinite ones."""
 
     def value(thresholds: Array) -> tuple[int, ...]:
         return _ranked(rank, *_outcome(seen, thresholds))
@@ -355,7 +351,7 @@ def _best(seen: _Seen, rank: Rank) -> Array:
 
 
 def _improved(seen: _Seen, rank: Rank, thresholds: Array) -> Array:
-    """One threshold after the other at its best, until a round gains nothing."""
+    """Set one threshold after the other to its best value, until a round improves nothing."""
     while True:
         before = _ranked(rank, *_outcome(seen, thresholds))
         for i in range(len(thresholds)):
@@ -365,20 +361,19 @@ def _improved(seen: _Seen, rank: Rank, thresholds: Array) -> Array:
 
 
 def _swept(seen: _Seen, rank: Rank, thresholds: Array, head: int) -> Array:
-    """The best threshold of one head among all there are, with the others as they are."""
+    """Set the threshold of one head to its best value, with the others fixed."""
     without = np.where(np.arange(len(thresholds)) == head, NEVER, thresholds)
     onward = _leaving(seen, without)
     costs = _spent(seen.segments, seen.heads, without)
     arrived = np.flatnonzero(onward > head)
     arrived = arrived[np.argsort(-seen.sure[head, arrived], kind="stable")]
     levels, onward_there = seen.sure[head, arrived], onward[arrived]
-    # What changes when the first, the first two, ... of those who arrive leave here.
+    # The changes if the first, the first two, ... of the inputs that arrive leave at this head.
     more_hits = np.cumsum(seen.right[head, arrived] - seen.right[onward_there, arrived])
     more_macs = np.cumsum(costs[head] - costs[onward_there]) + seen.heads[head] * len(arrived)
     hits, macs = _outcome(seen, without)
-    # Equal confidences leave together.
-    may_end = np.append(levels[:-1] > levels[1:], True)[: len(levels)]
-    counts = np.append(0, np.flatnonzero(may_end) + 1)
+    # Inputs of equal confidence leave together.
+    counts = np.append(0, np.cumsum(np.unique(-levels, return_counts=True)[1]))
     first, second, third = rank(
         hits + np.append(0, more_hits)[counts], macs + np.append(0, more_macs)[counts]
     )

@@ -1,9 +1,9 @@
-"""Training the heads of an `EarlyExit`, alone or together with its network, by the one `fit`.
+"""Training the heads of an `EarlyExit` with `fit`: alone, or together with the network.
 
-Apart, a head is a model that learns from what the segments before it compute. Together, the latent
-model of `fit` is the layers of all segments and heads in a row; it is never run. What is run is its
-view: a single layer that gives the logits of all exits next to each other, and a loss that adds up
-what they are worth.
+- Alone: a head is a model, and its inputs are the outputs of the segments before it.
+- Together: the latent model of `fit` has the layers of all segments and heads. It is not run
+  itself. Its view is run: one layer that returns the logits of all exits side by side. The loss is
+  the weighted sum of the losses of the exits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
@@ -21,10 +20,11 @@ from minicompress.early_exit.exits import (
     EarlyExit,
     checked,
     exit_logits,
-    flat_layers,
+    joined,
     number_of_classes,
     parts,
     regrouped,
+    stages,
 )
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Dropout, Layer, Pullback, Shape
@@ -54,28 +54,28 @@ def fit_exits(
     Parameters
     ----------
     exits : EarlyExit
-        What is trained must be of plain arrays.
+        The weights that are trained must be plain arrays.
     x, y, optimizer, epochs, batch_size, rng, validation, progress
         As for `fit`.
     joint : bool
-        False: the heads learn one after the other, each from what its segments make of `x`, which
-        is computed once, and the segments stay as they are. True: everything learns, and the loss
-        is the sum of the cross-entropies at all exits.
+        False: the heads are trained one after the other, each on the outputs of its segments, which
+        are computed once. The segments do not change. True: everything is trained, and the loss is
+        the weighted sum of the cross-entropies at all exits.
     loss_weights : sequence of float, one for each exit, optional
-        What they count in that sum; 1 each by default. The network's end is the last.
+        The weights in that sum; 1 each by default. The end of the network is the last exit.
 
     Returns
     -------
     exits : EarlyExit
-        With the thresholds as they were: choose them after the training.
+        With the same thresholds: choose them after the training.
     histories : tuple of History
-        One for each head. Of a joint training only one, without accuracies, which its exits do not
-        share.
+        One for each head. For joint training there is only one, without accuracies, since each exit
+        has its own.
 
     Raises
     ------
     CompressionError
-        As `fit`; or `loss_weights` are not as above, or come without `joint`.
+        As for `fit`; or `loss_weights` are not as above, or are given without `joint`.
 
     Examples
     --------
@@ -90,23 +90,18 @@ def fit_exits(
            [-0.25,  0.25]]), True)
     """
     checked(exits)
-    settings: dict[str, Any] = {
-        "optimizer": optimizer,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "rng": rng,
-    }
+    train = partial(
+        fit, optimizer=optimizer, epochs=epochs, batch_size=batch_size, rng=rng, progress=progress
+    )
     if flag(joint, "joint"):
         weights = _loss_weights(loss_weights, len(exits.segments))
-        seen, history = fit(
-            Sequential(flat_layers(exits)),
+        seen, history = train(
+            joined(parts(exits)),
             x,
             y,
             view=lambda latent, step: _joint_view(exits, latent),
             loss=lambda outputs, labels: _summed_loss(outputs, labels, weights),
             validation=validation,
-            progress=progress,
-            **settings,
         )
         (together,) = seen.layers
         assert isinstance(together, _AllExits)  # as the view made it
@@ -116,20 +111,16 @@ def fit_exits(
         raise CompressionError("loss_weights are for joint=True: apart, each head has its own loss")
     heads, histories = [], []
     for i, head in enumerate(exits.heads):
-        # What does not learn need not run again in every epoch, and a pool before the first weight
-        # makes it less to keep.
+        # Layers before the first weight have constant outputs, which are computed only once.
         fixed = tuple(
             takewhile(lambda a: not a.parameters() and type(a) is not Dropout, head.layers)
         )
-        before = [layer for segment in exits.segments[: i + 1] for layer in segment.layers]
-        body = partial(_features, Sequential((*before, *fixed)), i)
-        trained, history = fit(
+        body = joined((*exits.segments[: i + 1], Sequential(fixed)))
+        trained, history = train(
             Sequential(head.layers[len(fixed) :]),
-            body(x),
+            _features(body, i, x),
             y,
-            validation=None if validation is None else (body(validation[0]), validation[1]),
-            progress=progress,
-            **settings,
+            validation=validation and (_features(body, i, validation[0]), validation[1]),
         )
         heads.append(Sequential((*fixed, *trained.layers)))
         histories.append(history)
@@ -137,15 +128,15 @@ def fit_exits(
 
 
 def _features(body: Sequential, i: int, x: Array) -> Array:
-    """What a head learns from."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+    """The inputs of a head's first layer with weights."""
+    with np.errstate(over="ignore", invalid="ignore"):  # outputs that are not finite are refused
         return finite_outputs(apply(body, finite_array(x, "x")), name=f"the way to heads[{i}]")
 
 
 def _joint_view(exits: EarlyExit, latent: Sequential) -> View:
-    """All exits of the latent layers as one layer, and its gradients as those of the latent."""
-    models = regrouped(latent.layers, [len(part.layers) for part in parts(exits)])
-    together = _AllExits(replace(exits, segments=models[::2], heads=models[1::2]))
+    """One layer that runs all exits, and the map from its gradients to the latent model's."""
+    segments, heads = regrouped(latent.layers, [len(part.layers) for part in parts(exits)])
+    together = _AllExits(replace(exits, segments=segments, heads=heads))
 
     def pullback(gradients: Gradients) -> Gradients:
         (by_name,) = gradients
@@ -163,7 +154,7 @@ def _name(index: int, name: str) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _AllExits(Layer):
-    """Every exit's logits next to each other, (N, exits * classes), the network's end last."""
+    """The logits of all exits side by side, (N, exits * classes); the network's end is last."""
 
     exits: EarlyExit
 
@@ -174,16 +165,14 @@ class _AllExits(Layer):
         return (len(self.exits.segments) * number_of_classes(self.exits, input_shape),)
 
     def parameters(self) -> dict[str, Rep]:
-        layers = enumerate(flat_layers(self.exits))
+        layers = enumerate(joined(parts(self.exits)).layers)
         return {_name(i, n): rep for i, layer in layers for n, rep in layer.parameters().items()}
 
     def vjp(
         self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
     ) -> tuple[Array, Pullback]:
         logits, pulls = [], []
-        # The network's end is an exit with nothing more to compute.
-        stages = list(zip(self.exits.segments, (*self.exits.heads, Sequential(()))))
-        for i, (segment, head) in enumerate(stages):
+        for i, (segment, head) in enumerate(stages(self.exits)):
             x, pull = vjp(segment, x, rng=rng, input_gradient=input_gradient or i > 0)
             answers, pull_head = vjp(head, x, rng=rng)
             logits.append(answers)
@@ -191,12 +180,12 @@ class _AllExits(Layer):
 
         def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
             gradients: list[dict[str, Array]] = []
-            below: Array | None = None  # from the segments behind
+            below: Array | None = None  # from the segments after this one
             for (pull, pull_head), part in zip(
                 reversed(pulls), reversed(np.split(dy, len(pulls), axis=1))
             ):
                 dx, of_head = pull_head(part)
-                assert dx is not None  # as a head is asked for it
+                assert dx is not None  # heads compute input gradients
                 below, of_segment = pull(dx if below is None else dx + below)
                 gradients = [*of_segment, *of_head, *gradients]
             named = {_name(i, n): g for i, each in enumerate(gradients) for n, g in each.items()}
@@ -206,7 +195,7 @@ class _AllExits(Layer):
 
 
 def _summed_loss(outputs: Array, labels: Array, weights: Sequence[float]) -> tuple[float, Array]:
-    """The cross-entropies of all exits, each by its weight."""
+    """The weighted sum of the cross-entropies of all exits, and its gradient."""
     losses = [softmax_cross_entropy(z, labels) for z in np.split(outputs, len(weights), axis=1)]
     total = sum(weight * loss for weight, (loss, _) in zip(weights, losses))
     return total, np.hstack([gradient * w for w, (_, gradient) in zip(weights, losses)])

@@ -37,9 +37,10 @@ METHODS: Mapping[str, Compressor] = {
 class CertificateRow(NamedTuple):
     """What can be said of one compressed network; fractions are of test inputs.
 
-    `domain`: certified to keep their class, from the original's outputs and the box of the
-    training data alone. `balls`: with one class of both networks on the whole ball, for each of
-    `RADII`. `ratio`: the median of bound over largest difference found, at radius `SEARCHED`.
+    `domain`: in the box of the training data and certified to keep their class, from the
+    original's outputs alone. `balls`: with one class of both networks on the whole ball, for
+    each of `RADII`. `ratio`: the median of bound over largest difference found, at radius
+    `SEARCHED`.
     """
 
     method: str
@@ -131,12 +132,13 @@ def certificate_legend(accuracy: float, inputs: int) -> str:
     """What the columns are."""
     return (
         f"The original classifies {accuracy:.2%} of the test images rightly. agree: % of them that "
-        "the compressed network gives the same class. domain: % of them that provably keep "
-        "their class, known from the original's outputs and the box of the training images alone. "
+        "the compressed network gives the same class. domain: % of them that lie in the box of the "
+        "training images and provably keep their class, known from the original's outputs alone. "
         f"{', '.join(RADIUS_NAMES)}: % of the first {inputs} with provably one class of both "
         "networks on the whole ball of that radius, every pixel in [0, 1]. bound: how far the "
-        f"outputs can be apart in the ball of 1/{round(1 / SEARCHED)}, proven; found: the most "
-        "that sign gradients and corners find there; both medians, and the median of their ratio."
+        f"outputs that run can be apart in the ball of 1/{round(1 / SEARCHED)}, proven, rounding "
+        "included; found: the most that sign gradients and corners find there; both medians, and "
+        "the median of their ratio."
     )
 
 

@@ -267,8 +267,10 @@ def _score(data: Setup, candidate: Candidate, dense: Row | None, original: Seque
 def certified_domain(f: Sequential, g: Sequential, data: Setup) -> float:
     """The fraction of test images of which it is proven that g gives them the class of f.
 
-    From f's outputs and the box of the training images alone: g is never run.
+    From f's outputs and the box of the training images alone: g is never run. Images outside of
+    the box do not count, and both classes are those of the arithmetic that runs.
     """
+    x = data.test[0]
     low, high = data.train[0].min(0), data.train[0].max(0)
     certificate = domain_certificate(f, g, low, high, max_symbols=data.max_symbols)
-    return float(certificate.keeps(apply(f, data.test[0])).mean())
+    return float(certificate.keeps(apply(f, x), x).mean())

@@ -58,7 +58,8 @@ def legend(retraining: int, *, wide: bool = False) -> str:
         return f"{text}--wide shows all columns."
     return (
         f"{text}certified: % of the test images that lie in the box of the training images and "
-        "provably keep the class of the dense network; this is known from its outputs alone."
+        "provably keep the class of the dense network as the floats compute it; this is known from "
+        "the dense network's outputs alone."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which array is meant for which weight, by the names that Keras and PyTorch give them."""
+"""Match arrays with weights, by the names that Keras and PyTorch give them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minicompress.errors import CompressionError
 from minicompress.interchange.layouts import KINDS, Slot
 from minicompress.nn.stateless import Shape
 
-# The end of an array's name for each of our fields.
+# The last word of an array's name, for each of our fields.
 WORDS = {
     "keras": {
         "weight": "kernel",
@@ -32,7 +32,7 @@ WORDS = {
 }
 AFFINE = ("weight", "bias")
 NORM = ("scale", "offset", "mean", "variance")
-STAND_INS = {"scale": 1.0, "offset": 0.0}  # for a batch normalization without gamma or beta
+STAND_INS = {"scale": 1.0, "offset": 0.0}  # if a batch normalization has no gamma or beta
 
 ENDS = {
     "keras": rf"{'|'.join(WORDS['keras'].values())}|depthwise_kernel|vars/\d+",
@@ -42,7 +42,7 @@ OTHER = {"keras": ("torch", "PyTorch"), "torch": ("keras", "Keras")}
 
 
 def refuse_foreign(names: Iterable[str], layout: str) -> None:
-    """Raise if the names are those of the other framework: its arrays have another layout."""
+    """Refuse names of the other framework, whose arrays have another layout."""
     other, framework = OTHER[layout]
     own, foreign = ([n for n in names if _split(n, side)] for side in (layout, other))
     only = [name for name in foreign if name not in own]
@@ -56,7 +56,7 @@ def refuse_foreign(names: Iterable[str], layout: str) -> None:
 def matched(
     slots: Sequence[Slot], arrays: Mapping[str, Array], layout: str
 ) -> dict[int, str | None]:
-    """The name of the array for each slot, by the slot's index.
+    """Find the name of the array for each slot.
 
     Parameters
     ----------
@@ -64,18 +64,18 @@ def matched(
         In the order of the layers.
     arrays : mapping
     layout : "keras" | "torch"
-        Whose names they have.
+        The framework whose names the arrays have.
 
     Returns
     -------
     dict
-        None for the gamma or beta that a batch normalization does not have. A slot that no array
-        is meant for is left out.
+        Names by the slot's index. None for a gamma or beta that a batch normalization does not
+        have. Slots without an array are left out.
 
     Raises
     ------
     CompressionError
-        Neither names nor order nor shapes tell which layer is which.
+        Names, order and shapes do not tell the layers apart.
     """
     in_order = list(arrays)
     alphabetical = in_order == sorted(in_order)
@@ -126,7 +126,7 @@ def by_number(name: str) -> list[tuple[int, str]]:
 
 
 def summed(items: Sequence[str], most: int) -> list[str]:
-    """The first items, at most so many lines with the one that counts the rest.
+    """The first items; if there are more than `most`, the last line counts the rest.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _split(name: str, layout: str) -> tuple[str, str] | None:
-    """The layer's part of a name and the word at its end, if that is one the framework uses."""
+    """Split a name into the layer's part and the last word, if the framework uses that word."""
     parts = re.fullmatch(rf"(?:(.*)[./])?({ENDS[layout]})(?::\d+)?", name)
     return parts and (parts[1] or "", parts[2].removeprefix("depthwise_"))
 
@@ -151,7 +151,7 @@ def _split(name: str, layout: str) -> tuple[str, str] | None:
 def _layer(
     prefix: str, ends: Mapping[str, str], arrays: Mapping[str, Array], layout: str
 ) -> tuple[str, dict[str, str]]:
-    """The kind of the layer that arrays of one prefix belong to, and their names by our fields."""
+    """The kind of a layer, from its arrays' names, and these names by our fields."""
     words = WORDS[layout]
     if layout == "keras" and all(end.startswith("vars/") for end in ends):
         ends = _numbered(prefix, [ends[end] for end in sorted(ends)], arrays)
@@ -163,7 +163,7 @@ def _layer(
 
 
 def _numbered(prefix: str, names: list[str], arrays: Mapping[str, Array]) -> dict[str, str]:
-    """The words that Keras's vars/0, vars/1, ... stand for: it numbers those that are there."""
+    """The names by word, for vars/0, vars/1, ...: Keras numbers the arrays that a layer has."""
     vectors = arrays[names[0]].ndim == 1
     if vectors and len(names) == 3:
         raise CompressionError(
@@ -174,7 +174,7 @@ def _numbered(prefix: str, names: list[str], arrays: Mapping[str, Array]) -> dic
 
 
 def _by_shape(ours: Sequence[Slot], theirs: Mapping[str, Shape]) -> list[str | None]:
-    """For each layer the first of its shape that is left, or else the first that is left over."""
+    """For each layer the first remaining one of its shape; for the others those left over."""
     left = dict(theirs)
     found = []
     for slot in ours:
@@ -191,7 +191,7 @@ def _differ(names: Iterable[str | None]) -> bool:
 
 
 def _refuse_unordered(names: Sequence[str]) -> None:
-    """Raise if names of arrays of one shape, in alphabetical order, differ by more than numbers."""
+    """Refuse layers of one shape in alphabetical order, if words in their names differ."""
     if _differ(names):
         raise CompressionError(
             f"arrays are ambiguous: the order of {listed(names)} is alphabetical and says "

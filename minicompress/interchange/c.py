@@ -1,18 +1,15 @@
-"""An integer model as C99 that a microcontroller runs: the same codes, bit for bit.
+"""An integer model as C99 for a microcontroller: the same codes, bit for bit.
 
-One file and its header: integers only, no heap, nothing but stdint.h. Weights are const arrays, and
-all that lies between the layers shares one static array.
+One file and its header: integers only, no heap, and stdint.h is the only include. Weights are const
+arrays. The values between the layers share one static array.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
-import secrets
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +28,7 @@ from minicompress.representation import Clustered, Rep, Sparse, decode
 from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
+from minicompress.storage.files import replacing
 
 
 class CLayer(NamedTuple):
@@ -39,9 +37,9 @@ class CLayer(NamedTuple):
     kind : str
     output_shape : tuple of int
     form : str
-        What its weights are stored as.
+        How its weights are stored.
     flash_bytes : int
-        Of its constants.
+        The size of its constants.
     """
 
     kind: str
@@ -55,11 +53,12 @@ class CExport(NamedTuple):
 
     source, header : Path
     flash_bytes : int
-        Of all const arrays; the program's own code comes on top, and is the compiler's.
+        The size of all const arrays, exactly. The machine code comes on top, and depends on the
+        compiler.
     ram_bytes : int
-        Of all static variables: one array. The stack, a few numbers deep, is the compiler's.
+        The size of the one static array, exactly. The stack depends on the compiler, and is small.
     layers : tuple of CLayer
-        Without Flatten, which is nothing in C.
+        Without Flatten, which takes no code in C.
     """
 
     source: Path
@@ -69,7 +68,7 @@ class CExport(NamedTuple):
     layers: tuple[CLayer, ...]
 
     def __str__(self) -> str:
-        """The layers as a table, then the sums."""
+        """The layers as a table, and the sums."""
         return (
             f"{_table(self.layers)}\n\n"
             f"{self.flash_bytes:,} bytes of constants in flash, {self.ram_bytes:,} bytes of RAM"
@@ -85,14 +84,14 @@ def export_c(
     ----------
     model : IntegerModel
     path : str or path-like, ending in ".c"
-        Of the file; the header lies beside it and ends in ".h". Both are written beside and
-        renamed, the header first: what was there before stays until the new files are whole.
+        The C file. The header is written beside it and ends in ".h". Both are written atomically:
+        temporary files, then renames, the header first.
     name : str
-        First part of all names in C: letters, digits and single underscores between them.
-        ``int name_class(const int8_t *input)`` returns the class: the place of the largest code of
-        the logits, of equally large ones the first. ``const int8_t *name_logits(const int8_t
-        *input)`` returns the codes of the logits, which stay until the next call. The sizes are
-        ``name_INPUTS``, ``name_OUTPUTS``, ``name_FLASH_BYTES`` and ``name_RAM_BYTES``.
+        The first part of all names in C: letters, digits and single underscores between them.
+        ``int name_class(const int8_t *input)`` returns the class: the index of the largest logit,
+        the first of equal ones. ``const int8_t *name_logits(const int8_t *input)`` returns the
+        codes of the logits, which are valid until the next call. The sizes are ``name_INPUTS``,
+        ``name_OUTPUTS``, ``name_FLASH_BYTES`` and ``name_RAM_BYTES``.
 
     Returns
     -------
@@ -101,36 +100,36 @@ def export_c(
     Raises
     ------
     CompressionError
-        A layer has no C form, `name` is not as above, or `path` does not end in ".c".
+        A layer has no C form, `name` is invalid, or `path` does not end in ".c".
     OSError
-        A file cannot be written. Nothing is left behind.
+        A file cannot be written. Older files stay as they were.
 
     Notes
     -----
-    The input is codes of int8 in C order, channels last: what `IntegerModel.quantize_input` gives.
+    The input is int8 codes in C order, channels last, as `IntegerModel.quantize_input` gives them.
 
-    Weights of a layer are stored in the smallest of three forms, and decoded one by one where the
-    loops use them, which takes no memory: codes, in as many bits as they need; indices of a
-    codebook; and values that are not 0 with the lengths of the runs of zeros between, walked once
-    for every pixel of the output. Biases and multipliers are int32, shifts uint8.
+    The weights of a layer are stored in the smallest of three forms: codes, in as many bits as
+    they need; indices into a codebook; or the values that are not 0, with the lengths of the runs
+    of zeros between them. The loops decode them one by one, which takes no memory. Biases and
+    multipliers are int32, shifts uint8.
 
     RAM is one array, in which outputs overwrite inputs that are not needed any more: see `plan`.
-    No function can be entered twice at a time, therefore.
+    So the functions are not reentrant.
 
-    The code relies on nothing that C leaves open: no shift of a negative number, no overflow. It is
-    C++ too.
+    The code does not depend on anything that the C standard leaves open: it has no shift of a
+    negative number and no overflow. It is also valid C++.
 
-    Any two networks with different names fit in one program. All that a file defines is called
-    ``name_part``, and no part ends in ``_`` and another part. So ``first_part`` equals
-    ``second_part`` only where `first` is `second`. Macros keep the case of the name: ``net`` and
-    ``Net`` are two names. No name is a bare one, so ``class`` or ``time`` is as good as any.
+    Networks with different names fit in one program. Everything that a file defines is called
+    ``name_part``, and no part is ``x_`` followed by another part. So ``first_part`` equals
+    ``second_part`` only if `first` equals `second`. Macros keep the case of the name: ``net`` and
+    ``Net`` are different names. Since a suffix always follows, even ``class`` is a valid name.
 
     ``name_PLACEMENT`` is a macro in the definition of every constant, ``static const name_PLACEMENT
     int8_t ...``, and empty by default. To place the constants in a section, compile with
-    ``-D'name_PLACEMENT=__attribute__((section(".weights")))'``. They are read as plain arrays, and
-    no pointer to one is made. So on AVR use ``__flash`` (or ``__memx`` for more than 64 KB), with
-    which avr-gcc reads from flash by itself, in C with ``-std=gnu99``. ``PROGMEM`` gives wrong
-    results there: it places constants in flash, but without ``pgm_read_byte`` RAM is read.
+    ``-D'name_PLACEMENT=__attribute__((section(".weights")))'``. The code reads the constants as
+    plain arrays, and takes no pointer to them. So on AVR use ``__flash`` (or ``__memx`` for more
+    than 64 KB) and ``-std=gnu99``: avr-gcc then reads them from flash. Do not use ``PROGMEM``: it
+    places constants in flash, but the code would read RAM at their addresses.
 
     Examples
     --------
@@ -175,10 +174,13 @@ def export_c(
             for c in codes
         ),
     )
-    _write(
-        (made.header, header_text(model, name, codes, memory.size, _table(made.layers))),
-        (made.source, source_text(made.header.name, name, codes, memory, math.prod(shape))),
+    texts = (
+        header_text(model, name, codes, memory.size, _table(made.layers)),
+        source_text(made.header.name, name, codes, memory, math.prod(shape)),
     )
+    with replacing(made.header, made.source) as files:
+        for file, text in zip(files, texts):
+            file.write(text.encode())
     return made
 
 
@@ -192,18 +194,18 @@ def export_c_file(
     activation_bits: int = 8,
     method: str = "minmax",
 ) -> CExport:
-    """From a .mcz file to a C file.
+    """Convert a .mcz file to a C file.
 
     Parameters
     ----------
     file : str or path-like
-        A model as `save` wrote it.
+        A model that `save` wrote.
     calibration : (N, ...) ndarray
-        Inputs such as will come.
+        Typical inputs.
     path, name
         As for `export_c`.
     num_bits, activation_bits, method
-        As for `to_integer`, which `num_bits` does not matter to where weights are quantized.
+        As for `to_integer`. Weights that are quantized already ignore `num_bits`.
 
     Returns
     -------
@@ -214,15 +216,15 @@ def export_c_file(
     FileFormatError
         As `load`.
     CompressionError
-        A layer has no integer form, or what `export_c` says.
+        A layer has no integer form, or as for `export_c`.
     OSError
         A file cannot be written.
 
     Notes
     -----
-    Batch normalization is folded into the layer before it. Clustered weights get one scale for the
-    whole of them, not one for each output, which would make other codes of the same value: so the
-    codebook stays one.
+    Batch normalization is folded into the layer before it. Clustered weights get one scale for all
+    outputs. With one scale for each output, equal values would get different codes, and the
+    codebook would grow.
     """
     model = _one_codebook(fold_batch_norm(load(file)), num_bits)
     integer_model = to_integer(
@@ -232,7 +234,7 @@ def export_c_file(
 
 
 def _one_codebook(model: Sequential, num_bits: int) -> Sequential:
-    """The model with its clustered weights quantized, each with a single scale."""
+    """Quantize clustered weights, each with a single scale."""
     return with_weights(
         model,
         {
@@ -251,14 +253,14 @@ def _source_path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".c"):
         raise CompressionError(f'path must be the name of a file that ends in ".c", not {path!r}')
     source = Path(path)
-    # The C file includes the header by its name, in which C allows all but these.
+    # The C file includes the header by its name, which must not have these characters.
     if re.search(r'["\\\n\r\0]', source.name) or source.name == ".c":
         raise CompressionError(f"path must be a name that #include takes, not {path!r}")
     return source
 
 
 def _check_name(name: str) -> None:
-    # C++ keeps names with two underscores in a row for itself, and `name` is followed by one.
+    # C++ reserves names with two underscores in a row, and an underscore follows `name`.
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", name):
         raise CompressionError(
             f"name must be a letter, then letters, digits and single underscores between them, "
@@ -273,26 +275,3 @@ def _table(layers: Sequence[CLayer]) -> str:
             *((c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers),
         ]
     )
-
-
-def _write(*files: tuple[Path, str]) -> None:
-    """All files or none: each is whole before the first takes its name."""
-    mark = secrets.token_hex(4)
-    with ExitStack() as undo:
-        parts = []
-        for path, _ in files:
-            if path.is_dir():  # seen now, not when the other one has been replaced
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        for path, text in files:
-            part = path.with_name(f"{path.name}.{mark}.part")
-            undo.callback(_remove, part)
-            with open(part, "x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            parts.append(part)
-        for part, (path, _) in zip(parts, files, strict=True):
-            os.replace(part, path)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()

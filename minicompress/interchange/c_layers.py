@@ -1,7 +1,8 @@
-"""Each integer layer as a function of C that reads codes at `in` and writes codes at `out`.
+"""Each integer layer as a C function that reads codes at `in` and writes codes at `out`.
 
-A function is written for one layer: all sizes are numbers in it. Its loops run over the output, and
-write one code after the other, each when all that it needs has been read: see `c_plan`.
+A function is written for one layer, and all sizes in it are constants. Its loops run over the
+output and write one code after the other. Each code is written after its inputs were read for the
+last time: see `c_plan`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ C_TYPES = (IntegerConv2D, IntegerDense, IntegerMaxPool2D, IntegerAvgPool2D, Inte
 
 INDENT = " " * 4
 LARGEST = 2**28
-"""Numbers in one array at most: so the place of any bit in it fits int32."""
+"""The most numbers in one array: so the index of any bit in it fits int32."""
 
 
 class LayerCode(NamedTuple):
@@ -54,7 +55,7 @@ class LayerCode(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of the arrays, all constants."""
+        """The size of all arrays."""
         return sum(array.values.nbytes for array in self.arrays)
 
 
@@ -64,11 +65,11 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
     Parameters
     ----------
     layer : IntegerLayer
-        Not IntegerFlatten: there is nothing to do.
+        Not IntegerFlatten, which takes no code.
     input_shape : tuple of int
     index : int
     prefix : str
-        All names begin with it and the index.
+        All names begin with the prefix and the index.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
         )
     if isinstance(layer, Affine):
         fits(math.prod(input_shape), math.prod(output_shape), layer.weight.size)
-        # Output by output, and for each in the order of the loops over its window.
+        # Output by output, each in the order of the loops over its window.
         weights = smallest(np.moveaxis(layer.weight, -1, 0).ravel())
         arrays = _arrays(layer, weights, name)
         body = _affine(layer, input_shape, weights, name, prefix)
@@ -111,7 +112,7 @@ def layer_code(layer: IntegerLayer, input_shape: Shape, index: int, prefix: str)
 
 
 def fits(*sizes: int) -> None:
-    """Refuse what C has no array for, and what its indices here do not reach."""
+    """Refuse empty arrays, which C does not have, and arrays too large for int32 indices."""
     for size in sizes:
         if not 0 < size <= LARGEST:
             raise CompressionError(f"an array of it has {size:,} numbers, not from 1 to 2**28")
@@ -136,7 +137,7 @@ def _rescaling(layer: Affine | IntegerAvgPool2D, name: str) -> tuple[CArray, ...
 def _code(
     layer: Affine | IntegerAvgPool2D, prefix: str, multiplier: str | int, shift: str | int
 ) -> str:
-    """The expression that is the code of `sum`."""
+    """The expression that turns `sum` into a code."""
     return (
         f"{prefix}_requantize(\n{INDENT}sum, {multiplier}, {shift}, "
         f"{layer.output_zero_point}, {layer.low}, {layer.high})"
@@ -144,7 +145,7 @@ def _code(
 
 
 def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, prefix: str) -> str:
-    """A sum of products for every output, then its code."""
+    """For every output a sum of products, then its code."""
     start = ""
     if weights.gaps is not None:  # once through the list of weights for every pixel
         first = weights.gaps.read(f"{name}_gap", prefix, "0")
@@ -185,16 +186,16 @@ def _products(
     k: str,
     inside: str,
 ) -> str:
-    """Add the products of `count` inputs, from `at` on, with weights, from number `k` on.
+    """Add the products of `count` inputs, from index `at`, with weights, from index `k`.
 
-    `inside` is the condition that there are such inputs, not padding, which adds nothing.
+    `inside` is the condition that the inputs are not padding, which adds nothing.
     """
     begin, plus = (f"const int32_t at = {at};", "at + ") if at else ("", "")
     zero = _less(layer.input_zero_point)
     if weights.gaps is None:
         weight = weights.values.read(f"{name}_weight", prefix, "k + c")
         return _lines(
-            f"if (!({inside})) {{\n{INDENT}continue;\n}}" if inside else "",
+            _skip(inside),
             begin,
             f"const int32_t k = {k};",
             _loop("c", count, f"sum += (in[{plus}c]{zero}) * {weight};"),
@@ -220,7 +221,7 @@ def _products(
 
 def _relu(layer: IntegerReLU, input_shape: Shape) -> str:
     zero = layer.zero_point
-    # Nothing is above 127, and compilers warn of comparisons that cannot come out otherwise.
+    # No code is above 127, and compilers warn of comparisons that are always false.
     larger = f"in[i] > {zero} ? in[i] : {zero}" if zero < 127 else "in[i] < 127 ? 127 : in[i]"
     return _loop("i", math.prod(input_shape), f"out[i] = (int8_t)({larger});")
 
@@ -235,7 +236,7 @@ def _pooling(
     h, w, channels = input_shape
     oh, ow, _ = layer.output_shape(input_shape)
     lines, inside = _pixel(layer, (h, w), (1, 1))
-    skip = f"if (!({inside})) {{\n{INDENT}continue;\n}}" if inside else ""
+    skip = _skip(inside)
     code = f"in[{_times(f'(row * {w} + column)', channels)} + c]"
     if isinstance(layer, IntegerMaxPool2D):
         start, result = "int8_t best = -128;", "best"
@@ -253,7 +254,7 @@ def _pooling(
 
 
 def _pixel(layer: Windowed, size: tuple[int, int], dilation: tuple[int, int]) -> tuple[str, str]:
-    """Lines that say which pixel a place in a window is, and the condition that it is one."""
+    """Lines that compute a window entry's pixel, and the condition that it is in the image."""
     lines = []
     for i, (name, output, tap) in enumerate((("row", "y", "p"), ("column", "x", "q"))):
         place = f"{_times(output, layer.stride[i])} + {_times(tap, dilation[i])}"
@@ -261,6 +262,11 @@ def _pixel(layer: Windowed, size: tuple[int, int], dilation: tuple[int, int]) ->
         lines.append(f"const int32_t {name} = {place}{f' - {before}' if before else ''};")
     inside = f"row >= 0 && row < {size[0]} && column >= 0 && column < {size[1]}"
     return _lines(*lines), "" if layer.padding == NO_PADDING else inside
+
+
+def _skip(inside: str) -> str:
+    """Leave padding out."""
+    return f"if (!({inside})) {{\n{INDENT}continue;\n}}" if inside else ""
 
 
 def _times(variable: str, factor: int) -> str:

@@ -1,8 +1,8 @@
-"""Where the codes between the layers lie: one array, in which outputs overwrite inputs.
+"""Where the codes between the layers are stored: one array, in which outputs overwrite inputs.
 
-A layer writes its output one code after the other, and the inputs that it still needs lie further
-and further on. So its output may start only a little before its input, by its `lead`: whatever it
-overwrites has been read for the last time.
+A layer writes its output one code after the other, and reads its input from front to back. So the
+output may begin a little before the input, by the layer's `lead`: each code then overwrites only
+inputs that were read for the last time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
     source, target : int
     moved_from : int or None
-        Where the input lies before; it is moved to `source` first.
+        If the input must first be moved to `source`: where it was.
     """
 
     source: int
@@ -37,29 +37,28 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The size of the array in bytes, and a step for every layer; the first reads elsewhere."""
+    """The size of the array in bytes, and a step for every layer; the first reads the input."""
 
     size: int
     steps: tuple[Step, ...]
 
 
 def plan(sizes: Sequence[int], leads: Sequence[int]) -> Plan:
-    """Give the output of every layer its place.
+    """Choose a place in the array for the output of every layer.
 
     Parameters
     ----------
     sizes : sequence of int, at least one
         Bytes of the output of every layer.
     leads : sequence of int
-        Of every layer. The first reads the caller's input, and so needs none.
+        The lead of every layer. The first is not used: its layer reads the caller's input.
 
     Notes
     -----
-    The size is the least there is for layers that run one after the other and in this order of
-    their loops: the most that any of them needs for itself, ``max(input + lead, output)``. Two
-    buffers of their own would be input + output. Every layer can have that much, for the rest of
-    the array is free: where its input does not leave enough room in front of it or behind it, the
-    input is moved to the end.
+    One layer alone needs ``max(input + lead, output)`` bytes, while two separate buffers take
+    ``input + output``. The array is as large as its largest layer needs, which is the least for
+    layers that run one after the other. While a layer runs, the rest of the array is free. If
+    there is not enough room before or after its input, the input is first moved to the end.
 
     Examples
     --------
@@ -83,9 +82,9 @@ Step(source=175, target=0, moved_from=None), Step(source=0, target=512, moved_fr
 
 
 def lead(layer: IntegerLayer, input_shape: Shape) -> int:
-    """How many bytes before its input the output of a layer must start at the least.
+    """The least number of bytes by which a layer's output must begin before its input.
 
-    Zeros among the weights are not looked at: the layer counts as reading the whole of its windows.
+    A layer is assumed to read its whole windows, even where weights are 0.
 
     Examples
     --------
@@ -95,13 +94,13 @@ def lead(layer: IntegerLayer, input_shape: Shape) -> int:
     reads = _first_reads(layer, input_shape)
     if reads.size < 2:
         return 0
-    # When output t is written, what later ones read must lie behind it: above `start + t`.
+    # When output t is written at `start + t`, later outputs must read only beyond that.
     later = np.minimum.accumulate(reads[:0:-1])[::-1]
     return max(int((np.arange(1, reads.size) - later).max()), 0)
 
 
 def _first_reads(layer: IntegerLayer, input_shape: Shape) -> Array:
-    """For every output, in the order of the loops, the lowest place in the input that it reads."""
+    """For every output, in the order of the loops, the first index of the input that it reads."""
     output_shape = layer.output_shape(input_shape)
     outputs = np.arange(np.prod(output_shape))
     if isinstance(layer, IntegerReLU):

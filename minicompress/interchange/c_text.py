@@ -1,4 +1,4 @@
-"""The C file and its header as text, from layers that are written already."""
+"""The text of the C file and its header, from the text of the layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minicompress.qparams import QParams
 def header_text(
     model: IntegerModel, name: str, codes: Sequence[LayerCode], ram: int, table: str
 ) -> str:
-    """What a program needs to know, and what a person wants to."""
+    """The header: declarations and sizes, and a comment for people."""
     inputs, shape = math.prod(model.input_shape), model.input_shape
     outputs = math.prod(codes[-1].output_shape) if codes else inputs
     flash = sum(code.nbytes for code in codes)
@@ -65,7 +65,7 @@ const int8_t *{name}_logits(const int8_t *input);
 
 
 def _code(q: QParams) -> str:
-    """How a real number becomes a code, in words of C's <math.h>."""
+    """The formula that turns a real number into a code, with functions of C's <math.h>."""
     return (
         f"rint(x / {float(q.scale)!r}) + ({q.zero_point}), clamped to [{q.qmin}, {q.qmax}]; "
         f"x in {q.scale.dtype}"
@@ -117,7 +117,7 @@ def source_text(
 
 
 def _helpers(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
-    """The functions that layers share; no more than are called, for a compiler warns of others."""
+    """The functions that layers share, if they are called: compilers warn of unused ones."""
     if any(f"{name}_requantize(" in code.text for code in codes):
         yield f"""/* A sum as a code: sum * multiplier / 2^shift, halves up, plus zero, clamped. */
 static int8_t {name}_requantize(
@@ -150,7 +150,7 @@ static void {name}_move(const int8_t *from, int8_t *to, int32_t count)
 
 
 def _calls(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
-    """Layer after layer, each from its place to its place."""
+    """The calls of all layers in order."""
     arena, source = f"{name}_arena", "input"
     for i, (code, step) in enumerate(zip(codes, memory.steps, strict=True)):
         if i:

@@ -1,7 +1,7 @@
 """Weights as const arrays of C: packed, clustered or sparse, whichever takes the fewest bytes.
 
-The integer model holds codes and nothing else, so what was pruned or clustered is found again in
-the codes: zeros are zeros, and few distinct values are a codebook.
+The integer model holds only codes, so pruning and clustering are found again in the codes: a code 0
+is a pruned weight, and few distinct codes make a codebook.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ NUMBERS_A_LINE = 16
 
 
 class CArray(NamedTuple):
-    """A const array of the C file: its name, and what it holds, of the dtype that it has there."""
+    """A const array of the C file: its name, and its values in the dtype that it has in C."""
 
     name: str
     values: Array
 
     def definition(self, placement: str) -> str:
-        """The lines of C that define it, with a macro that may say where it lies."""
+        """The lines of C that define it; `placement` is a macro for the place in memory."""
         numbers = list(map(str, self.values.tolist()))
         lines = (
             "    " + ", ".join(numbers[i : i + NUMBERS_A_LINE]) + ","
@@ -38,13 +38,14 @@ class CArray(NamedTuple):
 class Numbers(NamedTuple):
     """Small integers in an array of C.
 
-    stored : 1-D ndarray of int8, one number an entry; or of uint8, the bits of all
+    stored : 1-D ndarray of int8 or uint8
+        int8: one number each. uint8: the packed bits of all numbers.
     bits : int from 1 to 8
-        Of each in `stored`.
+        The bits of each number in `stored`.
     offset : int
-        What is taken off what was read.
+        It is subtracted from a stored number.
     codebook : 1-D ndarray of int8, or None
-        What was read is a place in it.
+        The stored numbers are indices into it.
     """
 
     stored: Array
@@ -57,13 +58,13 @@ class Numbers(NamedTuple):
         return self.stored.nbytes + (0 if self.codebook is None else self.codebook.nbytes)
 
     def arrays(self, name: str) -> Iterator[CArray]:
-        """The arrays of C that it takes."""
+        """The arrays in C."""
         yield CArray(name, self.stored)
         if self.codebook is not None:
             yield CArray(f"{name}_codebook", self.codebook)
 
     def read(self, name: str, prefix: str, index: str) -> str:
-        """The expression of C that is the number with this index."""
+        """The C expression for the number with this index."""
         code = f"{name}[{index}]"
         if self.bits < 8:
             code = f"{prefix}_read_{self.bits}({name}, {index})"
@@ -79,13 +80,13 @@ class Numbers(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The codes of one layer, in the order in which its loops want them.
+    """The codes of one layer, in the order in which its loops read them.
 
     values : Numbers
-        Of all of them; or, where there are gaps, of those that are not 0.
+        All codes. If there are gaps: the codes that are not 0.
     gaps : Numbers or None
-        How many zeros lie before each value. A longer run than a gap can say is cut by a value that
-        is 0. One gap more than values leads to the place behind the last code.
+        The number of zeros before each value. A run too long for one gap is cut by a value that is
+        0. The last gap leads to the end, so there is one gap more than values.
     """
 
     values: Numbers
@@ -100,7 +101,7 @@ class Weights(NamedTuple):
 
 
 def smallest(codes: Array) -> Weights:
-    """The form that takes the fewest bytes, of equally small ones the simplest.
+    """The form that takes the fewest bytes; the simplest of equally small ones.
 
     Parameters
     ----------
@@ -122,9 +123,9 @@ def smallest(codes: Array) -> Weights:
 
 
 def reader(bits: int, prefix: str) -> str:
-    """The macro of C that reads a number of 1 to 7 bits; the highest of them comes first.
+    """The C macro that reads a number of 1 to 7 bits, highest bit first.
 
-    No function: of a constant that was placed, a pointer may have a type of its own.
+    A function cannot do this: a pointer to a constant in flash may have another type.
     """
     byte, bit = f"(data)[(index) * {bits} / 8", f"(index) * {bits} % 8"
     bytes_, width = f"{byte}]", 8
@@ -137,7 +138,7 @@ def reader(bits: int, prefix: str) -> str:
 
 
 def _values(codes: Array) -> Numbers:
-    """All codes, each in as many bits as the range or the number of distinct ones needs."""
+    """Store all codes, in as many bits as their range or the number of distinct codes needs."""
     low, high = int(codes.min()), int(codes.max())
     bits = max(high, -low - 1).bit_length() + 1  # two's complement
     half = 2 ** (bits - 1)
@@ -154,7 +155,7 @@ def _values(codes: Array) -> Numbers:
 
 
 def _sparse(codes: Array, bits: int) -> Weights:
-    """What is not 0, and gaps of so many bits between."""
+    """Store the codes that are not 0, and the gaps between them in `bits` bits each."""
     (places,) = np.nonzero(codes)
     zeros = np.diff(places, prepend=-1, append=codes.size) - 1
     longest = 2**bits - 1
@@ -167,6 +168,6 @@ def _sparse(codes: Array, bits: int) -> Weights:
 
 
 def _packed(numbers: Array, bits: int) -> Array:
-    """Bit by bit, and a byte more where a number may reach into the next: two are read at once."""
+    """Pack numbers; add a byte if a number can cross a byte, because two bytes are read at once."""
     spare = b"\0" if 8 % bits else b""
     return np.frombuffer(pack_bits(numbers, bits) + spare, np.uint8)

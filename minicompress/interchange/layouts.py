@@ -1,8 +1,9 @@
 """How Keras and PyTorch lay out the weights of each layer.
 
-Keras has them as they are here: images flattened channels last, kernels HWIO, dense weights (in,
-out). PyTorch has kernels OIHW, dense weights (out, in), and flattens images channels first. A
-network of either may flatten in any other order, which then has to be told.
+Keras has the layout of this library: kernels (kh, kw, in, out), dense weights (in, out), and images
+flattened with the channels last. PyTorch has kernels (out, in, kh, kw), dense weights (out, in),
+and flattens images with the channels first. A network of either may flatten in any other order; the
+caller must then say which.
 """
 
 from __future__ import annotations
@@ -21,31 +22,34 @@ from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import Flatten, Shape
 from minicompress.representation import dtype_of, shape_of
 
-FLATTEN_ORDERS = {"keras": "hwc", "torch": "chw"}  # each layout's own
+FLATTEN_ORDERS = {"keras": "hwc", "torch": "chw"}  # the order that each layout flattens in
 _ORDERS = ["".join(axes) for axes in permutations("hwc")]
 KINDS: dict[type, str] = {Conv2D: "conv", Dense: "dense", BatchNorm: "norm"}
+TORCH_AXES = {"conv": (3, 2, 0, 1), "dense": (1, 0)}  # our axes in the order of PyTorch's weights
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one array: a weight of the model, and how the other side lays it out.
+    """A place for one array: a weight of the model, and the layout it has on the other side.
 
     layer : int
     field : str
     kind : "conv" | "dense" | "norm"
     label : str
-        What it is called in messages.
+        Its name in messages.
     shape : tuple of int
-        Of the array on the other side.
-    other : tuple of int
-        As the layout that was not named has it, for a hint.
+        The shape on the other side.
+    unnamed : tuple of int
+        The shape in the layout that was not named, for a hint.
     dtype : numpy.dtype
     depthwise : tuple of int or None
-        The shape of Keras's DepthwiseConv2D, (kh, kw, channels, multiplier): in C order the same.
-    layout : str
+        The shape (kh, kw, channels, multiplier) of Keras's DepthwiseConv2D, if the layer is one.
+        The entries are in the same order as ours.
+    axes : tuple of int
+        The axes of our array in the order of the other side.
     order : ndarray or None
-        Behind a Flatten of images: for every feature here, its place on the other side. None
-        where both sides flatten in the same order.
+        After a Flatten of images: for every feature here, its index on the other side. None if
+        both sides flatten in the same order.
     """
 
     layer: int
@@ -53,10 +57,10 @@ class Slot:
     kind: str
     label: str
     shape: Shape
-    other: Shape
+    unnamed: Shape
     dtype: DType
     depthwise: Shape | None
-    layout: str
+    axes: tuple[int, ...]
     order: Array | None
 
     @property
@@ -65,18 +69,15 @@ class Slot:
         return f"{self.layer}.{self.field}"
 
     def inward(self, array: Array) -> Array:
-        """The other side's array as the model has it."""
-        if self.layout == "torch" and self.field == "weight":
-            array = array.transpose(2, 3, 1, 0) if self.kind == "conv" else array.T
-        return array if self.order is None or self.field == "bias" else array[self.order]
+        """The other side's array in our layout."""
+        array = array.transpose(np.argsort(self.axes))
+        return array if self.order is None else array[self.order]
 
     def outward(self, array: Array) -> Array:
-        """The model's array as the other side has it."""
-        if self.order is not None and self.field != "bias":
+        """Our array in the layout of the other side."""
+        if self.order is not None:
             array = array[np.argsort(self.order)]
-        if self.layout == "torch" and self.field == "weight":
-            array = array.transpose(3, 2, 0, 1) if self.kind == "conv" else array.T
-        return np.array(array, order="C")
+        return np.array(array.transpose(self.axes), order="C")
 
 
 def slots_of(
@@ -90,10 +91,10 @@ def slots_of(
     shapes = None if input_shape is None else layer_shapes(model, input_shape)
     slots: list[Slot] = []
     order: Array | None = None
-    flat = False
+    flat = False  # whether an image was flattened, and no dense layer has mixed its features yet
     for i, layer in enumerate(model.layers):
         if isinstance(layer, Flatten) and not flat:
-            flat, order = True, None if shapes is None else _places(shapes[i], flatten)
+            flat, order = True, None if shapes is None else _order(shapes[i], flatten)
         parameters = layer.parameters()
         if not parameters:
             continue
@@ -107,23 +108,27 @@ def slots_of(
                 f"order {flatten!r} is not the one of this library, 'hwc'"
             )
         for field, rep in parameters.items():
-            shape, torch_shape = shape_of(rep), _torch_shape(kind, field, shape_of(rep))
-            here, there = (shape, torch_shape) if layout == "keras" else (torch_shape, shape)
+            shape = shape_of(rep)
+            same = tuple(range(len(shape)))
+            torch = TORCH_AXES.get(kind, same) if field == "weight" else same
+            axes, other = (same, torch) if layout == "keras" else (torch, same)
+            there, unnamed = (tuple(shape[axis] for axis in way) for way in (axes, other))
             depthwise = None
-            if layout == "keras" and field == "weight" and getattr(layer, "groups", 1) > 1:
-                depthwise = _depthwise(shape, layer.groups)  # type: ignore[attr-defined]
+            if isinstance(layer, Conv2D) and (layout, field) == ("keras", "weight"):
+                depthwise = _depthwise(shape, layer.groups)
+            by_feature = None if field == "bias" else order
             slots.append(
                 Slot(
                     i,
                     field,
                     kind,
                     f"{label} {field}",
-                    here,
                     there,
+                    unnamed,
                     dtype_of(rep),
                     depthwise,
-                    layout,
-                    order,
+                    axes,
+                    by_feature,
                 )
             )
         if kind == "dense":
@@ -131,20 +136,14 @@ def slots_of(
     return slots
 
 
-def _torch_shape(kind: str, field: str, shape: Shape) -> Shape:
-    if field != "weight":
-        return shape
-    return (shape[3], shape[2], shape[0], shape[1]) if kind == "conv" else shape[::-1]
-
-
 def _depthwise(shape: Shape, groups: int) -> Shape | None:
-    """The kernel of a DepthwiseConv2D, if that is what this one is."""
+    """The shape of the kernel as one of a DepthwiseConv2D, if it can be one."""
     kh, kw, inputs, outputs = shape
-    return (kh, kw, groups, outputs // groups) if inputs == 1 else None
+    return (kh, kw, groups, outputs // groups) if groups > 1 and inputs == 1 else None
 
 
-def _places(shape: Shape, flatten: str) -> Array | None:
-    """For each entry of a flattened image its place when it is flattened in another order."""
+def _order(shape: Shape, flatten: str) -> Array | None:
+    """For each entry of a flattened image, its index if the image is flattened as `flatten`."""
     if len(shape) != 3 or flatten == "hwc":
         return None
     axes = ["hwc".index(axis) for axis in flatten]

@@ -1,6 +1,6 @@
-"""A model as ONNX, for any runtime that reads it: the same layers, the same integers and scales.
+"""A model as ONNX, for any runtime that reads it: the same layers, integers and scales.
 
-The package onnx is loaded when a model is exported, and not before.
+The package onnx is imported only when a model is exported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from minicompress.arrays import DType, as_int
 from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_graph import Graph, constant_bytes
-from minicompress.interchange.onnx_layers import FORMS, add_layer
+from minicompress.interchange.onnx_layers import TYPES, add_layer
 from minicompress.nn.layers import Layer, factor_layers
 from minicompress.nn.network import Sequential, apply, finite_model
 from minicompress.nn.stateless import Shape
@@ -22,60 +22,61 @@ from minicompress.representation import dtype_of
 from minicompress.storage.files import write_file
 
 OPSETS = (13, 25)
-"""The first and the last version of ONNX's operators that can be asked for."""
+"""The first and the last version of ONNX's operators that can be written."""
 
 MAX_BYTES = 2**31 - 1
-"""Of a file: Protocol Buffers, which ONNX files are written in, have no larger messages."""
+"""The largest file: ONNX files are Protocol Buffers, which have no larger messages."""
 
 LAYER_BYTES = 2000
-"""More than the nodes and names of one layer take."""
+"""An upper bound of the nodes and names of one layer."""
 
 
 def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
-    """A model as an ``onnx.ModelProto``, checked by onnx's own checker.
+    """Convert a model to an ``onnx.ModelProto``, and check it with onnx's own checker.
 
     Parameters
     ----------
     model : Sequential
-        Of float32 or float16, of the library's own layers.
+        Its weights have dtype float32 or float16, and its layers are the library's own.
     input_shape : tuple of int
-        Of one input, without the batch axis: (H, W, C), or (features,).
+        The shape of one input, without the batch axis: (H, W, C), or (features,).
     opset : int from 13 to 25
-        Version of the operators. 21 is the first with 4-bit and 16-bit integers and blocks.
+        The version of the operators. 21 is the first with 4-bit and 16-bit integers and blocks.
 
     Returns
     -------
     onnx.ModelProto
-        From "input" to "output", of the shapes that ``model(x)`` takes and gives: any number of
-        images, channels last.
+        From "input" to "output", with the shapes that ``model(x)`` takes and gives: any number of
+        images of this size, channels last.
 
     Raises
     ------
     CompressionError
-        The package onnx is not installed; a layer has no ONNX form, is of float64, has a weight
-        that is NaN or infinite, or does not take what comes, and the message names the layer; the
-        file would be larger than 2 GB.
+        The package onnx is not installed. A layer has no ONNX form, has weights of float64, has a
+        weight that is NaN or infinite, or does not fit the layer before; the message names the
+        layer. The file would be larger than 2 GB.
 
     Notes
     -----
-    Between Transpose nodes images are channels first, as ONNX has them, and kernels OIHW; before
-    Flatten they are turned back, so the weights behind it keep their order. Batches may be of any
-    size, images only of the one given.
+    ONNX has images with the channels first, and kernels (out, in, kh, kw). Transpose nodes convert
+    the images. Before Flatten they are converted back, so the weights after it keep their order.
 
-    Weights are what they are in the model. `Quantized` ones are a DequantizeLinear of integers,
-    with the same scales and zero points, and a Cast to float16 where that has float32 scales; the
-    output is ``decode(rep)``, bit for bit. The integers are of the narrowest type that holds codes
-    and zero points: int4 and uint4 (up to 4 bits), int8 and uint8, int16 and uint16; without opset
-    21, int8 and uint8 alone, and no blocks. Where no type gives the same floats they are stored
-    decoded. `Clustered` weights are a Gather from the codebook, at 8 or 16 bits an index. `LowRank`
-    ones are the layers that `factor_layers` makes of them, or decoded. `Sparse` ones take a code
-    for every entry where their values have codes, and are decoded otherwise: hardly a runtime reads
-    ONNX's sparse initializers.
+    Weights keep their representation:
 
-    The limit of 2 GB is the file format's. The bytes are counted from shapes before anything is
-    decoded: the constants, and `LAYER_BYTES` for each layer's nodes. So what is not refused fits.
+    - `Quantized` is DequantizeLinear of integers, with the same scales and zero points, and a Cast
+      if float16 has float32 scales. The result is ``decode(rep)``, bit for bit. The integers have
+      the narrowest type that holds codes and zero points: int4, uint4, int8, uint8, int16 or
+      uint16; before opset 21 only int8 and uint8, and no blocks. If no type gives the same floats,
+      the weights are decoded.
+    - `Clustered` is Gather from the codebook, with indices of 8 or 16 bits.
+    - `LowRank` is the layers that `factor_layers` makes of it, or decoded.
+    - `Sparse` has a code for every entry if its values have codes, and is decoded otherwise: few
+      runtimes read ONNX's sparse initializers.
 
-    float64 is refused: DequantizeLinear has none of it, and onnxruntime no convolution.
+    The file format has a limit of 2 GB. The bytes are counted before anything is decoded: the
+    constants, from their shapes, and at most `LAYER_BYTES` for the nodes of each layer.
+
+    float64 is refused: DequantizeLinear does not have it, nor does onnxruntime's convolution.
 
     Examples
     --------
@@ -95,7 +96,7 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     dtype = _dtype(model)
     chains = [factor_layers(layer) for layer in model.layers]
     _check_size([part for chain in chains for part in chain], opset)
-    apply(model, np.empty((0, *shape), dtype))  # what does not fit together is refused here
+    apply(model, np.empty((0, *shape), dtype))  # refuses layers that do not fit together
     graph = Graph(onnx, opset, dtype, shape)
     for i, chain in enumerate(chains):
         for j, part in enumerate(chain):
@@ -108,14 +109,13 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
 def save_onnx(
     model: Sequential, path: str | os.PathLike[str], input_shape: Shape, *, opset: int = 21
 ) -> int:
-    """Write a model as an ONNX file, and say how many bytes it has.
+    """Write a model as an ONNX file, and return how many bytes it has.
 
     Parameters
     ----------
     model : Sequential
     path : str or path-like
-        Usually ends in ".onnx". Written beside and renamed: what was there before stays until the
-        new file is whole.
+        Usually ends in ".onnx". Written atomically: a temporary file, then a rename.
     input_shape, opset
         As for `to_onnx`.
 
@@ -145,7 +145,7 @@ def save_onnx(
 
 
 def _onnx() -> Any:
-    """The package, whose types nothing here depends on."""
+    """Import the package onnx."""
     try:
         return importlib.import_module("onnx")
     except ImportError:
@@ -155,12 +155,13 @@ def _onnx() -> Any:
 
 
 def _dtype(model: Sequential) -> DType:
-    """The one dtype of all weights; float32 where there are none."""
+    """The one dtype of all weights; float32 if there are none."""
     found: list[tuple[str, DType]] = []
     for i, layer in enumerate(model.layers):
         name = f"layer {i} ({type(layer).__name__})"
-        if type(layer) not in FORMS:
-            raise CompressionError(f"{name} has no ONNX form: {_known()} have one")
+        if type(layer) not in TYPES:
+            known = ", ".join(sorted(kind.__name__ for kind in TYPES))
+            raise CompressionError(f"{name} has no ONNX form: {known} have one")
         found += [(name, dtype_of(rep)) for rep in layer.parameters().values()]
     for name, dtype in found:
         if dtype == np.float64:
@@ -183,7 +184,3 @@ def _check_size(layers: list[Layer], opset: int) -> None:
             f"model takes about {size:,} bytes as ONNX, and a file of ONNX has at most "
             f"{MAX_BYTES:,}; quantize its weights or export it in parts"
         )
-
-
-def _known() -> str:
-    return ", ".join(sorted(kind.__name__ for kind in FORMS))

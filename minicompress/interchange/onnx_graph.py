@@ -1,4 +1,4 @@
-"""An ONNX graph while it is built: its nodes, its constants, and what compressed weights become."""
+"""An ONNX graph while it is built: nodes, constants, and compressed weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from minicompress.representation import (
 
 INPUT, OUTPUT = "input", "output"
 
-# ONNX's integer types with their ranges, the narrowest first, each with its first opset.
+# ONNX's integer types, the narrowest first: name, least, greatest, first opset.
 INTEGERS = (
     ("INT4", -8, 7, 21),
     ("UINT4", 0, 15, 21),
@@ -36,14 +36,14 @@ INTEGERS = (
 
 
 class Graph:
-    """The nodes so far, and where they have come to.
+    """The nodes so far, and the value that the last one computes.
 
     Parameters
     ----------
     onnx : module
     opset : int
     dtype : numpy.dtype
-        Of all that lies between the nodes.
+        The dtype of all values between the nodes.
     input_shape : tuple of int
         Without the batch axis, channels last.
 
@@ -52,9 +52,9 @@ class Graph:
     value : str
         The last node's output.
     shape : tuple of int
-        Its shape as the library has it: without the batch axis, channels last.
+        The shape of `value` in this library: without the batch axis, channels last.
     channels_first : bool
-        Whether the channels stand behind the batch axis instead, where ONNX's operators want them.
+        Whether the channels of `value` come before height and width, as ONNX's operators need.
     """
 
     def __init__(self, onnx: Any, opset: int, dtype: DType, input_shape: Shape) -> None:
@@ -64,16 +64,16 @@ class Graph:
         self.constants: list[Any] = []
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Append a node of one output, and name that."""
+        """Append a node with one output, and return the output's name."""
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], output, **attributes))
         return output
 
     def step(self, kind: str, name: str, *constants: str, **attributes: Any) -> None:
-        """Append a node that works on the current value."""
+        """Append a node that reads the current value."""
         self.value = self.node(kind, [self.value, *constants], name, **attributes)
 
     def move_channels(self, first: bool, name: str) -> None:
-        """Put the channels first or last, unless they are there."""
+        """Transpose the channels to first or last, if they are not there."""
         axes = len(self.shape)
         if axes > 1 and first != self.channels_first:
             inner = range(1, axes) if first else range(2, axes + 1)
@@ -82,7 +82,7 @@ class Graph:
         self.channels_first = first
 
     def constant(self, array: Array, name: str, kind: str | None = None) -> str:
-        """An initializer; of a 4-bit `kind` two in a byte, the first in the low half."""
+        """Add an initializer. A byte holds two 4-bit integers, the first in the low half."""
         proto = self.onnx.TensorProto
         if kind in {"INT4", "UINT4"}:
             nibbles = np.append(array.ravel(), [0] * (array.size % 2)).astype(np.int64) & 15
@@ -99,7 +99,7 @@ class Graph:
         return name
 
     def weight(self, rep: Rep, name: str) -> str:
-        """A weight as a value of floats, by the nodes that decode it where there are such."""
+        """Add a weight and, if it is compressed, the nodes that decode it."""
         if isinstance(rep, Sparse):
             rep = densely_coded(rep)
         match rep:
@@ -121,10 +121,10 @@ class Graph:
             return self.constant(decode(rep), name)
         scale, zero_point, axis, block_size = rep.scale, rep.zero_point, rep.axis, rep.block_size
         if scale.size == 1:
-            # onnxruntime takes a single scale for the whole array's, and no block with it.
+            # onnxruntime takes a single scale as the scale of the whole array, without blocks.
             scale, zero_point = scale.reshape(()), zero_point.reshape(())
             axis = block_size = None
-        elif block_size is not None and codes.ndim == 1:  # and these for one of each entry
+        elif block_size is not None and codes.ndim == 1:  # and needs one scale for each entry here
             scale, zero_point = (
                 spread(v, codes.shape, axis, block_size) for v in (scale, zero_point)
             )
@@ -143,7 +143,7 @@ class Graph:
         return self.node("Cast", [wide], name, to=to)
 
     def model(self) -> Any:
-        """The whole of it as a ModelProto."""
+        """The finished ModelProto."""
         helper = self.onnx.helper
         self.move_channels(False, OUTPUT)
         if self.value == INPUT:
@@ -167,15 +167,15 @@ class Graph:
 
 
 def integer_type(rep: Quantized, opset: int) -> str | None:
-    """The type in which DequantizeLinear gives what `decode` gives; None if there is none."""
+    """The integer type for which DequantizeLinear equals `decode`; None if there is none."""
     blocks, half = rep.block_size is not None, rep.scale.dtype == np.float16
     if (blocks and opset < 21) or (half and opset < 19):
         return None
     low, high = code_range(rep.num_bits, rep.signed)
     low = min(low, int(rep.zero_point.min(initial=0)))
     high = max(high, int(rep.zero_point.max(initial=0)))
-    # A code minus its zero point must be a number of the scale's type, or it is rounded too;
-    # and infinity is what ONNX makes of a product that is too large.
+    # A code minus its zero point must be exact in the scale's dtype. And a product that overflows
+    # is infinite in ONNX, but the largest finite number in `decode`.
     digits, top = np.finfo(rep.scale.dtype).nmant + 1, float(np.finfo(rep.dtype).max)
     farthest = (high - low) * float(rep.scale.max(initial=0))
     if high - low > 2**digits or farthest > top:
@@ -189,9 +189,9 @@ def integer_type(rep: Quantized, opset: int) -> str | None:
 
 
 def constant_bytes(rep: Rep, opset: int) -> int:
-    """The bytes of the constants that `Graph.weight` makes of a weight, from shapes and options.
+    """The bytes of the constants of `Graph.weight`, from shapes and options; nothing is decoded.
 
-    Nothing is decoded. An empty array may be counted with a scale that it does not get.
+    An empty array may be counted with a scale that is not written.
 
     Examples
     --------
@@ -218,15 +218,13 @@ def constant_bytes(rep: Rep, opset: int) -> int:
 
 
 def zero_has_a_code(values: Quantized) -> bool:
-    """Whether the zeros of a `Sparse` with these values have a code, the zero point."""
+    """Whether the zeros of a `Sparse` with these values have a code: the zero point."""
     low, high = code_range(values.num_bits, values.signed)
     return values.axis is None and low <= int(values.zero_point) <= high
 
 
 def densely_coded(rep: Sparse) -> Rep:
-    """A `Sparse` as the same numbers with a code for every entry, or decoded if it has no codes.
-
-    ONNX's own sparse initializers are read by few runtimes.
+    """A `Sparse` with a code for every entry, or decoded if its values have no codes.
 
     Examples
     --------

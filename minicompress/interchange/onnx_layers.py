@@ -1,17 +1,17 @@
 """Each layer as nodes of ONNX.
 
-Convolutions, pooling and batch normalization want the channels first, `Flatten` wants them last;
-every other layer takes them as they come. So they are moved only where they have to be.
+Convolutions, pooling and batch normalization take images with the channels first. `Flatten` must
+get them with the channels last, so that the weights after it keep their order. All other layers
+take both. So channels are moved only where it is necessary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from minicompress.interchange.onnx_graph import Graph
 from minicompress.nn.factors import rearranged
-from minicompress.nn.kernels.windows import pair, resolve_padding
+from minicompress.nn.kernels.windows import geometry, pair
 from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import (
@@ -28,113 +28,68 @@ from minicompress.nn.stateless import (
 )
 from minicompress.representation import shape_of
 
+# Layers that are one operator without options.
+PLAIN: dict[type[Layer], str] = {
+    Flatten: "Flatten",
+    ReLU: "Relu",
+    Sigmoid: "Sigmoid",
+    Tanh: "Tanh",
+}
+CHANNELS_FIRST = (AvgPool2D, BatchNorm, Conv2D, GlobalAvgPool2D, MaxPool2D)
+# The types themselves: a layer derived from one of these may compute something else.
+TYPES: tuple[type[Layer], ...] = (*PLAIN, *CHANNELS_FIRST, Dense, Dropout, LeakyReLU, Softmax)
+
 
 def add_layer(graph: Graph, layer: Layer, name: str) -> None:
-    """Append the nodes of a layer of a type that `FORMS` knows; names begin with `name`."""
+    """Append the nodes of a layer, whose type is one of `TYPES`; their names begin with `name`."""
     shape = layer.output_shape(graph.shape)
-    FORMS[type(layer)](graph, layer, name)
+    if isinstance(layer, (*CHANNELS_FIRST, Flatten)):
+        graph.move_channels(not isinstance(layer, Flatten), name)
+    match layer:
+        case Conv2D():
+            kernel = rearranged(layer.weight, (3, 2, 0, 1))
+            window = shape_of(layer.weight)[:2]
+            options = _window(graph, layer, window, layer.stride, layer.dilation)
+            options["dilations"] = pair(layer.dilation, "dilation", 1)
+            weights = _weights(graph, kernel, layer.bias, name)
+            graph.step("Conv", name, *weights, group=layer.groups, **options)
+        case Dense():
+            # Stored (out, in). For (in, out) onnxruntime would replace Gemm by MatMulNBits, which
+            # rounds the *inputs* to 8 bits.
+            weights = _weights(graph, rearranged(layer.weight, (1, 0)), layer.bias, name)
+            graph.step("Gemm", name, *weights, transB=1)
+        case MaxPool2D() | AvgPool2D():
+            stride = layer.window if layer.stride is None else layer.stride
+            options = _window(graph, layer, layer.window, stride)
+            if isinstance(layer, AvgPool2D):
+                options["count_include_pad"] = int(layer.count_include_pad)
+                graph.step("AveragePool", name, **options)
+            else:
+                graph.step("MaxPool", name, **options)
+        case GlobalAvgPool2D():
+            graph.step("GlobalAveragePool", f"{name}.image")
+            graph.step("Flatten", name)
+        case BatchNorm():
+            constants = [graph.weight(v, f"{name}.{f}") for f, v in layer.parameters().items()]
+            graph.step("BatchNormalization", name, *constants, epsilon=layer.epsilon)
+        case Softmax():
+            graph.step("Softmax", name, axis=1 if graph.channels_first else -1)
+        case LeakyReLU():
+            graph.step("LeakyRelu", name, alpha=layer.negative_slope)
+        case Dropout():
+            pass  # nothing at inference
+        case _:
+            graph.step(PLAIN[type(layer)], name)
     graph.shape = shape
 
 
-def _conv(graph: Graph, layer: Any, name: str) -> None:
-    graph.move_channels(True, name)
-    kernel = shape_of(layer.weight)[:2]
-    kernel_oihw = graph.weight(rearranged(layer.weight, (3, 2, 0, 1)), f"{name}.weight")
-    window = _window(graph, kernel, layer.stride, layer.padding, layer.dilation)
-    graph.step(
-        "Conv",
-        name,
-        kernel_oihw,
-        *_bias(graph, layer, name),
-        group=layer.groups,
-        dilations=pair(layer.dilation, "dilation", 1),
-        **window,
-    )
+def _weights(graph: Graph, weight: Any, bias: Any, name: str) -> list[str]:
+    parts = {"weight": weight, "bias": bias}
+    return [graph.weight(rep, f"{name}.{f}") for f, rep in parts.items() if rep is not None]
 
 
-def _dense(graph: Graph, layer: Any, name: str) -> None:
-    # Stored (out, in) although ONNX takes (in, out) too: that way round onnxruntime replaces the
-    # two nodes by MatMulNBits, which rounds the *inputs* to 8 bits.
-    matrix = graph.weight(rearranged(layer.weight, (1, 0)), f"{name}.weight")
-    graph.step("Gemm", name, matrix, *_bias(graph, layer, name), transB=1)
-
-
-def _bias(graph: Graph, layer: Any, name: str) -> list[str]:
-    return [] if layer.bias is None else [graph.weight(layer.bias, f"{name}.bias")]
-
-
-def _window(graph: Graph, kernel: Any, stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
-    """Attributes of a window: the image has a known size, so "same" is numbers, too."""
-    (top, bottom), (left, right) = resolve_padding(
-        padding, (graph.shape[0], graph.shape[1]), kernel, stride=stride, dilation=dilation
-    )
-    return {
-        "kernel_shape": kernel,
-        "strides": pair(stride, "stride", 1),
-        "pads": (top, left, bottom, right),
-    }
-
-
-def _pool(kind: str) -> Callable[[Graph, Any, str], None]:
-    def form(graph: Graph, layer: Any, name: str) -> None:
-        graph.move_channels(True, name)
-        stride = layer.window if layer.stride is None else layer.stride
-        attributes = _window(graph, layer.window, stride, layer.padding, 1)
-        if kind == "AveragePool":
-            attributes["count_include_pad"] = int(layer.count_include_pad)
-        graph.step(kind, name, **attributes)
-
-    return form
-
-
-def _global_pool(graph: Graph, layer: Any, name: str) -> None:
-    graph.move_channels(True, name)
-    graph.step("GlobalAveragePool", f"{name}.image")
-    graph.step("Flatten", name)
-
-
-def _flatten(graph: Graph, layer: Any, name: str) -> None:
-    graph.move_channels(False, name)
-    graph.step("Flatten", name)
-
-
-def _batch_norm(graph: Graph, layer: Any, name: str) -> None:
-    graph.move_channels(True, name)
-    parts = [
-        graph.constant(value, f"{name}.{field}") for field, value in layer.parameters().items()
-    ]
-    graph.step("BatchNormalization", name, *parts, epsilon=layer.epsilon)
-
-
-def _softmax(graph: Graph, layer: Any, name: str) -> None:
-    graph.step("Softmax", name, axis=1 if graph.channels_first else -1)
-
-
-def _leaky_relu(graph: Graph, layer: Any, name: str) -> None:
-    graph.step("LeakyRelu", name, alpha=layer.negative_slope)
-
-
-def _plain(kind: str) -> Callable[[Graph, Any, str], None]:
-    return lambda graph, layer, name: graph.step(kind, name)
-
-
-def _nothing(graph: Graph, layer: Any, name: str) -> None:
-    """Dropout, at inference."""
-
-
-# By the very type: a layer derived from one of these may compute something else.
-FORMS: dict[type[Layer], Callable[[Graph, Any, str], None]] = {
-    AvgPool2D: _pool("AveragePool"),
-    BatchNorm: _batch_norm,
-    Conv2D: _conv,
-    Dense: _dense,
-    Dropout: _nothing,
-    Flatten: _flatten,
-    GlobalAvgPool2D: _global_pool,
-    LeakyReLU: _leaky_relu,
-    MaxPool2D: _pool("MaxPool"),
-    ReLU: _plain("Relu"),
-    Sigmoid: _plain("Sigmoid"),
-    Softmax: _softmax,
-    Tanh: _plain("Tanh"),
-}
+def _window(graph: Graph, layer: Any, size: Any, stride: Any, dilation: Any = 1) -> dict[str, Any]:
+    """Attributes of a window. The image has a known size, so "same" padding is numbers, too."""
+    g = geometry(graph.shape[:2], size, stride, layer.padding, dilation)
+    (top, bottom), (left, right) = g.pads
+    return {"kernel_shape": g.kernel, "strides": g.stride, "pads": (top, left, bottom, right)}

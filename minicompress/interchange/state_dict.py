@@ -1,7 +1,7 @@
 """Weights from Keras and PyTorch, and back: other names, other layouts, the same numbers.
 
-Arrays come as a mapping of names to arrays, whatever file they were in: ``np.load`` of an .npz,
-``safetensors.numpy.load_file``, a state dict. What is wrong with them is said all at once.
+Arrays are given as a mapping of names to arrays: a state dict, ``np.load`` of an .npz file,
+``safetensors.numpy.load_file``. One error lists everything that is wrong with them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 from minicompress.arrays import FLOATS, Array, DType, freeze, not_finite
 from minicompress.errors import CompressionError
 from minicompress.interchange.array_names import (
+    OTHER,
     STAND_INS,
     WORDS,
     listed,
@@ -42,63 +43,67 @@ def from_state_dict(
     names: Mapping[str, str | None] | None = None,
     dtype: DTypeLike | None = None,
 ) -> Sequential:
-    """The model with the weights of a Keras or PyTorch model of the same architecture.
+    """Give a model the weights of a Keras or PyTorch model of the same architecture.
 
     Parameters
     ----------
     model : Sequential
-        Its own weights do not matter, only their shapes and dtype.
+        The values of its weights do not matter, only their shapes and dtype.
     arrays : mapping of str to array
-        Exactly one for every weight, except that ones and zeros stand in for the gamma and beta
-        that a batch normalization does not have (``scale=False``, ``center=False`` or
-        ``affine=False``). Left out of account: ``num_batches_tracked`` and the seeds of Keras's
-        dropout.
+        One array for every weight. A batch normalization without gamma or beta (``scale=False``,
+        ``center=False`` or ``affine=False``) gets ones or zeros for them. Ignored:
+        ``num_batches_tracked``, and the seeds of Keras's dropout.
     layout : "keras" | "torch"
-        Kernels (kh, kw, in, out), dense weights (in, out) and images flattened channels last; or
-        (out, in, kh, kw), (out, in) and channels first. Names that only the other framework uses
-        are refused.
+        "keras": kernels (kh, kw, in, out), dense weights (in, out), images flattened with the
+        channels last. "torch": kernels (out, in, kh, kw), dense weights (out, in), images
+        flattened with the channels first. Names that only the other framework uses are refused.
     input_shape : tuple of int, optional
-        (H, W, C) of one input of `model`. Needed where weights stand behind a `Flatten` and the
-        other network flattens in another order than "hwc": their rows are put in order.
+        The shape (H, W, C) of one input of `model`. It is needed if weights stand after a
+        `Flatten` and the other network flattens in another order than "hwc": their rows are then
+        reordered.
     flatten : str, optional
         The order in which the other network flattens an image, slowest axis first: any order of
-        the letters h, w and c. By default the layout's, "hwc" for Keras and "chw" for PyTorch.
+        the letters h, w and c. By default "hwc" for Keras and "chw" for PyTorch.
     prefix : str
-        Only the arrays whose names begin with it are looked at, such as "backbone.".
+        Use only the arrays whose names begin with this, for example "backbone.".
     names : mapping of str to str, optional
-        For every weight of the model, as "0.weight", "0.bias", "1.scale", ..., the name of its
-        array, where names are such that they have to be told. None for a scale or an offset that
-        is not there. No other arrays are looked at.
+        The name of the array for every weight of the model ("0.weight", "0.bias", "1.scale", ...),
+        for models whose names cannot be matched automatically. None means that there is no such
+        scale or offset. No other arrays are used.
     dtype : "float16" | "float32" | "float64", optional
-        Convert arrays of other float dtypes to this one, which the model then has: float16,
-        float32, float64 and those of the package ml_dtypes, such as bfloat16. Each number is
-        rounded once. By default every array must have the model's dtype.
+        Convert all arrays to this dtype, which the model then has. They may be of float16,
+        float32, float64 or a float dtype of the package ml_dtypes, such as bfloat16. Each number
+        is rounded once. By default every array must have the model's dtype.
 
     Returns
     -------
     Sequential
-        Of plain arrays.
+        The model with plain arrays as weights.
 
     Raises
     ------
     CompressionError
         Arrays are missing, left over, of wrong shapes or dtypes, pickled objects, or not finite:
-        all of it in one message of at most 20 lines. Arrays cannot be told apart, have the names
-        of the other framework, or an argument is not as above.
+        one message of at most 20 lines lists all of this. Or arrays cannot be told apart, have the
+        names of the other framework, or an argument is invalid.
 
     Notes
     -----
-    Layers are matched by kind (convolution, dense, batch normalization) in the order of the
-    mapping, arrays within a layer by the end of their names (kernel, weight, bias, gamma, beta,
-    moving_mean, running_var, vars/0, ...). Alphabetical order, in which safetensors and HDF5 files
-    come, says nothing: then numbers in the names do ("features.2" before "features.10"), and
-    shapes where names differ by more; what neither tells apart is an error, and `names` has to.
-    If no name ends in a known word, all arrays are matched one by one, as ``np.savez(file,
-    *keras_model.get_weights())`` puts them.
+    Arrays belong to the same layer if their names differ only in the last word (kernel, weight,
+    bias, gamma, beta, moving_mean, running_var, vars/0, ...). Layers are matched by kind
+    (convolution, dense, batch normalization), in the order of the mapping.
 
-    A kernel of Keras's DepthwiseConv2D, (kh, kw, channels, multiplier), goes into a `Conv2D` with
-    as many groups as channels. A `BatchNorm` keeps its epsilon, which is no array: 1e-3 is Keras's
-    own choice, 1e-5 PyTorch's.
+    safetensors and HDF5 files have their names in alphabetical order, which is not the order of
+    the layers. Then layers are ordered by the numbers in their names ("features.2" before
+    "features.10"), and by shapes if names differ by more than numbers. If that is ambiguous, it is
+    an error, and `names` must be given.
+
+    If no name ends in a known word, arrays are matched one by one, in the order that
+    ``np.savez(file, *keras_model.get_weights())`` gives.
+
+    A kernel of Keras's DepthwiseConv2D, (kh, kw, channels, multiplier), fits a `Conv2D` with as
+    many groups as channels. A `BatchNorm` keeps its epsilon, which is not an array: Keras's
+    default is 1e-3, PyTorch's is 1e-5.
 
     Examples
     --------
@@ -132,7 +137,7 @@ def from_state_dict(
             continue
         else:
             array = given[name]
-        trouble = _trouble(array, slot, wanted)
+        trouble = _trouble(array, slot, wanted, OTHER[layout][0])
         for kind, text in trouble:
             problems[kind].append(f"{name!r} for {slot.label} {text}")
         if not trouble:
@@ -155,7 +160,7 @@ def to_state_dict(
     input_shape: Shape | None = None,
     flatten: str | None = None,
 ) -> dict[str, Array]:
-    """A model's weights as Keras or PyTorch has them: the way back from `from_state_dict`.
+    """Return a model's weights as Keras or PyTorch has them: the inverse of `from_state_dict`.
 
     Parameters
     ----------
@@ -167,14 +172,14 @@ def to_state_dict(
     Returns
     -------
     dict of str to ndarray
-        Arrays of your own. PyTorch: named as in a ``torch.nn.Sequential`` of the same layers, for
-        its ``load_state_dict``. Keras: in the order that ``set_weights`` takes.
+        New, writable arrays. PyTorch: named as in a ``torch.nn.Sequential`` of the same layers, for
+        its ``load_state_dict``. Keras: in the order of ``set_weights``.
 
     Raises
     ------
     CompressionError
-        An argument is not as for `from_state_dict`, a layer's weights have no such layout, or one
-        of them is NaN or infinite.
+        An argument is invalid, a layer's weights have no such layout, or a weight is NaN or
+        infinite.
 
     Examples
     --------
@@ -190,7 +195,7 @@ def to_state_dict(
     slots = slots_of(model, layout, input_shape, flatten)
     finite_model(model)
     out: dict[str, Array] = {}
-    numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras counts layers of each kind
+    numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras numbers the layers of each kind
     for slot in slots:
         array = decode(model.layers[slot.layer].parameters()[slot.field])
         if layout == "torch":
@@ -206,7 +211,7 @@ def to_state_dict(
 def _given(
     arrays: Mapping[str, Any], prefix: str, names: set[str | None] | None
 ) -> dict[str, Array]:
-    """The arrays that are asked for, of any shape and dtype."""
+    """The arrays with this prefix and among these names, of any shape and dtype."""
     if not isinstance(arrays, Mapping):
         raise CompressionError(
             f"arrays must be a mapping of names to arrays, not {type(arrays).__name__}"
@@ -232,13 +237,13 @@ def _given(
             unreadable.append(f"{name!r}: {error}")
     if arrays and not any(name.startswith(prefix) for name in arrays):
         raise CompressionError(f"prefix must begin a name of {listed(arrays)}, not {prefix!r}")
-    if unreadable:  # without their shapes nothing can be said of the others
+    if unreadable:  # the other arrays cannot be matched without their shapes
         raise _error("arrays cannot all be read:", {"unreadable": unreadable})
     return given
 
 
 def _named(slots: list[Slot], names: Mapping[str, str | None]) -> dict[int, str | None]:
-    """Which array belongs to which slot, as the caller has it."""
+    """The name of the array for each slot, by the slot's index, as the caller gives them."""
     if not isinstance(names, Mapping):
         raise CompressionError(
             f"names must be a mapping like {{'0.weight': 'conv'}}, not {type(names).__name__}"
@@ -252,14 +257,14 @@ def _named(slots: list[Slot], names: Mapping[str, str | None]) -> dict[int, str 
     return {keys[key]: name for key, name in names.items()}
 
 
-def _trouble(array: Array, slot: Slot, dtype: DType | None) -> list[tuple[str, str]]:
-    """All that is wrong with an array for a slot."""
+def _trouble(array: Array, slot: Slot, dtype: DType | None, unnamed: str) -> list[tuple[str, str]]:
+    """Everything that is wrong with an array for a slot; `unnamed` is the other layout."""
     trouble = []
     target = slot.dtype if dtype is None else dtype
     if array.dtype.hasobject:
         trouble.append(("pickled", f"must be of {target}, not Python objects"))
     elif "float" not in array.dtype.name or not np.can_cast(array.dtype, np.float64):
-        # By name, since most floats of ml_dtypes are of kind "V", as its integers are.
+        # By name: in ml_dtypes most floats have kind "V", and so have the integers.
         trouble.append(("wrong dtype", f"must be of {target}, not {array.dtype}"))
     elif dtype is None and array.dtype.newbyteorder("=") != target:
         text = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
@@ -267,20 +272,19 @@ def _trouble(array: Array, slot: Slot, dtype: DType | None) -> list[tuple[str, s
     elif fault := not_finite(_converted(array, target)):
         trouble.append(("not finite", f"must hold numbers of {target}, but {fault}"))
     if array.shape not in {slot.shape, slot.depthwise}:
-        unnamed = "torch" if slot.layout == "keras" else "keras"
-        hint = f", as layout={unnamed!r} has it" if array.shape == slot.other else ""
+        hint = f", as layout={unnamed!r} has it" if array.shape == slot.unnamed else ""
         trouble.append(("misshapen", f"must be {slot.shape}, not {array.shape}{hint}"))
     return trouble
 
 
 def _converted(array: Array, dtype: DType) -> Array:
-    """Rounded once; what is too large becomes infinite."""
+    """Round to `dtype`; too large numbers become infinite."""
     with np.errstate(all="ignore"):
         return array.astype(dtype)
 
 
 def _error(header: str, problems: Mapping[str, list[str]]) -> CompressionError:
-    """All problems of all kinds, in at most 20 lines."""
+    """An error that lists all problems in at most 20 lines."""
     lines = [
         f"{kind}: {text}"
         for kind, texts in problems.items()

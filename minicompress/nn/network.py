@@ -112,7 +112,7 @@ def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Arra
     for start in range(0, max(len(x), 1), batch_size):  # an empty batch runs too, for its shape
         part = x[start : start + batch_size]
         for i, layer in runs:
-            with _naming(model, i):
+            with naming_layer(model, i):
                 part = layer.forward(part)
         if y is None:
             y = np.empty((len(x), *part.shape[1:]), part.dtype)
@@ -168,7 +168,7 @@ def vjp(
     # Layers up to the first with weights need not hand a gradient down: nobody is below to take it.
     wanted, pullbacks = input_gradient, []
     for i, layer in enumerate(model.layers):
-        with _naming(model, i):
+        with naming_layer(model, i):
             x, pull = layer.vjp(x, rng=rng, input_gradient=wanted)
         pullbacks.append((pull, wanted or bool(layer.parameters())))
         wanted = pullbacks[-1][1]
@@ -180,7 +180,7 @@ def vjp(
             pull, needed = pullbacks[i]
             if not needed or current is None:
                 break
-            with _naming(model, i):
+            with naming_layer(model, i):
                 current, gradients[i] = pull(current)
         return current if input_gradient else None, tuple(gradients)
 
@@ -249,7 +249,7 @@ def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
         )
     layers = []
     for i, (layer, changed) in enumerate(zip(model.layers, parameters, strict=True)):
-        with _naming(model, i):
+        with naming_layer(model, i):
             known = layer.parameters()
             if not changed.keys() <= known.keys():
                 raise CompressionError(
@@ -280,7 +280,7 @@ def finite_model(model: Sequential) -> None:
 but entry (0, 1) is nan
     """
     for i, layer in enumerate(model.layers):
-        with _naming(model, i):
+        with naming_layer(model, i):
             finite_layer(layer)
 
 
@@ -351,7 +351,7 @@ def layer_shapes(model: Sequential, input_shape: Shape) -> tuple[Shape, ...]:
     _check(model)
     shapes = [tuple(as_int(n, f"input_shape[{i}]", 0) for i, n in enumerate(input_shape))]
     for i, layer in enumerate(model.layers):
-        with _naming(model, i):
+        with naming_layer(model, i):
             shapes.append(layer.output_shape(shapes[-1]))
     return tuple(shapes)
 
@@ -373,13 +373,13 @@ def chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> in
     """As many rows as keep the largest array between two layers within `CHUNK_BYTES`."""
     shape, largest = x.shape[1:], 1
     for i, layer in runs:
-        with _naming(model, i):
+        with naming_layer(model, i):
             shape = layer.output_shape(shape)
         largest = max(largest, math.prod(shape))
     fit = max(CHUNK_BYTES // (largest * x.itemsize), 1)
     return -(-len(x) // max(-(-len(x) // fit), 1)) or 1  # chunks of nearly the same size
 
 
-def _naming(model: Sequential, index: int) -> AbstractContextManager[None]:
+def naming_layer(model: Sequential, index: int) -> AbstractContextManager[None]:
     """Say in which layer an error came up."""
     return naming(f"layer {index} ({type(model.layers[index]).__name__})")

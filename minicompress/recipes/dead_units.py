@@ -46,7 +46,10 @@ def without_dead_units(state: TrainingState) -> TrainingState:
 
     Examples
     --------
+    >>> from minicompress.nn.layers import Dense
     >>> from minicompress.nn.optimizers import adam
+    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.recipes.latent import latent_model
     >>> weights = np.array([[1.0, 0.0, -1.0]]), np.array([[1.0], [-1.0], [1.0]])
     >>> latent = latent_model(Sequential((Dense(weights[0]), ReLU(), Dense(weights[1]))))
     >>> left = without_dead_units(TrainingState(latent, adam().init(latent), 0)).latent

@@ -81,7 +81,9 @@ def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
     arrays = [decode(w) for w in weights(model).values()]
     steps = [deviations * float(np.std(a, dtype=np.float64)) if a.size else 0.0 for a in arrays]
     if not arrays or min(steps) == 0.0:
-        raise CompressionError(f"every layer needs weights that differ: its step must not be 0, as {steps}")
+        raise CompressionError(
+            f"every layer needs weights that differ: its step must not be 0, as {steps}"
+        )
     rows = np.array([steps, [0.0] * len(steps)], scale_dtypes(arrays[0].dtype)[0])
     return Sequential((*model.layers, Dense(freeze(rows))))
 

@@ -57,6 +57,8 @@ def rate_view(price: Callable[[int], float]) -> LatentView:
 
     Examples
     --------
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.recipes.latent import latent_model
     >>> latent = latent_model(Sequential((Dense(np.array([[1.0, -1.0, 0.5]])),)))
     >>> seen = rate_view(lambda step: 0.0)(latent, 0)
     >>> seen.model.layers[0].weight.round(3)

@@ -1,9 +1,9 @@
 """Recipes: several steps of compression and training, which can be interrupted and continued.
 
-A recipe is a sequence of `Step`, each a name and a function from one model to the next. `run_recipe`
-runs them. With a folder it keeps the model of every step there as a .mcz file, and a history. The
-same call with the same folder continues after the last finished step. It ends with the same bits,
-since every step has a random generator of its own.
+A recipe is a sequence of `Step`, each a name and a function from one model to the next.
+`run_recipe` runs them. With a folder it keeps the model of every step there as a .mcz file, and a
+history. The same call with the same folder continues after the last finished step. It ends with the
+same bits, since every step has a random generator of its own.
 """
 
 from __future__ import annotations

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minicompress.arrays import Array, integer_array
 from minicompress.errors import CompressionError, FileFormatError
 
-# A varint may be this long: ten groups of seven bits hold every 64-bit integer.
+# The longest varint: ten groups of seven bits hold every 64-bit integer.
 VARINT_BYTES = 10
-# Integers that are packed at a time, so that memory does not grow with their number. Eights fill
-# whole bytes.
+# Integers that are packed at a time, so that memory does not grow with their number. It is a
+# multiple of 8, so each block fills whole bytes.
 BLOCK = 1 << 16
 
 
 def put_varint(value: int) -> bytes:
-    """An integer of at least 0 in groups of 7 bits, lowest first; the top bit says: more follows.
+    """Write an integer >= 0 in groups of 7 bits, lowest first; the top bit means that more follow.
 
     Examples
     --------
@@ -31,17 +33,17 @@ def put_varint(value: int) -> bytes:
 
 
 def zigzag(value: int) -> int:
-    """0, -1, 1, -2, 2 ... as 0, 1, 2, 3, 4 ...: small integers of both signs stay small."""
+    """Map 0, -1, 1, -2, 2 ... to 0, 1, 2, 3, 4 ...: small integers of both signs stay small."""
     return 2 * value if value >= 0 else -2 * value - 1
 
 
 def unzigzag(value: int) -> int:
-    """What `zigzag` undoes."""
+    """Undo `zigzag`."""
     return -(value + 1) // 2 if value & 1 else value // 2
 
 
 def pack_bits(values: Array, width: int) -> bytes:
-    """Unsigned integers of `width` bits each, one after the other, highest bit first.
+    """Pack unsigned integers of `width` bits each, highest bit first.
 
     Parameters
     ----------
@@ -51,14 +53,14 @@ def pack_bits(values: Array, width: int) -> bytes:
     Returns
     -------
     bytes
-        ``ceil(values.size * width / 8)`` of them; what is left of the last byte is zeros.
+        ``ceil(values.size * width / 8)`` bytes; unused bits of the last one are 0.
 
     Examples
     --------
     >>> pack_bits(np.array([1, 2, 3]), 3).hex()  # 001 010 011, and zeros
     '2980'
     """
-    # As bytes, highest first; of their bits the last `width` are wanted.
+    # Each integer as bytes, the highest first; the last `width` of their bits are kept.
     size = _word(width)
     packed = bytearray()
     for start in range(0, values.size, BLOCK):
@@ -69,12 +71,12 @@ def pack_bits(values: Array, width: int) -> bytes:
 
 
 def unpack_bits(blob: bytes, count: int, width: int) -> Array:
-    """The integers that `pack_bits` packed, as uint64.
+    """Unpack `count` integers that `pack_bits` packed, as uint64.
 
     Raises
     ------
     FileFormatError
-        `blob` has another length than they take, or bits behind the last of them.
+        `blob` has the wrong length, or an unused bit of its last byte is not 0.
 
     Examples
     --------
@@ -101,7 +103,7 @@ def unpack_bits(blob: bytes, count: int, width: int) -> Array:
 
 
 def _word(width: int) -> int:
-    """Bytes of the narrowest dtype that holds `width` bits."""
+    """Bytes of the narrowest unsigned dtype that holds `width` bits."""
     return next(n for n in (1, 2, 4, 8) if width <= 8 * n)
 
 
@@ -111,25 +113,25 @@ def packed_size(count: int, width: int) -> int:
 
 
 class ByteReader:
-    """Bytes that are read from front to back; what is not there is a `FileFormatError`."""
+    """Bytes that are read from front to back; reading past the end is a `FileFormatError`."""
 
     def __init__(self, blob: bytes) -> None:
         self._blob, self._place = blob, 0
 
     @property
     def left(self) -> int:
-        """How many bytes are not yet read."""
+        """The number of bytes that are not read yet."""
         return len(self._blob) - self._place
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes."""
+        """Read the next `count` bytes."""
         if count > self.left:
             raise FileFormatError(f"{count} more bytes are needed, but only {self.left} are left")
         self._place += count
         return self._blob[self._place - count : self._place]
 
     def varint(self) -> int:
-        """The next integer that `put_varint` wrote, in its shortest form."""
+        """Read an integer that `put_varint` wrote."""
         value, shift = 0, 0
         for _ in range(VARINT_BYTES):
             group = self.take(1)[0]
@@ -142,16 +144,16 @@ class ByteReader:
         raise FileFormatError(f"an integer must not be longer than {VARINT_BYTES} bytes")
 
     def end(self) -> None:
-        """Nothing may be left."""
+        """Refuse bytes that were not read."""
         if self.left:
             raise FileFormatError(f"{self.left} bytes too many")
 
 
-def symbol_array(symbols: Array, ndim: int = 1) -> Array:
+def symbol_array(symbols: Array) -> Array:
     """Symbols as int64, checked: what the entropy coders accept."""
     array = integer_array(symbols, "symbols")
-    if array.ndim != ndim:
-        raise CompressionError(f"symbols must be {ndim}-D, not of shape {array.shape}")
+    if array.ndim != 1:
+        raise CompressionError(f"symbols must be 1-D, not of shape {array.shape}")
     if array.size and not (int(array.min()) >= -(2**31) and int(array.max()) < 2**31):
         raise CompressionError(
             f"symbols must lie in [-2**31, 2**31), not reach from {array.min()} to {array.max()}"
@@ -159,8 +161,15 @@ def symbol_array(symbols: Array, ndim: int = 1) -> Array:
     return array.astype(np.int64)
 
 
+def decoded_symbols(symbols: Sequence[int]) -> Array:
+    """Decoded symbols as int64, if an entropy coder accepts them."""
+    if symbols and not -(2**31) <= min(symbols) <= max(symbols) < 2**31:
+        raise FileFormatError("a symbol is not in [-2**31, 2**31)")
+    return np.array(symbols, np.int64)
+
+
 def blob_bytes(blob: bytes) -> bytes:
-    """A blob, checked."""
+    """A blob as bytes, checked."""
     if not isinstance(blob, bytes | bytearray | memoryview):
         raise CompressionError(f"blob must be bytes, not {type(blob).__name__}")
     return bytes(blob)

@@ -1,8 +1,7 @@
-"""How a representation is written: what it is, then its numbers and arrays, parts inside parts.
+"""Representations in a file: the kind, then the numbers and arrays, and parts inside parts.
 
-`code_rep` is the one way in. Shapes go down from the layer, where part of them is known already (a
-dense layer behind another has as many inputs as that has outputs), and only what is not known is
-written. The kinds of representation are those of `minicompress.representation`.
+`code_rep` codes any representation. It is given the part of the shape that is known already (a
+dense layer after another has as many inputs as that has outputs), and codes only the rest.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from minicompress.representation import (
 from minicompress.storage.sections import DTYPES, Reader, Section, Writer
 from minicompress.subscripts import check_letters
 
-# A shape of which some sizes may not be known yet.
+# A shape in which None stands for a size that is not known yet.
 Template: TypeAlias = tuple[int | None, ...]
 
 KINDS = (np.ndarray, Quantized, Sparse, Clustered, LowRank)
 SUBSCRIPTS = ("", "ir,ro->io", "hwir,ro->hwio", "hir,rwo->hwio", "ia,hwab,bo->hwio")
 INDEX_BYTES = 8
-# How deep representations may nest, and how long subscripts of another form may be.
+# The deepest nesting of representations, and the longest subscripts that are not in the list above.
 DEEPEST, LONGEST_SUBSCRIPTS = 16, 256
-# How a sparse array is written: gaps between its places; a bitmap of them; or, where all its values
-# are integers other than zero, as the full array.
+# The forms of a sparse array: gaps between its indices; a bitmap of them; or, if all its values are
+# integers other than zero, the full array.
 GAPS, BITMAP, FULL = 0, 1, 2
-# The last two are not tried for larger arrays than this, but where they are far from empty.
+# Bitmap and full array are tried up to this size, and the bitmap also if an array is dense enough.
 BITMAP_ENTRIES = 1 << 20
 
-# What a reader passes on as the value to write, which it ignores.
+# A reader passes these as the values to write, which are ignored.
 NOTHING = freeze(np.zeros(0, np.int64))
 STAND_INS: dict[type, Rep] = {
     np.ndarray: NOTHING,
@@ -63,13 +62,13 @@ def code_rep(
     ----------
     section : Writer or Reader
     shape : tuple of int or None
-        What is known of its shape; never less than the number of axes.
+        One entry for each axis; None for a size that is not known.
     dtype : numpy.dtype or None
-        Its dtype, if it is known.
+        None if it is not known.
     rep : Rep or None
         None for a Reader.
     depth : int
-        In how many others it is nested.
+        The number of representations around it.
 
     Returns
     -------
@@ -105,7 +104,7 @@ def code_rep(
 
 
 def _code_shape(section: Section, known: Template, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes of a shape that are not known."""
+    """Code the sizes that are not known, and return the whole shape."""
     return tuple(
         section.number("size", n) if size is None else size
         for n, size in zip(shape, known, strict=True)
@@ -115,14 +114,14 @@ def _code_shape(section: Section, known: Template, shape: tuple[int, ...]) -> tu
 def _code_part(
     section: Section, shape: Template, dtype: DType | None, part: Rep, depth: int
 ) -> Rep:
-    """A part of another representation; one of a stand-in is none."""
+    """Code a part of another representation. A reader's stand-in has no such part."""
     return code_rep(section, shape, dtype, None if isinstance(section, Reader) else part, depth + 1)
 
 
 def _code_quantized(
     section: Section, shape: tuple[int, ...], dtype: DType, rep: Quantized, depth: int
 ) -> Quantized:
-    # 18 to 32 for float16 whose scales are float32; version 1 had only scales of the rep's dtype.
+    # For float16 with float32 scales this is 18 to 32: 16 more than the number of bits.
     num_bits = section.number("bits", rep.num_bits + 16 * (rep.scale.dtype != rep.dtype))
     kind = dtype
     if num_bits > 17 and dtype == np.float16:
@@ -159,7 +158,7 @@ def _code_sparse(
 
 
 def _write_sparse(section: Writer, dtype: DType, rep: Sparse, depth: int) -> None:
-    """Choose the form: of the places first, for the values behind them are the same in both."""
+    """Choose the form. Gaps and bitmap have the same values, so these are written only once."""
 
     def places_as(form: int, writer: Writer) -> None:
         writer.number("form", form)
@@ -183,14 +182,14 @@ def _write_sparse(section: Writer, dtype: DType, rep: Sparse, depth: int) -> Non
 
 
 def _code_places(section: Section, shape: tuple[int, ...], rep: Sparse, form: int) -> Array:
-    """The indices of a sparse array."""
+    """Code the indices of a sparse array."""
     if form == BITMAP:
         mask = np.zeros(math.prod(rep.shape), np.uint8)
         mask[rep.indices] = 1
         mask = section.integers(shape, np.dtype(np.uint8), mask.reshape(rep.shape))
         if mask.max(initial=0) > 1:
             raise FileFormatError("a bitmap must hold 0 and 1")
-        # The indices, and their differences when they are checked.
+        # For the indices, and for their differences when they are checked.
         section.claim(int(np.count_nonzero(mask)), 2 * INDEX_BYTES)
         return freeze(np.flatnonzero(mask))
     count = section.number("count", rep.indices.size)
@@ -200,7 +199,7 @@ def _code_places(section: Section, shape: tuple[int, ...], rep: Sparse, form: in
 
 
 def _code_full(section: Section, shape: tuple[int, ...], dtype: DType, rep: Sparse) -> Sparse:
-    """A sparse array of integers with all its zeros."""
+    """Code a sparse array of integers as the full array."""
     if dtype.kind == "f":
         raise FileFormatError("floats are not coded as integers")
     full = section.integers(shape, dtype, decode(rep)).ravel()
@@ -241,5 +240,5 @@ def _code_text(section: Section, text: str) -> str:
 
 
 def _narrowest(size: int) -> DType:
-    """The dtype that `Clustered` keeps codes of a codebook of this size in."""
+    """The dtype of the codes of `Clustered` with a codebook of this size."""
     return np.dtype(np.uint8 if size <= 256 else np.uint16 if size <= 65536 else np.int64)

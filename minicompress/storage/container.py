@@ -1,13 +1,14 @@
-"""The .mcz file: a model as the fewest bytes that are still safe to read.
+"""The .mcz file: a model in few bytes that are safe to read.
 
 `save` and `load` are `dumps` and `loads` with a file. FORMAT.md beside this module specifies the
-format; how numbers, arrays and representations are written is in `sections` and `coding`. Here are
-the layers, and the frame: magic, version, the two sections, checksum.
+format. This module codes the layers and the frame (magic, version, two sections, checksum);
+`sections` codes numbers and arrays, and `coding` codes representations.
 """
 
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import numpy as np
 
@@ -40,8 +41,8 @@ from minicompress.storage.sections import CODINGS, DTYPES, Reader, Section, Writ
 MAGIC, VERSION = b"mcz", 1
 MAX_BYTES = 256 << 20
 
-# A layer's number in the file is its place here: new ones go to the end. The values are what a
-# reader passes on to be ignored.
+# A layer's number in the file is its index here: new layers go to the end. A reader passes these
+# layers as the values to write, which are ignored.
 ONE = freeze(np.ones(1))
 KERNEL = freeze(np.ones((1, 1, 1, 1)))
 LAYERS: tuple[Layer, ...] = (
@@ -61,8 +62,8 @@ LAYERS: tuple[Layer, ...] = (
 )
 TYPES = [type(layer) for layer in LAYERS]
 
-# How integers may be coded. A choice made array by array may cost the file a byte in the end, and
-# may leave more decisions than a reader accepts; so simpler ones are tried too.
+# The codings to try for integers. The best choice for each array can be a byte longer for the whole
+# file, or need more decisions than a reader accepts. So simpler choices are tried too.
 CHOICES = {
     "smallest": (CODINGS, ("packed", "huffman"), ("packed",)),
     "huffman": (("packed", "huffman"), ("packed",)),
@@ -71,14 +72,14 @@ CHOICES = {
 
 
 def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
-    """Write a model to a file, and say how many bytes that takes.
+    """Write a model to a file, and return how many bytes it takes.
 
     Parameters
     ----------
     model : Sequential
-        Its weights may be any representations, nested in any way.
+        Weights may be arrays or any representations, nested in any way.
     path : str or path-like
-        Written beside and renamed: what was there before stays until the new file is whole.
+        Written atomically: a temporary file, then a rename.
     coding : "smallest" | "huffman" | "packed"
         As for `dumps`.
 
@@ -90,10 +91,10 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
     Raises
     ------
     CompressionError
-        A layer is of a type that the format does not know, or a weight is NaN or infinite; the
-        message names it.
+        A layer has a type that the format does not know, or a weight is NaN or infinite; the
+        message names the layer.
     OSError
-        The file cannot be written. Nothing is left behind.
+        The file cannot be written. An older file of this name stays as it was.
 
     Examples
     --------
@@ -108,7 +109,7 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequential:
-    """Read a model from a file: the same values bit for bit, and so the same outputs.
+    """Read a model from a file: the same values, bit for bit, so the same outputs.
 
     Parameters
     ----------
@@ -133,11 +134,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequent
     minicompress.errors.FileFormatError: no/such/file.mcz cannot be read: No such file or directory
     """
     limit = as_int(max_bytes, "max_bytes", 0)
-    blob = read_file(path, limit)
-    try:
-        return loads(blob, max_bytes=limit)
-    except FileFormatError as error:
-        raise FileFormatError(f"{file_name(path)}: {error}") from None
+    return read_file(path, partial(loads, max_bytes=limit), limit)
 
 
 def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
@@ -147,9 +144,9 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     ----------
     model : Sequential
     coding : "smallest" | "huffman" | "packed"
-        How integers may be coded, each array in the way that is shortest for it: in any way (some
-        seconds for a million codes); Huffman's code or packed bits (a fraction of that); packed
-        bits only.
+        Which codings of integers are tried; each array gets the shortest. "smallest" tries all,
+        and takes some seconds for a million codes. "huffman" tries Huffman's code and packed bits,
+        which is much faster. "packed" has packed bits only.
 
     Returns
     -------
@@ -159,7 +156,7 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     Raises
     ------
     CompressionError
-        `model` is no Sequential, holds a layer of a type that the format does not know, or a
+        `model` is not a Sequential, has a layer of a type that the format does not know, or has a
         weight that is NaN or infinite.
 
     Examples
@@ -186,14 +183,14 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
 
 
 def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
-    """The model of a file's bytes.
+    """Decode the bytes of a file that `save` wrote.
 
     Parameters
     ----------
     blob : bytes
     max_bytes : int
-        Memory that the decoded weights and their parts may take; a few bytes can stand for very
-        much. What would take more is refused before the memory is taken.
+        Memory that the decoded weights and their parts may take; a few bytes can decode to very
+        large arrays. A model that needs more is refused before the memory is taken.
 
     Returns
     -------
@@ -202,8 +199,8 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     Raises
     ------
     FileFormatError
-        The bytes are not a whole, unaltered file of a known version, would take more than that, or
-        hold a weight that is NaN or infinite.
+        The bytes are not a whole, unaltered file of a known version, need more memory, or hold a
+        weight that is NaN or infinite.
 
     Examples
     --------
@@ -225,12 +222,12 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     except FileFormatError:
         raise
     except CompressionError as error:  # from the layers and representations themselves
-        raise FileFormatError(f"the file holds what cannot be: {error}") from None
+        raise FileFormatError(f"the file describes something impossible: {error}") from None
     return model
 
 
 def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
-    """The file with these codings; None if decoding it would take too long."""
+    """The bytes with these codings; None if decoding them would take too long."""
     writer = Writer(codings)
     _code_model(writer, model.layers)
     bulk, coded = bytes(writer.bulk), writer.coder.finish()
@@ -240,7 +237,7 @@ def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
 
 
 def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
-    """All layers, each told how many features the one before it has."""
+    """Code all layers; `features` is the number of outputs of the layer before, if known."""
     count = section.number("layers", 0 if layers is None else len(layers))
     coded: list[Layer] = []
     features: int | None = None
@@ -249,7 +246,7 @@ def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Lay
         layer = None if layers is None else layers[i]
         number = 0 if layer is None else TYPES.index(type(layer))
         stand_in = LAYERS[section.choice("layer", number, len(LAYERS))]
-        with np.errstate(all="ignore"):  # a batch normalization may hold anything, and is tried
+        with np.errstate(all="ignore"):  # a damaged batch normalization may overflow
             coded.append(_code_layer(section, layer or stand_in, features))
         match coded[-1]:
             case Dense(weight=weight) | Conv2D(weight=weight):
@@ -262,7 +259,7 @@ def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Lay
 
 
 def _code_layer(section: Section, layer: Layer, features: int | None) -> Layer:
-    """A layer; when reading, one of its type whose values are ignored."""
+    """Code a layer. A reader passes one of the same type, whose values are ignored."""
     match layer:
         case Dense():
             inputs = _code_inputs(section, shape_of(layer.weight)[0], features)
@@ -301,13 +298,13 @@ def _code_layer(section: Section, layer: Layer, features: int | None) -> Layer:
             return LeakyReLU(_code_real(section, layer.negative_slope, 0.01))
         case Dropout():
             return Dropout(_code_real(section, layer.rate, 0.5))
-    return layer  # the others have nothing but their type
+    return layer  # the others have no fields
 
 
 def _code_affine(
     section: Section, layer: Dense | Conv2D, shape: Template
 ) -> tuple[Rep, Rep | None]:
-    """Weight and bias; a bias has the dtype of its weight and one entry for each output."""
+    """Code weight and bias. A bias has the weight's dtype and one entry for each output."""
     reading = isinstance(section, Reader)
     weight = code_rep(section, shape, None, None if reading else layer.weight)
     if not section.flag("bias", layer.bias is not None):
@@ -317,7 +314,7 @@ def _code_affine(
 
 
 def _code_inputs(section: Section, inputs: int, expected: int | None) -> int:
-    """A number of inputs, which most often is what the layers before make expected."""
+    """Code a number of inputs, which usually is the expected number."""
     if expected is not None and section.flag("as expected", inputs == expected):
         return expected
     return section.number("size", inputs)

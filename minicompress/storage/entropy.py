@@ -1,26 +1,30 @@
-"""Entropy coding of a sequence of integers: Huffman's code, and a model for the range coder.
+"""Entropy coding of a sequence of integers: a model for the range coder.
 
-The model of `range_encode`: most symbols are one value, which counts as zero. What is coded is how
-many zeros come before the next other symbol, then on which side of zero that one is, then how far
-from it. Each of the three is learned while it is coded. A sequence with few symbols that are not
-zero takes as little time as it takes space.
+Most symbols are assumed to be one value, the centre. The model codes how many centres come before
+the next other symbol, then the sign of its distance from the centre, then the distance. It learns
+the frequencies of all three while it codes. A sequence with few other symbols is short to store and
+fast to code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import repeat
 
 import numpy as np
 
 from minicompress.arrays import Array, as_int, freeze
 from minicompress.errors import FileFormatError
-from minicompress.storage.bits import blob_bytes, symbol_array, unzigzag, zigzag
-from minicompress.storage.huffman import huffman_decode as huffman_decode
-from minicompress.storage.huffman import huffman_encode as huffman_encode
+from minicompress.storage.bits import (
+    blob_bytes,
+    decoded_symbols,
+    symbol_array,
+    unzigzag,
+    zigzag,
+)
 from minicompress.storage.range_coder import (
     Coder,
-    Numbers,
+    Contexts,
     RangeDecoder,
     RangeEncoder,
     code_number,
@@ -44,12 +48,13 @@ def range_encode(symbols: Array) -> bytes:
     Raises
     ------
     CompressionError
-        `symbols` is not 1-D, not of integers, or reaches out of that range.
+        `symbols` is not 1-D, not of integers, or has one outside that range.
 
     Notes
     -----
-    Nothing is stored about the frequencies; they are learned on the way. A context of n decisions
-    costs about log2(n) / 2 + 1 bits more than if its frequencies had been known.
+    Frequencies are not stored; they are learned while coding. For this, a context of n decisions
+    costs about log2(n) / 2 + 1 more bits than with known frequencies (Krichevsky and Trofimov,
+    1981).
 
     Examples
     --------
@@ -61,9 +66,9 @@ def range_encode(symbols: Array) -> bytes:
     True
     """
     array = symbol_array(symbols)
-    coder, numbers = RangeEncoder(), Numbers()
-    code_number(coder, numbers, array.size)
-    code_sequence(coder, Ranges(), array.size, array)
+    coder = RangeEncoder()
+    code_number(coder, Contexts(), array.size)
+    code_sequence(coder, array.size, array)
     return coder.finish()
 
 
@@ -83,90 +88,68 @@ def range_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
     Raises
     ------
     FileFormatError
-        The blob is not one that `range_encode` writes. One that was altered may well be: it then
-        decodes to other symbols. The file format has a checksum against that.
+        `range_encode` does not write such a blob. An altered blob may be valid, and then decodes to
+        other symbols; the file format has a checksum against that.
 
     Examples
     --------
     >>> range_decode(range_encode(np.array([0, 0, -3, 0, 200])))
     array([  0,   0,  -3,   0, 200])
     """
-    coder, numbers = RangeDecoder(blob_bytes(blob)), Numbers()
-    count = code_number(coder, numbers, 0)
+    coder = RangeDecoder(blob_bytes(blob))
+    count = code_number(coder, Contexts(), 0)
     if count > as_int(max_count, "max_count", 0):
         raise FileFormatError(f"{count} symbols are more than max_count={max_count}")
-    array = code_sequence(coder, Ranges(), count)
+    array = code_sequence(coder, count)
     coder.finish()
     return freeze(array)
 
 
 class Signed:
-    """What was learned about integers around a centre, which is not itself among them."""
+    """A model of integers around their centre, the most frequent one, which it codes first."""
 
-    def __init__(self) -> None:
-        self.parameters = Numbers()
-        self.distances = Numbers(), Numbers()  # above the centre, and below
-        self.signs = [new_context() for _ in range(9)]
-        self.centre, self.both_sides = 0, 0
-
-    def begin(self, coder: Coder, symbols: Array | None) -> None:
-        """Code the centre, which is the most frequent symbol, and if any lies below it."""
-        below = 0
-        if symbols is not None and symbols.size:
+    def __init__(self, coder: Coder, symbols: Array | None) -> None:
+        self.coder, self.parameters = coder, Contexts()
+        self._distances = Contexts(), Contexts()  # above the centre, and below it
+        self._signs = [new_context() for _ in range(9)]
+        centre = below = 0
+        if symbols is not None:
             values, counts = np.unique(symbols, return_counts=True)
-            self.centre = int(values[counts.argmax()])
-            below = int(values[0] < self.centre)
-        self.centre = unzigzag(code_number(coder, self.parameters, zigzag(self.centre)))
-        self.both_sides = code_number(coder, self.parameters, below)
+            centre = int(values[counts.argmax()])
+            below = int(values[0] < centre)
+        self.centre = unzigzag(code_number(coder, self.parameters, zigzag(centre)))
+        self._both_sides = code_number(coder, self.parameters, below)
 
-    def code(self, coder: Coder, offset: int, likely: int = 0) -> int:
-        """Code how far from the centre a symbol is, other than 0; `likely` chooses the context."""
-        negative = coder.code(self.signs[likely], offset < 0) if self.both_sides else 0
-        distance = code_number(coder, self.distances[negative], abs(offset) - 1) + 1
+    def code(self, offset: int, likely: int = 0) -> int:
+        """Code a symbol's distance from the centre, not 0; `likely` chooses the sign's context."""
+        negative = self.coder.code(self._signs[likely], offset < 0) if self._both_sides else 0
+        distance = code_number(self.coder, self._distances[negative], abs(offset) - 1) + 1
         return -distance if negative else distance
 
 
-class Ranges(Signed):
-    """What was learned about a sequence: `Signed`, and the runs of its most frequent symbol."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs = Numbers(), Numbers()  # after a run of none, and after any other
-
-
-def code_sequence(coder: Coder, model: Ranges, count: int, symbols: Array | None = None) -> Array:
+def code_sequence(coder: Coder, count: int, symbols: Array | None = None) -> Array:
     """Code `count` integers; decoding needs no `symbols`. Returns them, as int64."""
     if count == 0:
         return np.empty(0, np.int64)
-    model.begin(coder, symbols)
-    runs: Iterable[int] = repeat(0)
-    offsets: Iterable[int] = repeat(0)
+    model = Signed(coder, symbols)
+    contexts = Contexts(), Contexts()  # of a run after an empty run, and after another
+    runs: Iterator[int] = repeat(0)
+    offsets: Iterator[int] = repeat(0)
     if symbols is not None:
         others = np.flatnonzero(symbols != model.centre)
-        runs = (np.diff(others, prepend=-1, append=count) - 1).tolist()
-        offsets = [*(symbols[others] - model.centre).tolist(), 0]
+        runs = iter((np.diff(others, prepend=-1, append=count) - 1).tolist())
+        offsets = iter((symbols[others] - model.centre).tolist())
     place, after = 0, 0
     places, found = [], []
-    for run, offset in zip(runs, offsets):
-        run = code_number(coder, model.runs[after], run)
-        place += run
-        if place >= count:
-            break
-        places.append(place)
-        found.append(model.centre + model.code(coder, offset))
-        place += 1
-        after = int(run > 0)
-        if place == count:
-            break
-    if place != count:
+    while place < count:
+        run = code_number(coder, contexts[after], next(runs))
+        place, after = place + run, int(run > 0)
+        if place < count:
+            places.append(place)
+            found.append(model.centre + model.code(next(offsets)))
+            place += 1
+    if place > count:
         raise FileFormatError(f"a run of {run} symbols does not fit into {count}")
-    result = np.full(count, in_range([model.centre])[0], np.int64)
-    result[places] = in_range(found)
+    result = np.full(count, decoded_symbols([model.centre])[0], np.int64)
+    result[places] = decoded_symbols(found)
     return result
-
-
-def in_range(symbols: list[int]) -> Array:
-    """Decoded symbols as int64, if they are such as can be encoded."""
-    if symbols and not (min(symbols) >= -(2**31) and max(symbols) < 2**31):
-        raise FileFormatError("a symbol is not in [-2**31, 2**31)")
-    return np.array(symbols, np.int64)

@@ -1,59 +1,108 @@
-"""Whole files: written beside and renamed, read up to a size, and sealed with a checksum."""
+"""Whole files: written atomically, read up to a size, and sealed with a checksum."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import zlib
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import BinaryIO, TypeVar
 
 from minicompress.errors import CompressionError, FileFormatError
+
+PathLike = str | os.PathLike[str]
+Value = TypeVar("Value")
 
 CHECKSUM_BYTES = 4
 
 
-def write_file(path: str | os.PathLike[str], blob: bytes) -> int:
-    """Write a file that is whole or not there, and say how many bytes it has.
+@contextmanager
+def replacing(*paths: PathLike) -> Iterator[list[BinaryIO]]:
+    """Write files atomically: temporary files beside them, renamed when the block has ended.
 
-    What was there before stays until the new file is complete; if it cannot be written, that is an
-    OSError, and nothing is left behind. Through a link its target is written. What is no file but
-    a device or a pipe is written to as it is.
+    Parameters
+    ----------
+    *paths : str or path-like
+        If one is a link, its target is replaced. A device or a pipe is written to directly.
+
+    Yields
+    ------
+    list of binary file
+        One for each path. They are opened at once, so that a bad path fails before the work.
+
+    Raises
+    ------
+    OSError
+        A file cannot be written. Any error in the block leaves all files as they were. No file is
+        ever half-written, and no temporary file is left behind.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_file(folder + "/file", b"abc"), read_file(folder + "/file", 0), os.listdir(folder)
-    (3, b'abc', ['file'])
+    ...     with replacing(folder + "/a", folder + "/b") as (a, b):
+    ...         _ = a.write(b"first"), b.write(b"second"), os.listdir(folder)
+    ...     sorted(os.listdir(folder))
+    ['a', 'b']
     """
-    name = file_name(path)
-    if os.path.exists(name) and not os.path.isfile(name):
-        with open(name, "wb") as device:
-            return device.write(blob)
-    name = os.path.realpath(name)
-    beside = f"{name}.{secrets.token_hex(4)}.part"
-    try:
-        with open(beside, "xb") as file:
-            file.write(blob)
-        os.replace(beside, name)
-    except BaseException:
-        with suppress(OSError):
-            os.remove(beside)
-        raise
-    return len(blob)
+    with ExitStack() as cleanup:
+        files: list[BinaryIO] = []
+        renames = []
+        for path in paths:
+            name = file_name(path)
+            if not name or os.path.isdir(name):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            if os.path.exists(name) and not os.path.isfile(name):
+                files.append(cleanup.enter_context(open(name, "wb")))
+                continue
+            name = os.path.realpath(name)
+            temporary = f"{name}.{secrets.token_hex(4)}.part"
+            cleanup.callback(_remove, temporary)
+            renames.append((temporary, name))
+            files.append(cleanup.enter_context(open(temporary, "xb")))
+        yield files
+        for file in files:
+            file.close()
+        for temporary, name in renames:
+            os.replace(temporary, name)
 
 
-def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """Read a file of models that may take so much memory when decoded.
+def write_file(path: PathLike, blob: bytes) -> int:
+    """Write one file atomically (see `replacing`), and return how many bytes it has.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_file(folder + "/file", b"abc"), read_file(folder + "/file", bytes, 0)
+    (3, b'abc')
+    """
+    with replacing(path) as (file,):
+        return file.write(blob)
+
+
+def read_file(path: PathLike, parse: Callable[[bytes], Value], max_bytes: int) -> Value:
+    """Read a file of models.
+
+    Parameters
+    ----------
+    path : str or path-like
+    parse : callable
+        Makes the result from the file's bytes.
+    max_bytes : int
+        Memory that the result may take. No file that decodes to this much is larger than twice
+        this size, so a larger one is refused before it is read.
 
     Raises
     ------
     FileFormatError
-        It cannot be read, or is larger than anything that decodes to so much.
+        The file cannot be read, is too large, or `parse` refuses it; the message names the file.
 
     Examples
     --------
-    >>> read_file("no/such/file", 1)
+    >>> read_file("no/such/file", bytes, 1)
     Traceback (most recent call last):
     minicompress.errors.FileFormatError: no/such/file cannot be read: No such file or directory
     """
@@ -63,13 +112,17 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > 2 * max_bytes + 4096:
                 raise FileFormatError(f"{name} is larger than max_bytes={max_bytes} allows")
-            return file.read(size)
+            blob = file.read(size)
     except OSError as error:
         raise FileFormatError(f"{name} cannot be read: {error.strerror}") from None
+    try:
+        return parse(blob)
+    except FileFormatError as error:
+        raise FileFormatError(f"{name}: {error}") from None
 
 
 def sealed(magic: bytes, version: int, content: bytes) -> bytes:
-    """A file's bytes: what it is, the version of its format, the content, and their checksum.
+    """Frame `content` as a file: magic, version, content, checksum.
 
     Examples
     --------
@@ -81,12 +134,12 @@ def sealed(magic: bytes, version: int, content: bytes) -> bytes:
 
 
 def unsealed(blob: bytes, magic: bytes, version: int) -> bytes:
-    """The content of what `sealed` made.
+    """Return the content of a file that `sealed` made.
 
     Raises
     ------
     FileFormatError
-        It is of another kind or version, or damaged.
+        The file is of another kind or version, or damaged.
     """
     kind, start = magic.decode(), len(magic) + 1
     if blob[: len(magic)] != magic:
@@ -105,8 +158,13 @@ def _checksum(body: bytes) -> bytes:
     return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def file_name(path: str | os.PathLike[str]) -> str:
-    """A path, checked."""
+def _remove(name: str) -> None:
+    with suppress(OSError):  # after a rename it is not there
+        os.remove(name)
+
+
+def file_name(path: PathLike) -> str:
+    """The name of a file, checked."""
     if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise CompressionError(f"path must be the name of a file, not {path!r}")
     return os.fspath(path)

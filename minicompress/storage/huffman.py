@@ -1,13 +1,18 @@
-"""Canonical Huffman coding: the shortest code that gives every symbol a whole number of bits.
+"""Huffman coding: each symbol gets a whole number of bits, frequent symbols get fewer.
 
-Frequent symbols get short codes, and no code is the beginning of another. Canonical means that the
-codes follow from their lengths alone: they are numbered in the order (length, symbol), so a decoder
-needs the lengths and nothing else. Encoding and decoding are done with whole arrays at a time.
+1. Build a binary tree: join the two rarest trees until one is left (Huffman, *A method for the
+   construction of minimum-redundancy codes*, 1952).
+2. A symbol's depth in the tree is the length of its code. No code is the beginning of another.
+3. Number the codes in the order (length, symbol). Such a code is canonical: it follows from the
+   lengths alone, so nothing else is stored (Schwartz and Kallick, 1964).
 
-A blob is: the number of symbols (a varint, as all numbers here); and if there are any: how many are
-distinct; the least of them (zigzag); and if there are two or more: the width of the gaps and the
-gaps minus one between neighbours, packed; the longest length and the lengths minus one, packed;
-the codes of all symbols, highest bit first, and zeros up to a whole byte.
+Encoding and decoding work on whole arrays. A blob holds, with all numbers as varints:
+
+- the number of symbols; if it is 0, nothing more;
+- the number of distinct symbols, and the least of them (zigzag); if it is the only one, no more;
+- the distances between neighbouring distinct symbols, minus 1: their width in bits, then packed;
+- the lengths of their codes, minus 1: their width in bits, then packed;
+- the codes of all symbols, highest bit first, and zeros up to a whole byte.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from minicompress.errors import FileFormatError
 from minicompress.storage.bits import (
     ByteReader,
     blob_bytes,
+    decoded_symbols,
     pack_bits,
     packed_size,
     put_varint,
@@ -30,9 +36,9 @@ from minicompress.storage.bits import (
     zigzag,
 )
 
-# The longest code. Reaching it takes millions of symbols in Fibonacci's proportions.
+# The longest code. Only millions of symbols with frequencies like Fibonacci's numbers reach it.
 LONGEST = 32
-# Symbols or bytes that are worked on at a time, so that memory does not grow with the length.
+# Symbols or bytes that are processed at a time, so that memory does not grow with their number.
 BLOCK = 1 << 16
 
 
@@ -52,12 +58,13 @@ def huffman_encode(symbols: Array) -> bytes:
     Raises
     ------
     CompressionError
-        `symbols` is not 1-D, not of integers, or reaches out of that range.
+        `symbols` is not 1-D, not of integers, or has one outside that range.
 
     Notes
     -----
-    With entropy H of the frequencies the mean length is at least H and less than H + 1, and no
-    prefix code has a smaller one (Huffman, 1952). One symbol alone takes no bits at all.
+    If the frequencies have entropy H, the mean length of a code is at least H and less than H + 1.
+    No prefix code has a smaller mean length (Huffman, 1952). If all symbols are equal, their codes
+    take no bits.
 
     Examples
     --------
@@ -92,8 +99,8 @@ def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
     ----------
     blob : bytes
     max_count : int
-        More symbols than this are refused before memory is taken for them: one symbol alone takes
-        no bits, so a few bytes could claim any number of it.
+        More symbols than this are refused before memory is taken for them. Equal symbols take no
+        bits, so a blob of a few bytes can claim any number of them.
 
     Returns
     -------
@@ -119,18 +126,15 @@ def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
     size, least = reader.varint(), unzigzag(reader.varint())
     if size == 1:
         reader.end()
-        return freeze(np.full(count, _in_range(least), np.int64))
-    # Every distinct symbol has a length of at least a bit, every symbol a code of as much.
+        return freeze(np.full(count, decoded_symbols([least])[0], np.int64))
+    # The code of every symbol takes at least one bit.
     if not 2 <= size <= min(count, 8 * reader.left) or count > 8 * reader.left:
         raise FileFormatError(
             f"{count} symbols, {size} of them distinct, cannot be in {reader.left} bytes"
         )
-    gaps, lengths = (
-        unpack_bits(reader.take(packed_size(n, width)), n, width)
-        for n, width in ((n, _width(reader)) for n in (size - 1, size))
-    )
+    gaps, lengths = _packed(reader, size - 1), _packed(reader, size)
     alphabet = least + np.concatenate([[0], np.cumsum(gaps.astype(np.int64) + 1)])
-    _in_range(least), _in_range(int(alphabet[-1]))
+    decoded_symbols([least, int(alphabet[-1])])
     lengths = lengths.astype(np.int64) + 1
     # Kraft's equality: every sequence of bits is a sequence of codes.
     if lengths.max() > LONGEST or int((1 << (LONGEST - lengths)).sum()) != 1 << LONGEST:
@@ -148,8 +152,8 @@ def code_lengths(counts: Array) -> Array:
     Returns
     -------
     (k,) ndarray of int64
-        At most `LONGEST`: where Huffman's tree is deeper, the frequencies are halved until it is
-        not, and the code is optimal no more, but within a hair.
+        At most `LONGEST`. If Huffman's tree is deeper, the frequencies are halved until it is not;
+        the code is then only nearly optimal.
 
     Examples
     --------
@@ -165,7 +169,7 @@ def code_lengths(counts: Array) -> Array:
 
 
 def _tree_depths(counts: list[int]) -> Array:
-    """Join the two rarest trees until one is left; a symbol's length is its depth in it."""
+    """Join the two rarest trees until one is left; return the depth of every symbol in it."""
     heap = [(count, node) for node, count in enumerate(counts)]
     heapq.heapify(heap)
     parent = [0] * (2 * len(counts) - 1)
@@ -180,18 +184,19 @@ def _tree_depths(counts: list[int]) -> Array:
 
 
 def _canonical_codes(lengths: Array) -> Array:
-    """Codes in the order (length, symbol): each is the one before it plus 1, with zeros behind."""
+    """Number the codes in the order (length, symbol): the one before plus 1, zeros appended."""
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
     codes = np.empty_like(lengths)
-    # As fractions of 2**LONGEST, codes are the running sum of what those before them take up.
+    # A code of length n takes 2**(LONGEST - n) of all words of LONGEST bits. Its first word comes
+    # right after the words of the codes before it.
     taken = 1 << (LONGEST - ordered)
     codes[order] = (np.cumsum(taken) - taken) >> (LONGEST - ordered)
     return codes
 
 
 def _spread_codes(codes: Array, lengths: Array) -> Array:
-    """The bits of the codes one after the other, as an array of 0 and 1."""
+    """Concatenate the bits of the codes, as an array of 0 and 1."""
     ends = np.cumsum(lengths)
     shifts = np.repeat(ends, lengths) - 1 - np.arange(ends[-1])
     bits: Array = np.repeat(codes, lengths) >> shifts & 1
@@ -199,10 +204,10 @@ def _spread_codes(codes: Array, lengths: Array) -> Array:
 
 
 def _decode_places(payload: bytes, count: int, lengths: Array) -> Array:
-    """Which symbol of the alphabet stands at each place.
+    """Find the index in the alphabet of each coded symbol.
 
-    A code could begin at any bit; for all of them at once it is looked up how long it would be.
-    Then one walk from code to code finds where they do begin.
+    For every bit at once, look up the symbol whose code would begin there. Then walk from code to
+    code, by their lengths, to find the bits at which codes do begin.
     """
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
@@ -229,14 +234,9 @@ def _decode_places(payload: bytes, count: int, lengths: Array) -> Array:
     return np.concatenate(found)
 
 
-def _width(reader: ByteReader) -> int:
+def _packed(reader: ByteReader, count: int) -> Array:
+    """Read the width of packed integers, then the integers."""
     width = reader.varint()
     if width > 32:
-        raise FileFormatError(f"integers of {width} bits have no place in a Huffman blob")
-    return width
-
-
-def _in_range(symbol: int) -> int:
-    if not -(2**31) <= symbol < 2**31:
-        raise FileFormatError(f"symbol {symbol} is not in [-2**31, 2**31)")
-    return symbol
+        raise FileFormatError(f"a Huffman blob has no integers of {width} bits")
+    return unpack_bits(reader.take(packed_size(count, width)), count, width)

@@ -1,37 +1,39 @@
-"""An adaptive binary range coder: decisions at the price of their surprise, in integers only.
+"""An adaptive binary range coder: it codes decisions (0 or 1) with integers only.
 
-The coder keeps an interval of integers. Each decision, 0 or 1, cuts it in the proportion in which
-the two were seen before *in the same context*, and keeps the part that belongs to the one taken.
-In the end any number of the interval stands for all decisions. What is likely cuts off little, so
-a decision of probability p costs close to -log2(p) bits (Martin, 1979).
+The coder keeps an interval of integers, from `low` to `low + range`. Each decision cuts it in two,
+in the proportion of the zeros and ones that were seen before *in the same context*, and keeps the
+part of the decision taken. At the end any number in the interval stands for all decisions. A
+decision of probability p costs close to -log2(p) bits.
 
-A context is a list [zeros, ones]: 1 each to begin with, and 2 more for every decision seen, which
-is the estimate (n1 + 1/2) / (n + 1) of Krichevsky and Trofimov (1981). A model decides which
-context a decision belongs to; the better it guesses, the fewer bytes.
+- The interval is widened byte by byte, as in Martin, *Range encoding: an algorithm for removing
+  redundancy from a digitised message* (1979). Decisions are binary and learned one by one, and a
+  carry goes into the bytes already written.
+- A context is a list [zeros, ones]. It begins with 1 each and gains 2 for every decision, which is
+  the estimate (n1 + 1/2) / (n + 1) of Krichevsky and Trofimov (1981). A model chooses the context
+  of each decision; the better it predicts, the fewer bytes are written.
 
-Encoder and decoder have the same methods, and the decoder ignores the value that it is given and
-returns the one that it reads. So a model is written once, as a function that codes, and serves both
-directions: it cannot disagree with itself.
+Encoder and decoder have the same methods. The decoder ignores the value that it is given and
+returns the value that it reads. So each model is one function that codes *and* decodes, and the two
+directions cannot disagree.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from typing import Protocol, TypeAlias, TypeVar
+from collections.abc import Hashable
+from typing import Protocol, TypeAlias
 
 from minicompress.errors import CompressionError, FileFormatError
 
 Context: TypeAlias = list[int]
-Name = TypeVar("Name")
 
-# The interval has 32 bits and is widened by a byte whenever fewer than 24 of them are left.
+# The interval begins with 2**32 numbers, and is widened by a byte whenever it has fewer than 2**24.
 WHOLE, NARROW = 1 << 32, 1 << 24
-# Where the counts of a context add up to this they are halved: it stays a 16-bit estimate.
+# When the counts of a context add up to this, they are halved.
 FULL = 1 << 16
-# The bits of a number below its highest one have contexts of their own up to this many.
+# Below the highest bit of a number, this many bits have contexts; the rest are coded as uniform.
 LEARNED_BITS = 8
-# No number has more bits than this.
+# The most bits that a number plus 1 has.
 LONGEST = 65
 MOST = 2**LONGEST - 2
 
@@ -42,7 +44,7 @@ def new_context() -> Context:
 
 
 class Coder(Protocol):
-    """What an encoder and a decoder have in common, and a model may use."""
+    """What a model may call, of an encoder or a decoder."""
 
     def code(self, context: Context, bit: int) -> int:
         """Code a decision; the context learns it."""
@@ -57,7 +59,7 @@ class RangeEncoder:
     Attributes
     ----------
     work : int
-        How many decisions were coded: what decoding will take in time.
+        Number of decisions coded so far; decoding takes time in proportion.
 
     Examples
     --------
@@ -80,7 +82,8 @@ class RangeEncoder:
     def code(self, context: Context, bit: int) -> int:
         """Code a decision; the context learns it."""
         zeros, ones = context
-        split = self._range * zeros // (zeros + ones)
+        total = zeros + ones
+        split = self._range * zeros // total
         if bit:
             self._low += split
             self._range -= split
@@ -88,7 +91,7 @@ class RangeEncoder:
         else:
             self._range = split
             context[0] = zeros + 2
-        if zeros + ones >= FULL:
+        if total >= FULL:
             context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
         self.work += 1
         while self._range < NARROW:
@@ -96,7 +99,7 @@ class RangeEncoder:
         return bit
 
     def copy(self) -> RangeEncoder:
-        """An encoder that goes on from here by itself."""
+        """An encoder in the same state, which goes on independently."""
         other = copy.copy(self)
         other._out = self._out.copy()
         return other
@@ -114,17 +117,17 @@ class RangeEncoder:
 
     @property
     def bits(self) -> int:
-        """How many bits there are so far."""
+        """The number of bits so far, rounded up."""
         return 8 * len(self._out) + 33 - self._range.bit_length()
 
     def finish(self) -> bytes:
-        """All bytes: those of a number in the interval, without the zeros at its end."""
+        """The bytes of one number in the interval, without the zeros at its end."""
         self._low += NARROW - 1
         self._widen()
         return bytes(self._out.rstrip(b"\0"))
 
     def _widen(self) -> None:
-        """Write the top byte, which is settled but for a carry."""
+        """Write the top byte, after carrying an overflow into the bytes before it."""
         if self._low >= WHOLE:
             place = len(self._out) - 1
             while self._out[place] == 255:
@@ -137,14 +140,14 @@ class RangeEncoder:
 
 
 class RangeDecoder:
-    """Bytes in, decisions out, in the contexts in which they were coded.
+    """Bytes in, decisions out; the contexts must be those of the encoder.
 
     Parameters
     ----------
     blob : bytes
     max_work : int, optional
-        More decisions than this are a `FileFormatError`: what is likely enough costs next to no
-        bits, so a few bytes could keep a decoder busy for ever.
+        More decisions than this are a `FileFormatError`. Very likely decisions cost almost no bits,
+        so a few bytes could otherwise keep a decoder busy for ever.
     """
 
     def __init__(self, blob: bytes, max_work: int | None = None) -> None:
@@ -154,9 +157,10 @@ class RangeDecoder:
         self._code = int.from_bytes(blob[:4].ljust(4, b"\0"), "big")  # the number minus low
 
     def code(self, context: Context, bit: int) -> int:
-        """Read a decision, whatever `bit` is; the context learns it."""
+        """Read a decision and ignore `bit`; the context learns it."""
         zeros, ones = context
-        split = self._range * zeros // (zeros + ones)
+        total = zeros + ones
+        split = self._range * zeros // total
         if self._code >= split:
             bit = 1
             self._code -= split
@@ -166,7 +170,7 @@ class RangeDecoder:
             bit = 0
             self._range = split
             context[0] = zeros + 2
-        if zeros + ones >= FULL:
+        if total >= FULL:
             context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
         self.work += 1
         if self.work > self._max_work:
@@ -176,7 +180,7 @@ class RangeDecoder:
         return bit
 
     def code_uniform(self, value: int, width: int) -> int:
-        """Read an integer of `width` bits, whatever `value` is."""
+        """Read an integer of `width` bits and ignore `value`."""
         value = 0
         for shift in _shifts(width):
             size = min(width - shift, 16)
@@ -191,7 +195,7 @@ class RangeDecoder:
         return value
 
     def finish(self) -> None:
-        """The bytes must end here, exactly as the encoder ends them."""
+        """Check that the bytes end here, exactly as the encoder ends them."""
         extra = len(self._blob) > self._place - 3 or self._blob.endswith(b"\0")
         if extra or self._code >= NARROW:
             raise FileFormatError("the bytes do not end where their decisions do")
@@ -203,41 +207,35 @@ class RangeDecoder:
         self._place += 1
 
 
-class Numbers:
-    """What was learned about numbers of one kind: a context for every decision about them."""
+class Contexts(dict[Hashable, Context]):
+    """Contexts by the name of their decisions; a name that was not used before has a new one."""
 
-    def __init__(self) -> None:
-        self.longer: defaultdict[int, Context] = defaultdict(new_context)
-        self.digits: defaultdict[int, Context] = defaultdict(new_context)
+    def __missing__(self, name: Hashable) -> Context:
+        self[name] = context = new_context()
+        return context
 
-    def copy(self) -> Numbers:
-        """The same, to learn by itself from here on."""
-        other = Numbers()
-        other.longer, other.digits = copied(self.longer), copied(self.digits)
-        return other
+    def copy(self) -> Contexts:
+        """The same counts, in contexts that learn on their own."""
+        return Contexts({name: [*context] for name, context in self.items()})
 
 
-def copied(contexts: defaultdict[Name, Context]) -> defaultdict[Name, Context]:
-    """Contexts that learn by themselves from here on."""
-    return defaultdict(new_context, {name: [*context] for name, context in contexts.items()})
-
-
-def code_number(coder: Coder, numbers: Numbers, value: int) -> int:
+def code_number(coder: Coder, numbers: Contexts, value: int) -> int:
     """Code an integer from 0 to ``2**65 - 2``: how many bits it has, then its bits.
 
-    The bits of ``value + 1`` are counted in unary, a decision each (Elias's gamma code), and every
-    decision has a context of its own, so that any distribution of small numbers is learned. A
-    larger one is a CompressionError.
+    The number of bits of ``value + 1`` is coded in unary, with one decision a bit, then the bits
+    below the highest one. This is the gamma code of Elias (1975). Every decision has a context of
+    its own, so any distribution of small numbers is learned. `numbers` holds the contexts of one
+    kind of number. A larger integer is a CompressionError.
     """
     if value > MOST:
         raise CompressionError(f"numbers up to {MOST} can be stored, not {value}")
     value += 1
     length, wanted = 0, value.bit_length() - 1
-    while length < LONGEST - 1 and coder.code(numbers.longer[length], length < wanted):
+    while length < LONGEST - 1 and coder.code(numbers[length], length < wanted):
         length += 1
     prefix = 1  # the highest bits, as far as they are known
     for shift in range(length - 1, max(length - LEARNED_BITS, 0) - 1, -1):
-        context = numbers.digits[length << LEARNED_BITS | prefix]
+        context = numbers[length << LEARNED_BITS | prefix]  # larger than any length
         prefix = prefix << 1 | coder.code(context, value >> shift & 1)
     rest = length - LEARNED_BITS
     if rest > 0:
@@ -246,5 +244,5 @@ def code_number(coder: Coder, numbers: Numbers, value: int) -> int:
 
 
 def _shifts(width: int) -> range:
-    """Where to cut an integer into pieces of 16 bits, highest first."""
+    """Where the pieces of 16 bits of an integer begin, the highest first."""
     return range((width - 1) // 16 * 16, -1, -16)

@@ -1,13 +1,12 @@
-"""The two sections of a file: how numbers and arrays become bytes, and bytes become them.
+"""The two sections of a file: numbers and arrays as bytes, and back.
 
-They are filled side by side. What is small or has a pattern is coded by one range coder,
-from the first layer to the last: every number of the structure in a context of its own name, and
-the codes that a model of `entropy` or `matrices` describes best. What is incompressible or asked to
-be simple, floats and packed or Huffman codes, goes to `bulk`, byte by byte.
+- `coder` is one range coder for the whole file. It codes the numbers of the structure, each in a
+  context of its name, and integers for which a model of `entropy` or `matrices` is shortest.
+- `bulk` is plain bytes: floats, and integers that are packed or in Huffman's code.
 
-As with the models of the range coder, everything is written once and serves both directions: a
-method takes the value to write, and returns the value that a reader finds there. A `Reader` ignores
-what it is given, so a stand-in will do.
+As with the models of the range coder, one method serves both directions. It takes the value to
+write and returns the value that is read. A `Reader` ignores the value given to it, which may then
+be any stand-in.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -29,37 +29,35 @@ from minicompress.storage.bits import (
     unzigzag,
     zigzag,
 )
-from minicompress.storage.entropy import Ranges, code_sequence, huffman_decode, huffman_encode
-from minicompress.storage.matrices import Neighbours, code_matrix
+from minicompress.storage.entropy import code_sequence
+from minicompress.storage.huffman import huffman_decode, huffman_encode
+from minicompress.storage.matrices import code_matrix
 from minicompress.storage.range_coder import (
     Coder,
-    Context,
-    Numbers,
+    Contexts,
     RangeDecoder,
     RangeEncoder,
     code_number,
-    copied,
-    new_context,
 )
 
 DTYPES: tuple[DType, ...] = (*FLOATS, *(np.dtype(c) for c in "bBhHiIqQ"))
 CODINGS = ("packed", "huffman", "sequence", "matrix")
-# What a reader accepts of decisions, so that no file keeps it busy for long: this many, and more
-# for every byte of the section that holds them.
+# The decisions that a reader accepts, so that no file keeps it busy for long: this many, plus some
+# for every byte that holds them.
 FREE_WORK, WORK_PER_BYTE = 1 << 19, 16
-# How many layers and representations a file may hold.
+# The most layers and representations in a file.
 MOST_PARTS = 1 << 13
 
 
 class Section:
-    """What writing and reading share: numbers and flags, each in the context of its name."""
+    """The part that writing and reading share: numbers and flags, each in a context of its name."""
 
     coder: Coder
 
     def __init__(self) -> None:
         self._parts = 0
-        self._numbers: defaultdict[str, Numbers] = defaultdict(Numbers)
-        self._flags: defaultdict[str, Context] = defaultdict(new_context)
+        self._numbers: defaultdict[str, Contexts] = defaultdict(Contexts)
+        self._flags = Contexts()
 
     def number(self, name: str, value: int) -> int:
         """An integer of at least 0."""
@@ -70,7 +68,7 @@ class Section:
         return bool(self.coder.code(self._flags[name], value))
 
     def choice(self, name: str, value: int, count: int) -> int:
-        """One of `count` things."""
+        """An integer of at least 0 and less than `count`."""
         found = self.number(name, value)
         if found >= count:
             raise FileFormatError(f"{name} must be less than {count}, not {found}")
@@ -83,7 +81,7 @@ class Section:
             raise CompressionError(f"there are more than {MOST_PARTS} layers and representations")
 
     def claim(self, count: int, itemsize: int) -> None:
-        """Say how much memory is about to be taken."""
+        """Announce that memory is about to be taken."""
 
     def floats(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
         """An array of floats, bit for bit."""
@@ -100,7 +98,7 @@ class Writer(Section):
     Parameters
     ----------
     codings : tuple of str
-        Those of `CODINGS` that may be used for integers; "packed" always is.
+        The members of `CODINGS` to try for integers. "packed" is always tried.
     """
 
     coder: RangeEncoder
@@ -110,15 +108,15 @@ class Writer(Section):
         self.coder, self.bulk, self.codings = RangeEncoder(), bytearray(), codings
 
     def fork(self) -> Writer:
-        """A writer that goes on from here, to see how long something would get."""
+        """A writer in the same state, to try how long something gets."""
         other = copy.copy(self)
         other.coder, other.bulk = self.coder.copy(), bytearray()
         learned = {name: numbers.copy() for name, numbers in self._numbers.items()}
-        other._numbers, other._flags = defaultdict(Numbers, learned), copied(self._flags)
+        other._numbers, other._flags = defaultdict(Contexts, learned), self._flags.copy()
         return other
 
-    def smallest(self, options: list[Callable[[Writer], object]]) -> None:
-        """Write the one of several ways to say the same that takes the fewest bits."""
+    def smallest(self, options: Sequence[Callable[[Writer], object]]) -> None:
+        """Write with the option that takes the fewest bits."""
         forks = []
         for option in options:
             forks.append(self.fork())
@@ -141,15 +139,19 @@ class Writer(Section):
         values = array.ravel().view(np.int64) if dtype == np.uint64 else array.ravel()
         values = values.astype(np.int64, copy=False)
         small = bool(((values >= -(2**31)) & (values < 2**31)).all())
-        matrix = len(shape) > 1 and 1 not in (shape[-1], math.prod(shape[:-1]))
-        possible = {"packed": True, "huffman": small, "sequence": small, "matrix": small and matrix}
-        options: list[Callable[[Writer], object]] = [
-            lambda writer, coding=coding: writer._put_integers(coding, values, shape)  # type: ignore[misc]
-            for coding, fits in possible.items()
-            if fits and coding in ("packed", *self.codings)
-        ]
+        fitting = {"packed"}
+        if small:
+            fitting |= {"huffman", "sequence"}
+        if small and len(shape) > 1 and 1 not in _as_matrix(shape):
+            fitting.add("matrix")
         if values.size:
-            self.smallest(options)
+            self.smallest(
+                [
+                    partial(Writer._put_integers, coding=coding, values=values, shape=shape)
+                    for coding in CODINGS
+                    if coding in fitting and coding in ("packed", *self.codings)
+                ]
+            )
         return array
 
     def _put_integers(self, coding: str, values: Array, shape: tuple[int, ...]) -> None:
@@ -166,11 +168,9 @@ class Writer(Section):
             self.number("length", len(blob))
             self.bulk += blob
         elif coding == "sequence":
-            code_sequence(self.coder, Ranges(), values.size, values)
+            code_sequence(self.coder, values.size, values)
         else:
-            code_matrix(
-                self.coder, Neighbours(), _as_matrix(shape), values.reshape(_as_matrix(shape))
-            )
+            code_matrix(self.coder, _as_matrix(shape), values.reshape(_as_matrix(shape)))
 
     def _cost(self) -> float:
         """Bits, or infinity if a reader would refuse the work."""
@@ -185,7 +185,7 @@ class Reader(Section):
     ----------
     coded, bulk : bytes
     max_bytes : int
-        Memory that may be taken; what would take more is refused before.
+        Memory that may be taken. A file that needs more is refused in time.
     """
 
     coder: RangeDecoder
@@ -217,7 +217,7 @@ class Reader(Section):
         if size == 0:
             return freeze(np.empty(shape, dtype))
         coding = CODINGS[self.choice("coding", 0, len(CODINGS))]
-        # All are decoded as 64-bit integers first, which are given back at once.
+        # They are decoded as 64-bit integers, for a short time.
         self.claim(size, 8)
         self._left += 8 * size
         if coding == "packed":
@@ -227,11 +227,11 @@ class Reader(Section):
             if values.size != size:
                 raise FileFormatError(f"{size} codes are needed, not {values.size}")
         elif coding == "sequence":
-            values = code_sequence(self.coder, Ranges(), size)
+            values = code_sequence(self.coder, size)
         elif len(shape) > 1:
-            values = code_matrix(self.coder, Neighbours(), _as_matrix(shape))
+            values = code_matrix(self.coder, _as_matrix(shape))
         else:
-            raise FileFormatError("what has one dimension is not coded as a matrix")
+            raise FileFormatError("an array of one dimension cannot be coded as a matrix")
         _check_range(int(values.min()), int(values.max()), dtype)
         return _shaped(values, shape, dtype)
 
@@ -248,22 +248,22 @@ class Reader(Section):
 
 
 def allowed_work(size: int) -> int:
-    """How many decisions a reader accepts in so many bytes."""
+    """The most decisions that a reader accepts in `size` bytes."""
     return FREE_WORK + WORK_PER_BYTE * size
 
 
 def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The last axis as columns, all others as rows."""
+    """The shape as a matrix: the last axis as columns, all others as rows."""
     return math.prod(shape[:-1]), shape[-1]
 
 
 def _shaped(values: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """Values in their shape and dtype, read-only to the bottom, so that nobody need copy them."""
+    """Values in their shape and dtype; array and base are read-only, so not copied later."""
     return freeze(freeze(values.astype(dtype)).reshape(shape))
 
 
 def _check_range(least: int, largest: int, dtype: DType) -> None:
-    """Codes must fit their dtype; uint64 goes as the int64 of the same bits."""
+    """Check that codes fit their dtype; uint64 is coded as the int64 of the same bits."""
     info = np.iinfo(np.int64 if dtype == np.uint64 else dtype)
     if not info.min <= least <= largest <= info.max:
         raise FileFormatError(f"codes from {least} to {largest} do not fit {dtype}")

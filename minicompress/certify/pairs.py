@@ -1,0 +1,109 @@
+"""Two networks layer by layer: that they correspond, and the linear maps that run in them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicompress.arrays import Array
+from minicompress.errors import CompressionError
+from minicompress.nn.layers import Conv2D, Dense, Layer, plain_layers
+from minicompress.nn.network import Sequential, naming_layer
+from minicompress.nn.stateless import AvgPool2D, LeakyReLU, MaxPool2D
+from minicompress.norms import gamma, smallest_subnormal
+from minicompress.representation import decode, shape_of
+
+GEOMETRY = ("stride", "padding", "dilation", "groups")
+TINY = smallest_subnormal(np.dtype(np.float64))
+"""eta of float64: a product that underflows is off by at most half of it."""
+
+
+class Linear(NamedTuple):
+    """The weight that runs, in float64, and how far each entry can be from the exact one."""
+
+    weight: Array
+    wrong: Array
+
+
+class AffinePair(NamedTuple):
+    """The maps of f and of g, and of g - f. The two changes are rounded once."""
+
+    f: Linear
+    g: Linear
+    change: Linear
+    offset: Array
+    offset_change: Array
+    geometry: dict[str, Any]
+
+
+def paired(f: Sequential, g: Sequential) -> list[tuple[Layer, Layer]]:
+    """The layers of two networks, pair by pair.
+
+    Raises
+    ------
+    CompressionError
+        They do not correspond: other types of layers, shapes of weights or options.
+    """
+    for name, model in (("f", f), ("g", g)):
+        if not isinstance(model, Sequential):
+            raise CompressionError(f"{name} must be a Sequential, not {type(model).__name__}")
+    if [type(layer) for layer in f.layers] != [type(layer) for layer in g.layers]:
+        raise CompressionError("f and g must have the same types of layers in the same order")
+    pairs = list(zip(f.layers, g.layers, strict=True))
+    for i, (a, b) in enumerate(pairs):
+        with naming_layer(f, i):
+            shapes = [{n: shape_of(rep) for n, rep in p.parameters().items()} for p in (a, b)]
+            if any(shapes[0][n] != shapes[1][n] for n in shapes[0].keys() & shapes[1].keys()):
+                raise CompressionError(f"weights of shapes {shapes[0]} and {shapes[1]}")
+            pool_or_slope = isinstance(a, LeakyReLU | MaxPool2D | AvgPool2D)
+            if geometry_of(a) != geometry_of(b) or (pool_or_slope and repr(a) != repr(b)):
+                raise CompressionError(f"{a!r} and {b!r} differ in their options")
+    return pairs
+
+
+def geometry_of(layer: Layer) -> dict[str, Any]:
+    """How a convolution lies on the image, as options of `conv2d`; nothing of other layers."""
+    return {n: getattr(layer, n) for n in GEOMETRY} if isinstance(layer, Conv2D) else {}
+
+
+def affine_pair(a: Conv2D | Dense, b: Conv2D | Dense) -> AffinePair:
+    """The linear maps of two layers that correspond, as they run in real arithmetic."""
+    f, g = exact_weight(a), exact_weight(b)
+    parts = [[p.parameters()["weight"] for p in plain_layers(layer)] for layer in (a, b)]
+    same = len(parts[0]) == len(parts[1]) and all(map(np.array_equal, *parts))
+    biases = [
+        np.zeros(f.weight.shape[-1])
+        if layer.bias is None
+        else decode(layer.bias).astype(np.float64)
+        for layer in (a, b)
+    ]
+    change = Linear(g.weight - f.weight, 0 * f.wrong if same else f.wrong + g.wrong)
+    return AffinePair(f, g, change, biases[0], biases[1] - biases[0], geometry_of(a))
+
+
+def exact_weight(layer: Conv2D | Dense) -> Linear:
+    """The weight of a layer; of a `LowRank` one the product of the factors that run.
+
+    A product sums r terms: it is off by at most ``gamma_r |A| |B|``, what A is off by times |B|,
+    and what underflow loses.
+    """
+    first, *rest = (
+        decode(p.parameters()["weight"]).astype(np.float64) for p in plain_layers(layer)
+    )
+    weight, wrong = first, np.zeros_like(first)
+    for factor in rest:
+        slack, lost = gamma(factor.shape[-2] + 8), 4 * factor.shape[-2] * TINY
+        spread = wrong + slack * np.abs(weight) + TINY * (weight != 0)
+        weight = _composed(weight, factor)
+        wrong = _composed(spread, np.abs(factor)) * (1 + slack) + lost
+    return Linear(weight, wrong)
+
+
+def _composed(a: Array, b: Array) -> Array:
+    """One linear map after another: matrices, or kernels of which one is 1 wide on each axis."""
+    if a.ndim == 2:
+        return np.asarray(a @ b)
+    (kh, kw, inputs), (lh, lw) = a.shape[:3], b.shape[:2]
+    both = np.einsum("hwir,vxro->hvwxio", a, b, optimize=True)
+    return np.asarray(both.reshape(kh * lh, kw * lw, inputs, b.shape[3]))
