@@ -32,6 +32,8 @@ Rank: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 class ExitPoint(NamedTuple):
     """A point of `exit_curve`.
 
+    Attributes
+    ----------
     threshold : float
         Of every head.
     accuracy : float

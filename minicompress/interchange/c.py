@@ -36,6 +36,8 @@ from minicompress.storage.container import load
 class CLayer(NamedTuple):
     """One layer of the C file.
 
+    Attributes
+    ----------
     kind : str
     output_shape : tuple of int
     form : str
@@ -53,6 +55,8 @@ class CLayer(NamedTuple):
 class CExport(NamedTuple):
     """What `export_c` wrote.
 
+    Attributes
+    ----------
     source, header : Path
     flash_bytes : int
         Of all const arrays; the program's own code comes on top, and is the compiler's.

@@ -43,6 +43,8 @@ HISTORY = "history.json"
 class Step(NamedTuple):
     """One step of a recipe.
 
+    Attributes
+    ----------
     name : str
         Of letters, digits, blanks and the like: it becomes part of a file's name.
     run : callable
@@ -60,6 +62,8 @@ class Step(NamedTuple):
 class StepRow(NamedTuple):
     """What a step came to.
 
+    Attributes
+    ----------
     name : str
         The step's.
     bytes : int
