@@ -38,7 +38,7 @@ from minicompress.subscripts import check_subscripts, output_shape, product
 class Certificate(NamedTuple):
     """How far a decoded array can be from its original.
 
-    Attributes
+    Parameters
     ----------
     norm : "fro" | "spectral" | "max"
         Root of the sum of squares; largest singular value of the array as a matrix with its last

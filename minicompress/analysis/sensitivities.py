@@ -26,7 +26,7 @@ Compressors: TypeAlias = Mapping[str, Compressor] | Iterable[Compressor]
 class Sensitivity(NamedTuple):
     """What it does to a network to compress one of its layers.
 
-    Attributes
+    Parameters
     ----------
     layer, kind : int, str
         The index of the layer, and its type.

@@ -32,7 +32,7 @@ Rank: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 class ExitPoint(NamedTuple):
     """A point of `exit_curve`.
 
-    Attributes
+    Parameters
     ----------
     threshold : float
         Of every head.

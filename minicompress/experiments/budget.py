@@ -82,7 +82,7 @@ class UniformRow(NamedTuple):
 class Searched(NamedTuple):
     """What `searched` found.
 
-    Attributes
+    Parameters
     ----------
     dense_bytes : int
         Of all weights as float32.

@@ -14,7 +14,7 @@ from minicompress.storage.container import load
 class Evaluation(NamedTuple):
     """A file, and how the network decoded from it does.
 
-    Attributes
+    Parameters
     ----------
     bytes : int
         The length of the file.

@@ -54,7 +54,7 @@ POINTS = 12  # of the early-exit curve
 class ExitResult(NamedTuple):
     """A head behind the first activation, and what leaving there saves.
 
-    Attributes
+    Parameters
     ----------
     curve : tuple of ExitPoint
         On validation images; the first is the network itself.
@@ -79,7 +79,7 @@ class ExitResult(NamedTuple):
 class Report(NamedTuple):
     """All that the page shows.
 
-    Attributes
+    Parameters
     ----------
     data, seed, epochs : str, int, int
         As the command was told; the epochs that were really run.

@@ -36,7 +36,7 @@ from minicompress.storage.container import load
 class CLayer(NamedTuple):
     """One layer of the C file.
 
-    Attributes
+    Parameters
     ----------
     kind : str
     output_shape : tuple of int
@@ -55,7 +55,7 @@ class CLayer(NamedTuple):
 class CExport(NamedTuple):
     """What `export_c` wrote.
 
-    Attributes
+    Parameters
     ----------
     source, header : Path
     flash_bytes : int

@@ -24,7 +24,7 @@ Moments: TypeAlias = tuple[dict[str, Array], ...]
 class Optimizer(NamedTuple):
     """How a model follows its gradients.
 
-    Attributes
+    Parameters
     ----------
     init : callable
         ``init(model) -> state``

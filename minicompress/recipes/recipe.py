@@ -43,7 +43,7 @@ HISTORY = "history.json"
 class Step(NamedTuple):
     """One step of a recipe.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Of letters, digits, blanks and the like: it becomes part of a file's name.
@@ -62,7 +62,7 @@ class Step(NamedTuple):
 class StepRow(NamedTuple):
     """What a step came to.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The step's.

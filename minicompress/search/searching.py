@@ -37,7 +37,7 @@ Numbers: TypeAlias = Mapping[Pick, tuple[float, float]]
 class MeasuredPlan(NamedTuple):
     """A plan, and what the network is with it, measured whole.
 
-    Attributes
+    Parameters
     ----------
     plan : dict of int to str
         For the index of every layer with choices the name of one; "as it is" for none.
@@ -63,7 +63,7 @@ class MeasuredPlan(NamedTuple):
 class SearchResult(NamedTuple):
     """What a search found.
 
-    Attributes
+    Parameters
     ----------
     best : MeasuredPlan
     model : Sequential
