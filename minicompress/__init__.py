@@ -91,7 +91,6 @@ from minicompress.search import compress
 from minicompress.storage import load, save
 
 __version__ = "0.2.0"
-__docformat__ = "numpy"
 
 __all__ = [
     "AvgPool2D",
