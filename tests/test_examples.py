@@ -29,6 +29,7 @@ KINDS = ("int4", "prun", "shar", "half")
 OTHERS = {
     "00_in_one_file",  # test_in_one_file.py
     "06_your_own_compressor",
+    "accuracy_against_bytes",
     "against_others",
     "c_sizes",
     "deep_compression",
@@ -137,6 +138,17 @@ def test_example(name, tmp_path):
         assert macs == sorted(macs, reverse=True)
         assert thresholds == sorted(thresholds, reverse=True)
         assert macs[-1] < 0.2 * macs[0]
+
+
+def test_the_first_figure_is_drawn_from_what_the_command_writes(tmp_path):
+    command = [sys.executable, "-m", "minicompress", "--epochs", "1", "--json", "comparison.json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    done = run("accuracy_against_bytes", tmp_path, "comparison.json")
+    assert done.returncode == 0, done.stderr
+    if importlib.util.find_spec("matplotlib"):
+        figure = tmp_path / "accuracy_against_bytes.png"
+        assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_example_does_without_matplotlib(tmp_path):
