@@ -1,7 +1,7 @@
-"""Training: a network is a value, and so is everything that comes of it.
+"""Training: a network is a value, and training returns a new one.
 
-`fit` takes a network and gives back another; the first one stays what it was. All randomness comes
-from the generator that it is given, so the same seed gives the same network, to the last bit.
+`fit` takes a network and returns another; the first one is not changed. All randomness comes from
+the generator that `fit` is given, so the same seed gives the same network, to the last bit.
 
     python examples/01_train.py [figure.png]
 """
@@ -9,6 +9,7 @@ from the generator that it is given, so the same seed gives the same network, to
 import sys
 
 import numpy as np
+from _figures import draw_lines
 
 import minicompress as mc
 
@@ -34,9 +35,20 @@ def main(figure="01_train.png"):
     again, _ = trained(untrained, train, validation)
     print(f"the same seed, the same file: {mc.storage.dumps(again) == file}")
 
-    # Two things to see: the first two epochs do most of it; and of the images that a network learns
-    # from, more are right in the end than of others.
-    draw(history, figure)
+    # Two things to see: the first two epochs do most of the work; and in the end the network is
+    # right on more of the images that it learned from than of other images.
+    epochs = range(1, history.epochs + 1)
+    draw_lines(
+        {
+            "training images": (epochs, history.train_loss),
+            "validation images": (epochs, history.validation_loss),
+        },
+        figure,
+        xlabel="epoch",
+        ylabel="loss",
+        yscale="log",
+        title="Training a digits CNN",
+    )
 
 
 def trained(model, train, validation):
@@ -51,24 +63,6 @@ def trained(model, train, validation):
         rng=np.random.default_rng(1),
         validation=validation,
     )
-
-
-def draw(history, path):
-    """Loss over the epochs, if matplotlib is there to draw it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("\n(no figure: matplotlib is not installed)")
-        return
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    epochs = range(1, history.epochs + 1)
-    axes.plot(epochs, history.train_loss, "o-", label="training images")
-    axes.plot(epochs, history.validation_loss, "o-", label="validation images")
-    axes.set(xlabel="epoch", ylabel="loss", title="Training a digits CNN", yscale="log")
-    axes.legend()
-    figure.savefig(path)
-    print(f"\nfigure: {path}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Low rank: what each singular value of a kernel is worth.
 
 A 3x3 kernel with 16 inputs and 32 outputs is a matrix of 144 rows and 32 columns. Keeping only its
-largest singular values gives the nearest matrix of that rank, and the error is known beforehand: it
-is what the dropped ones add up to.
+largest singular values gives the nearest matrix of that rank. The error is known beforehand: it is
+the root of the sum of the squares of the dropped singular values.
 
     python examples/02_low_rank_curve.py [figure.png]
 """
 
-import dataclasses
 import sys
 
 import numpy as np
+from _figures import draw
 
 import minicompress as mc
 
@@ -31,42 +31,30 @@ def main(figure="02_low_rank_curve.png"):
     print("rank  params   bound   error  accuracy")
     curve = []
     for rank in (0, 1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32):
-        rep, cert = mc.channel_svd(kernel, rank=rank)
+        rep, cert = mc.low_rank(kernel, rank=rank)
         # The kernel now runs as two: `rank` filters of 3x3, then 1x1 to the 32 outputs.
-        layers = list(model.layers)
-        layers[KERNEL] = dataclasses.replace(layers[KERNEL], weight=rep)
-        accuracy = mc.accuracy(mc.Sequential(tuple(layers)), *validation)
+        accuracy = mc.accuracy(mc.search.with_weights(model, {KERNEL: rep}), *validation)
         params = mc.num_params(rep)
         curve.append((rank, cert.bound, cert.measured, accuracy))
         note = "" if params < kernel.size else "  saves nothing"
         print(f"{rank:4}  {params:6}  {cert.bound:6.3f}  {cert.measured:6.3f}", end="  ")
         print(f"{accuracy:8.2%}{note}")
 
-    # Three things to see: the bound is the error, for no matrix of that rank is nearer; the error
-    # falls slowly, since training leaves no clear gap between what matters and what does not; and
-    # accuracy comes back long before the error is gone.
-    draw(curve, figure)
+    # Three things to see: the bound equals the error; the error falls slowly, because training
+    # leaves no gap between large and small singular values; and the accuracy is back long before
+    # the error is zero.
+    def plot(figure):
+        rank, bound, measured, accuracy = zip(*curve)
+        left = figure.subplots()
+        left.plot(rank, bound, label="proven bound")
+        left.plot(rank, measured, "o", label="measured error")
+        left.set(xlabel="rank", ylabel="error of the kernel", title="Low rank on a digits CNN")
+        left.legend(loc="center right")
+        right = left.twinx()
+        right.plot(rank, accuracy, "k--")
+        right.set_ylabel("accuracy (dashed)")
 
-
-def draw(curve, path):
-    """The two curves over the rank, if matplotlib is there to draw them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("\n(no figure: matplotlib is not installed)")
-        return
-    rank, bound, measured, accuracy = zip(*curve, strict=True)
-    figure = Figure(figsize=(7, 4))
-    left = figure.subplots()
-    left.plot(rank, bound, label="proven bound")
-    left.plot(rank, measured, "o", label="measured error")
-    left.set(xlabel="rank", ylabel="error of the kernel", title="Low rank on a digits CNN")
-    left.legend(loc="center right")
-    right = left.twinx()
-    right.plot(rank, accuracy, "k--")
-    right.set_ylabel("accuracy (dashed)")
-    figure.savefig(path)
-    print(f"\nfigure: {path}")
+    draw(plot, figure)
 
 
 if __name__ == "__main__":

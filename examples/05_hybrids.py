@@ -1,8 +1,8 @@
 """Hybrids: a representation inside a representation.
 
-`chain` hands what one compressor has left to the next: the values that pruning kept, the factors of
-a low-rank weight, the entries of a codebook. Nothing else is needed. The certificates add up as the
-laws say, and the bytes are counted at the leaves.
+`chain` gives what one compressor left to the next: the values that pruning kept, the factors of a
+low-rank weight, the entries of a codebook. Nothing else is needed. The certificate of the chain
+follows from those of its steps, and the bytes are those of the innermost arrays.
 
     python examples/05_hybrids.py [figure.png]
 """
@@ -11,6 +11,7 @@ import sys
 from functools import partial
 
 import numpy as np
+from _figures import draw
 
 import minicompress as mc
 
@@ -18,7 +19,7 @@ import minicompress as mc
 def half_rank(weight):
     """A kernel or a dense weight at half of the rank that its shape allows."""
     rank = min(weight[..., 0].size, weight.shape[-1]) // 2
-    return (mc.truncated_svd if weight.ndim == 2 else mc.channel_svd)(weight, rank=rank)
+    return mc.low_rank(weight, rank=rank)
 
 
 INT8, INT4 = partial(mc.quantize, num_bits=8), partial(mc.quantize, num_bits=4)
@@ -48,29 +49,35 @@ def main(figure="05_hybrids.png"):
     print(f"float32: {dense:,} bytes,", end=" ")
     print(f"accuracy {mc.accuracy(model, *validation):.2%} on the validation images\n")
 
-    indices = [i for i, layer in enumerate(mc.nn.parameters(model)) if "weight" in layer]
     print("method                      bytes   bound   error  accuracy  the last layer's weight is")
     points = []
     for name, steps in METHODS.items():
-        compressor = mc.chain(*steps)
-        made, certificates = mc.compress(model, dict.fromkeys(indices, compressor))
+        plan = dict.fromkeys(mc.search.weights(model), mc.chain(*steps))
+        made, certificates = mc.compress(model, plan)
         size = mc.summary(made, (8, 8, 1)).packed_bytes
-        # Squares add up from one weight to the next.
-        bound = sum(cert.bound**2 for cert in certificates.values()) ** 0.5
-        error = sum(cert.measured**2 for cert in certificates.values()) ** 0.5
+        _, bound, error = mc.search.total(certificates.values())
         accuracy = mc.accuracy(made, *validation)
         points.append((name, dense / size, bound, error))
         print(f"{name:25}  {size:6,}  {bound:6.3f}  {error:6.3f}  {accuracy:8.2%}", end="  ")
         print(nesting(made.layers[-1].weight))
 
-    # Three things to see: rounding what pruning has left adds little to the error and takes most of
-    # the bytes; the bound of a hybrid is still one, and hardly looser than those of its steps; and
-    # low rank is of no use here without the retraining that the main command gives it.
-    draw(points, figure)
+    # Three things to see: quantizing what pruning left adds little to the error and saves most of
+    # the bytes; the bound of a hybrid is hardly looser than the bounds of its steps; and low rank
+    # needs retraining here, which the main command does.
+    def plot(figure):
+        axes = figure.subplots()
+        for i, (name, times, bound, error) in enumerate(points):
+            axes.plot([times, times], [error, bound], color=f"C{i}")
+            axes.plot(times, error, "os^"[i % 3], color=f"C{i}", label=name)
+        axes.set(xlabel="times smaller", ylabel="error of the weights, up to its bound")
+        axes.set_title("Hybrids, without retraining")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0.2, 1.0))
+
+    draw(plot, figure)
 
 
 def nesting(rep):
-    """The types of a representation, from the outside inward."""
+    """The types of a representation, from the outermost to the innermost."""
     match rep:
         case mc.Sparse():
             return f"Sparse({nesting(rep.values)})"
@@ -81,25 +88,6 @@ def nesting(rep):
         case mc.Quantized():
             return f"Quantized({rep.num_bits} bits)"
     return str(rep.dtype)
-
-
-def draw(points, path):
-    """Error over size, and a line from it up to the bound, if matplotlib is there to draw it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("\n(no figure: matplotlib is not installed)")
-        return
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    for i, (name, times, bound, error) in enumerate(points):
-        axes.plot([times, times], [error, bound], color=f"C{i}")
-        axes.plot(times, error, "os^"[i % 3], color=f"C{i}", label=name)
-    axes.set(xlabel="times smaller", ylabel="error of the weights, up to its bound")
-    axes.set_title("Hybrids, without retraining")
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0.2, 1.0))
-    figure.savefig(path)
-    print(f"\nfigure: {path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A compressor of your own, held to the laws: caught, and mended.
+"""A compressor of your own, tested against the laws: two faults are found, and mended.
 
 Anything that takes an array and returns `Compressed(rep, cert)` is a compressor. Here is one that
-keeps only the sign of every weight and one scale (a binary network's weights), written the way
-one writes it first. `check_compressor` finds what is wrong with it, one law after the other.
+keeps only the sign of every weight and one scale, as a binary network does, in the obvious first
+version. `check_compressor` names the law that it breaks, and an array that shows it.
 
     python examples/06_your_own_compressor.py
 """
@@ -23,7 +23,7 @@ def first_try(weight):
 
 
 def second_try(weight):
-    """Empty arrays, NaN and the dtype are taken care of; the result is frozen."""
+    """NaN is refused; empty arrays and the dtype are handled; the result is read-only."""
     if not np.isfinite(weight).all():
         raise mc.CompressionError("weight must be finite")
     scale = weight.dtype.type(np.abs(weight).mean() if weight.size else 0)
@@ -34,19 +34,18 @@ def second_try(weight):
 
 
 def mended(weight):
-    """A representation, exact scaling, and a bound from the law that is rounded upward.
+    """A small representation, and a bound that comes from the law and is rounded upward.
 
-    The codebook is (-s, s), so the array takes one bit an entry. The law: an entry w is off by
-    ||w| - s|, whatever its sign, and for zeros by s.
+    The codebook is (-s, s), so an entry takes one bit. The law: the error of an entry w is
+    ||w| - s|, whatever its sign.
     """
     if not np.isfinite(weight).all():
         raise mc.CompressionError("weight must be finite")
     # In C order and native bytes, so that sums are the same for every layout.
     weight = np.array(weight, weight.dtype.newbyteorder("="), order="C")
     magnitudes = np.abs(weight).astype(np.float64)
-    top = magnitudes.max(
-        initial=0
-    )  # a mean of huge numbers overflows, one of their shares does not
+    # The sum of huge numbers overflows; the sum of their fractions of the largest one does not.
+    top = magnitudes.max(initial=0)
     share = (magnitudes / top).mean() if top > 0 else 0.0
     scale = weight.dtype.type(min(share, 1.0) * top)
     codes = np.asarray(weight >= 0, np.uint8)
@@ -55,9 +54,8 @@ def mended(weight):
     # A difference of two float64 numbers is rounded once: by 2**-53 of itself.
     bound = fro_upper(law) * (1 + 2.0**-52)
     bound = float(np.nextafter(bound, np.inf)) if bound else 0.0
-    return mc.Compressed(
-        rep, mc.Certificate("fro", bound, error_norm(weight, mc.decode(rep), "fro"))
-    )
+    measured = error_norm(weight, mc.decode(rep), "fro")
+    return mc.Compressed(rep, mc.Certificate("fro", bound, measured))
 
 
 def main():

@@ -1,13 +1,13 @@
-"""How far can the outputs of a network and its int8 form be apart? Three proofs, and the truth.
+"""How far apart can the outputs of a network and its int8 form be? Three proofs, and a search.
 
 For every input within a radius of a test image:
 
-- norms: nothing but the norms of the layers, ``d' = ||W_g|| d + ||W_g - W_f|| a``, with a the
-  largest that activations can be;
-- trace: the same, with a the activations that the image really has, and what the ball adds;
-- zonotope: both networks followed together, symbol by symbol.
+- norms: only the norms of the layers, ``d' = ||W_g|| d + ||W_g - W_f|| a``, where a bounds the
+  norm of the activations;
+- trace: the same, where a is the norm of the image's own activations, plus what the ball adds;
+- zonotope: both networks are followed together, symbol by symbol.
 
-The truth lies above what a search finds. The tighter the proof, the nearer it is to that.
+The largest difference lies between what a search finds and each proven bound.
 
     python examples/07_three_bounds.py [figure.png]
 """
@@ -15,6 +15,7 @@ The truth lies above what a search finds. The tighter the proof, the nearer it i
 import sys
 
 import numpy as np
+from _figures import draw
 
 import minicompress as mc
 
@@ -27,7 +28,7 @@ def main(figure="07_three_bounds.png"):
     rng = np.random.default_rng(0)
     optimizer = mc.adam(mc.nn.cosine_lr(3e-3, 15 * 38), weight_decay=0.3)
     f, _ = mc.fit(mc.digits_cnn(rng), x, y, optimizer=optimizer, epochs=15, batch_size=32, rng=rng)
-    plan = dict.fromkeys((0, 2, 5), lambda w: mc.quantize(w, num_bits=8, axis=-1))
+    plan = dict.fromkeys(mc.search.weights(f), lambda w: mc.quantize(w, num_bits=8, axis=-1))
     g = mc.nn.decoded(mc.compress(f, plan).model)
     images = mc.load_digits("validation")[0][:IMAGES]
     norms = [layer_norms(a, b, shape) for a, b, shape in layers(f, g)]
@@ -44,11 +45,22 @@ def main(figure="07_three_bounds.png"):
         row = [float(np.median(v)) for v in (by_norms, by_trace, by_zonotope, found)]
         curves.append(row)
         print(f" 1/{round(1 / eps):<4}" + "".join(f"{v:10.4g}" for v in row))
-    draw(curves, figure)
+
+    def plot(figure):
+        axes = figure.subplots()
+        for name, values in zip(("norms", "trace", "zonotope", "found by a search"), zip(*curves)):
+            axes.loglog(RADII, values, "o-", label=name)
+        axes.set_xticks(RADII, [f"1/{round(1 / eps)}" for eps in RADII])
+        axes.minorticks_off()
+        axes.set(xlabel="radius of the ball", ylabel="difference of the outputs")
+        axes.set_title("Three proofs of one difference, int8")
+        axes.legend()
+
+    draw(plot, figure, size=(7, 4.5))
 
 
 def layers(f, g):
-    """The layers with weights of both networks, and the shapes that go into them."""
+    """The layers with weights of both networks, and the shapes of their inputs."""
     shape = (8, 8, 1)
     for a, b in zip(f.layers, g.layers, strict=True):
         if hasattr(a, "weight"):
@@ -57,7 +69,7 @@ def layers(f, g):
 
 
 def layer_norms(a, b, shape):
-    """Upper bounds of ||W_f||, ||W_g|| and ||W_g - W_f||; ||b||, the same for both."""
+    """Upper bounds of ||W_f||, ||W_g|| and ||W_g - W_f||, and ||b||, which both networks share."""
     offset = float(np.linalg.norm(a.bias) * np.prod(a.output_shape(shape)[:-1]) ** 0.5)
     weights = a.weight, b.weight, b.weight.astype(np.float64) - a.weight
     if isinstance(a, mc.Conv2D):
@@ -68,7 +80,7 @@ def layer_norms(a, b, shape):
 
 
 def activations(f, image):
-    """The Euclidean norms of what goes into each layer with weights."""
+    """The Euclidean norms of the inputs of each layer with weights."""
     sizes, x = [], image[None]
     for layer in f.layers:
         if hasattr(layer, "weight"):
@@ -78,7 +90,7 @@ def activations(f, image):
 
 
 def along(norms, size, sizes, ball):
-    """The difference behind the last layer. ReLU and Flatten stretch nothing."""
+    """A bound on the difference after the last layer. ReLU and Flatten do not increase it."""
     difference = 0.0
     for i, (stretch_f, stretch_g, change, offset) in enumerate(norms):
         a = size if sizes is None else sizes[i] + ball
@@ -87,28 +99,6 @@ def along(norms, size, sizes, ball):
         if sizes is None:
             size = stretch_f * size + offset
     return difference
-
-
-def draw(curves, path):
-    """All bounds over the radius, if matplotlib is there to draw them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("\n(no figure: matplotlib is not installed)")
-        return
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
-    for name, values in zip(
-        ("norms", "trace", "zonotope", "found by a search"), zip(*curves, strict=True), strict=True
-    ):
-        axes.loglog(RADII, values, "o-", label=name)
-    axes.set_xticks(RADII, [f"1/{round(1 / eps)}" for eps in RADII])
-    axes.minorticks_off()
-    axes.set(xlabel="radius of the ball", ylabel="difference of the outputs")
-    axes.set_title("Three proofs of one difference, int8")
-    axes.legend()
-    figure.savefig(path)
-    print(f"\nfigure: {path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Search: which method for which layer, in a tenth of the bytes.
 
-What each layer tolerates is measured first: each alone, by each method. If that simply added up,
-the best plan for a budget would be a knapsack's; it is solved, its best plans are measured whole,
-and the search goes on around the best of them.
+First each layer alone is compressed by each method, and the loss is measured. If these losses
+simply added up, the best plan for a budget would solve a knapsack problem. It is solved, its best
+plans are measured as a whole, and the search goes on around the best of them.
 
     python examples/09_search.py [figure.png]
 """
@@ -11,17 +11,18 @@ import sys
 from functools import partial
 
 import numpy as np
+from _figures import draw
 
 import minicompress as mc
-from minicompress.analysis.sensitivities import sensitivity
+from minicompress.analysis import sensitivity
 from minicompress.experiments.budget import format_sensitivity
-from minicompress.search.searching import search_plan
+from minicompress.search import search_plan
 
 
 def half_rank(weight):
-    """A compressor of one's own: array -> (rep, certificate)."""
+    """A kernel or a dense weight at half of the rank that its shape allows."""
     rank = min(weight[..., 0].size, weight.shape[-1]) // 2
-    return (mc.truncated_svd if weight.ndim == 2 else mc.channel_svd)(weight, rank=rank)
+    return mc.low_rank(weight, rank=rank)
 
 
 CHOICES = {
@@ -57,38 +58,27 @@ def main(figure="09_search.png"):
         plan = ", ".join(best.plan.values())
         print(f"{budget:6}  {best.bytes:5}  {best.loss:6.4f}  {best.accuracy:8.2%}  {plan}")
 
-    # The other way round: the fewest bytes at a loss that one can live with.
+    # The other question: the fewest bytes at a loss that is acceptable.
     found = search_plan(model, CHOICES, *validation, max_loss=1.5 * loss, plans=6, rounds=2)
     print(f"\n1.5 times the loss: {found.best.bytes} bytes are enough;", end=" ")
     print(f"{mc.accuracy(found.model, *test):.2%} of the test images are right,", end=" ")
     print(f"{mc.accuracy(model, *test):.2%} before")
 
-    # Two things to see: no method is best for all layers, since the last ones hold the bytes and
-    # each tolerates another method; and the loss stays what it was down to a tenth of the bytes.
-    draw(rows, curve, figure)
+    # Two things to see: no method is best for all layers; and down to a tenth of the bytes the loss
+    # hardly changes.
+    def plot(figure):
+        left, right = figure.subplots(1, 2)
+        layers = sorted({row.layer for row in rows})
+        table = np.reshape([max(row.loss_change, 1e-4) for row in rows], (len(layers), -1)).T
+        image = left.imshow(np.log10(table), aspect="auto", cmap="viridis")
+        left.set_xticks(range(len(layers)), [f"layer {layer}" for layer in layers])
+        left.set_yticks(range(len(CHOICES)), list(CHOICES))
+        left.set_title("One layer alone: what it adds to the loss")
+        figure.colorbar(image, ax=left, label="log10")
+        right.semilogy(*zip(*curve), "o-")
+        right.set(xlabel="bytes of the file", ylabel="validation loss", title="The best plans")
 
-
-def draw(rows, curve, path):
-    """What each layer tolerates, and what the budgets cost, if matplotlib is there to draw it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("\n(no figure: matplotlib is not installed)")
-        return
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    layers = sorted({row.layer for row in rows})
-    table = np.reshape([max(row.loss_change, 1e-4) for row in rows], (len(layers), -1)).T
-    image = left.imshow(np.log10(table), aspect="auto", cmap="viridis")
-    left.set_xticks(range(len(layers)), [f"layer {layer}" for layer in layers])
-    left.set_yticks(range(len(CHOICES)), list(CHOICES))
-    left.set_title("One layer alone: what it adds to the loss")
-    figure.colorbar(image, ax=left, label="log10")
-    right.plot(*zip(*curve, strict=True), "o-")
-    right.set(xlabel="bytes of the file", ylabel="validation loss", title="The best plans")
-    right.set_yscale("log")
-    figure.savefig(path)
-    print(f"\nfigure: {path}")
+    draw(plot, figure, size=(10, 4))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Early exit: easy images leave the network at a small head behind its first layers.
+"""Early exit: easy images leave the network at a small head after its first layers.
 
-The network is trained first, then the head alone. A threshold says how sure the head has to be; the
-lower it is, the more images leave, and the fewer multiplications an image takes in the mean.
+The network is trained first, then the head alone. A threshold says how confident the head must be.
+The lower it is, the more images leave early, and the fewer multiplications an image takes on
+average.
 
     python examples/10_early_exit.py [figure.png]
     python examples/10_early_exit.py --data mnist --folder FOLDER    # LeNet-5, some minutes
@@ -13,12 +14,13 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+from _figures import draw_lines
 
 import minicompress as mc
 
-# Network, layer that the head stands behind, its pool, epochs of both, accuracy aimed at on the
-# validation images. For 99 % of the test images, 99.1 % leaves a margin: a standard deviation of
-# what 10,000 images measure.
+# The network, the layer before the head, the head's pool, the epochs of both, and the accuracy on
+# the validation images that the threshold is chosen for. For 99 % on the test images, 99.1 % leaves
+# a margin: one standard deviation of an accuracy that 10,000 images measure.
 DATA = {
     "digits": (mc.digits_cnn, 1, 2, (12, 12), 0.98),
     "mnist": (mc.lenet5, 2, 1, (10, 3), 0.991),
@@ -46,12 +48,11 @@ def main():
     model, _ = mc.fit(network(rng), x, y, **schedule(epochs[0], 2e-3))
     exits = mc.early_exit.attach_heads(model, (behind,), shape, pool=pool)
     exits, _ = mc.early_exit.fit_exits(exits, x, y, **schedule(epochs[1], 4e-3))
-    early, late = mc.early_exit.exit_macs(
-        replace(exits, thresholds=(0.5,)), shape
-    )  # at any but infinity
+    # With any threshold below infinity: what leaving early takes, and what staying takes.
+    early, late = mc.early_exit.exit_macs(replace(exits, thresholds=(0.5,)), shape)
     plain = mc.summary(model, shape).macs
     print(f"the whole network takes {plain:,} MACs, an image that leaves early {early:,},")
-    print(f"and one that the head let pass {late:,}\n")
+    print(f"and an image that passes the head and goes on {late:,}\n")
 
     curve = mc.early_exit.exit_curve(exits, *validation, points=12)
     print("threshold  accuracy       MACs   share")
@@ -69,11 +70,18 @@ def main():
     print(f"{np.mean(left_at == 0):.1%} leave early,\n{right:.2%} are right", end=" ")
     print(f"(whole network: {mc.accuracy(model, *test):.2%}), for {share:.1%} of the MACs", end=" ")
     print(f"and {time_ratio(chosen, test[0]):.0%} of the time")
-    draw(curve, options.figure)
+    shares, accuracies = [100 * p.share for p in curve], [100 * p.accuracy for p in curve]
+    draw_lines(
+        {"validation images": (shares, accuracies)},
+        options.figure,
+        xlabel="MACs, % of the network's",
+        ylabel="accuracy, %",
+        title="Leaving early, on the validation images",
+    )
 
 
 def time_ratio(exits, x, rounds=7):
-    """The time of a run with exits in that of the network: the best of each, taken in turn."""
+    """The time of a run with exits over that of the network: the best of several, taken in turn."""
     times = {mc.nn.apply: [], mc.early_exit.predict: []}
     for _ in range(rounds):
         for run, taken in times.items():
@@ -81,22 +89,6 @@ def time_ratio(exits, x, rounds=7):
             run(exits.network if run is mc.nn.apply else exits, x)
             taken.append(time.perf_counter() - start)
     return min(times[mc.early_exit.predict]) / min(times[mc.nn.apply])
-
-
-def draw(curve, path):
-    """Accuracy over multiplications, if matplotlib is there to draw it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("\n(no figure: matplotlib is not installed)")
-        return
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    axes.plot([100 * p.share for p in curve], [100 * p.accuracy for p in curve], "o-")
-    axes.set(xlabel="MACs, % of the network's", ylabel="accuracy, %")
-    axes.set_title("Leaving early, on the validation images")
-    figure.savefig(path)
-    print(f"\nfigure: {path}")
 
 
 if __name__ == "__main__":

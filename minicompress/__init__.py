@@ -8,7 +8,20 @@ A weight array goes in; a representation and a certificate come out:
 >>> mc.decode(rep).shape, cert.measured <= cert.bound
 ((3, 4), True)
 
-The everyday names are here. All else is reached through its room, as `mc.certify.ball_certificate`.
+The everyday names are here. All else is reached through its room, as `mc.certify.ball_certificate`:
+
+- `minicompress.compressors`: array -> (rep, cert), one method a file
+- `minicompress.nn`: operations, layers, networks, training
+- `minicompress.integer`: the same networks in integers alone
+- `minicompress.storage`: entropy coding, and the `.mcz` file
+- `minicompress.analysis`: parameters, multiplications and bytes; sensitivity
+- `minicompress.certify`: what is proven of whole networks
+- `minicompress.rewrite`: the same function by other layers, or a smaller one
+- `minicompress.search`: which method for which layer
+- `minicompress.recipes`: Deep Compression, and training for the fewest bytes
+- `minicompress.early_exit`: easy inputs leave a network early
+- `minicompress.interchange`: C, ONNX, state dicts of Keras and PyTorch
+- `minicompress.testing`: property tests for compressors and layers of your own
 """
 
 from minicompress import analysis as analysis

@@ -38,6 +38,8 @@ from minicompress.subscripts import check_subscripts, output_shape, product
 class Certificate(NamedTuple):
     """How far a decoded array can be from its original.
 
+    Parameters
+    ----------
     norm : "fro" | "spectral" | "max"
         Root of the sum of squares; largest singular value of the array as a matrix with its last
         axis as columns; largest magnitude.

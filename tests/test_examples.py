@@ -29,6 +29,7 @@ KINDS = ("int4", "prun", "shar", "half")
 OTHERS = {
     "00_in_one_file",  # test_in_one_file.py
     "06_your_own_compressor",
+    "accuracy_against_bytes",
     "against_others",
     "attack_certificates",
     "c_sizes",
@@ -66,21 +67,20 @@ def table(printed, name):
 
 
 def test_every_example_is_tested():
-    found = {file.stem for file in (ROOT / "examples").glob("*.py")}
+    found = {file.stem for file in (ROOT / "examples").glob("[!_]*.py")}
     assert found == set(HEADS) | OTHERS
 
 
 def test_lessons_are_numbered_and_short():
     assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(11)]
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "examples" / "README.md").read_text()
     for name in LESSONS:
         source = (ROOT / "examples" / f"{name}.py").read_text()
         assert len(source.splitlines()) <= (200 if name == "00_in_one_file" else 120)
         assert f"python examples/{name}.py" in source
-        assert f"(examples/{name}.py)" in readme
+        assert f"({name}.py)" in readme
     for figure in (ROOT / "examples" / "figures").iterdir():
-        assert f"examples/figures/{figure.name}" in readme
-        assert figure.stem in LESSONS
+        assert f"examples/figures/{figure.name}" in readme, "the command that draws it"
         assert figure.stat().st_size < 60_000
 
 
@@ -139,6 +139,17 @@ def test_example(name, tmp_path):
         assert macs == sorted(macs, reverse=True)
         assert thresholds == sorted(thresholds, reverse=True)
         assert macs[-1] < 0.2 * macs[0]
+
+
+def test_the_first_figure_is_drawn_from_what_the_command_writes(tmp_path):
+    command = [sys.executable, "-m", "minicompress", "--epochs", "1", "--json", "comparison.json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    done = run("accuracy_against_bytes", tmp_path, "comparison.json")
+    assert done.returncode == 0, done.stderr
+    if importlib.util.find_spec("matplotlib"):
+        figure = tmp_path / "accuracy_against_bytes.png"
+        assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_example_does_without_matplotlib(tmp_path):

@@ -25,6 +25,8 @@ Compressors: TypeAlias = Mapping[str, Compressor] | Iterable[Compressor]
 class Sensitivity(NamedTuple):
     """What compressing one layer does to a network.
 
+    Parameters
+    ----------
     layer, kind : int, str
         The index of the layer, and its type.
     method : str

@@ -31,6 +31,8 @@ Rank: TypeAlias = Callable[[Array, Array], tuple[Array, Array, Array]]
 class ExitPoint(NamedTuple):
     """A point of `exit_curve`.
 
+    Parameters
+    ----------
     threshold : float
         The threshold of every head.
     accuracy : float

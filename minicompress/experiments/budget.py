@@ -82,6 +82,8 @@ class UniformRow(NamedTuple):
 class Searched(NamedTuple):
     """What `searched` found.
 
+    Parameters
+    ----------
     dense_bytes : int
         Of all weights as float32.
     max_bytes : int

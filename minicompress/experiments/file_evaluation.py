@@ -14,6 +14,8 @@ from minicompress.storage.container import load
 class Evaluation(NamedTuple):
     """A file, and how the network decoded from it does.
 
+    Parameters
+    ----------
     bytes : int
         The length of the file.
     counted : Summary

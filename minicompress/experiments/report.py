@@ -54,6 +54,8 @@ POINTS = 12  # of the early-exit curve
 class ExitResult(NamedTuple):
     """A head behind the first activation, and what leaving there saves.
 
+    Parameters
+    ----------
     curve : tuple of ExitPoint
         On validation images; the first is the network itself.
     threshold : float
@@ -77,6 +79,8 @@ class ExitResult(NamedTuple):
 class Report(NamedTuple):
     """All that the page shows.
 
+    Parameters
+    ----------
     data, seed, epochs : str, int, int
         As the command was told; the epochs that were really run.
     images : dict of str to int

@@ -34,6 +34,8 @@ from minicompress.storage.files import replacing
 class CLayer(NamedTuple):
     """One layer of the C file.
 
+    Parameters
+    ----------
     kind : str
     output_shape : tuple of int
     form : str
@@ -51,6 +53,8 @@ class CLayer(NamedTuple):
 class CExport(NamedTuple):
     """What `export_c` wrote.
 
+    Parameters
+    ----------
     source, header : Path
     flash_bytes : int
         The size of all const arrays, exactly. The machine code comes on top, and depends on the

@@ -24,6 +24,8 @@ Moments: TypeAlias = tuple[dict[str, Array], ...]
 class Optimizer(NamedTuple):
     """How a model follows its gradients.
 
+    Parameters
+    ----------
     init : callable
         ``init(model) -> state``
     update : callable

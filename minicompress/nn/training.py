@@ -29,6 +29,8 @@ Loss: TypeAlias = Callable[..., tuple[float, Array]]
 class View(NamedTuple):
     """A model as seen, with the way back for its gradients.
 
+    Parameters
+    ----------
     model : Sequential
         Of plain arrays.
     pullback : callable
@@ -48,6 +50,8 @@ LatentView: TypeAlias = Callable[[Sequential, int], Sequential | View]
 class TrainingState(NamedTuple):
     """Where a training stands: with it in place of a model, `fit` goes on as if it had not ended.
 
+    Parameters
+    ----------
     latent : Sequential
         The model that is updated; what is seen of it is a view.
     optimizer : object
@@ -65,6 +69,8 @@ class TrainingState(NamedTuple):
 class History(Value):
     """How a training went, one entry for every epoch that was run.
 
+    Parameters
+    ----------
     train_loss, train_accuracy : tuple of float
         Means over the examples as each was met, so while the model was changing; accuracy is a
         fraction.

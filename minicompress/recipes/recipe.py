@@ -30,6 +30,8 @@ HISTORY = "history.json"
 class Step(NamedTuple):
     """One step of a recipe.
 
+    Parameters
+    ----------
     name : str
         It becomes part of a file's name, where other characters than letters and digits become
         hyphens.
@@ -48,6 +50,8 @@ class Step(NamedTuple):
 class StepRow(NamedTuple):
     """The result of one step.
 
+    Parameters
+    ----------
     name : str
         Of the step.
     bytes : int

@@ -37,6 +37,8 @@ Numbers: TypeAlias = Mapping[Pick, tuple[float, float]]
 class MeasuredPlan(NamedTuple):
     """A plan, and what the network is with it, measured whole.
 
+    Parameters
+    ----------
     plan : dict of int to str
         For the index of every layer with choices the name of one; "as it is" for none.
     bytes : int
@@ -61,6 +63,8 @@ class MeasuredPlan(NamedTuple):
 class SearchResult(NamedTuple):
     """What a search found.
 
+    Parameters
+    ----------
     best : MeasuredPlan
     model : Sequential
     certificates : dict of int to Certificate
