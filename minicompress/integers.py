@@ -1,8 +1,9 @@
 """The arithmetic of uniform quantization: real numbers as integer codes, and back.
 
 ``code = saturate(round(x / scale) + zero_point)``, ties to even, and
-``x' = (code - zero_point) * scale``. `quantize_linear` and `dequantize_linear` give the same numbers
-as ONNX's QuantizeLinear and DequantizeLinear. The module `qparams` chooses scale and zero point.
+``x' = (code - zero_point) * scale``. `quantize_linear` and `dequantize_linear` give the same
+numbers as ONNX's QuantizeLinear and DequantizeLinear. The module `qparams` chooses scale and zero
+point.
 """
 
 from __future__ import annotations

@@ -309,9 +309,7 @@ def _groups(w: Array, axis: int | None, block_size: int | None) -> Array:
     return np.ascontiguousarray(rows) if rows.shape[1] else np.full((len(rows), 1), np.nan)
 
 
-def _ranges(
-    groups: Array, method: str, percentile: float, symmetric: bool
-) -> tuple[Array, Array]:
+def _ranges(groups: Array, method: str, percentile: float, symmetric: bool) -> tuple[Array, Array]:
     """The least and the largest number that the codes must reach, for every row; 0.0 is between."""
     if method != "percentile":
         low, high = np.fmin.reduce(groups, axis=1), np.fmax.reduce(groups, axis=1)
