@@ -12,7 +12,7 @@ import math
 import numbers
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from minicompress.errors import CompressionError
 
 Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
+V = TypeVar("V", bound="Value")
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
@@ -221,7 +222,7 @@ class Value:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def trusted(cls, **fields: Any) -> Any:
+    def trusted(cls: type[V], **fields: Any) -> V:
         """A value of parts that the library made itself and froze: nothing is checked again."""
         value = object.__new__(cls)
         value._set(**fields)

@@ -177,9 +177,9 @@ def choose_qparams(
         Leave the lowest code out: int8 codes are then -127 to 127.
     method : "minmax" | "percentile" | "mse"
         "minmax": the range of all entries. "percentile": the range that holds at least the fraction
-        `percentile` / 100 of them, by magnitude if symmetric, cut at both ends if affine. "mse": the
-        range of least squared error among the whole range, 95 that are shrunk by one factor, and if
-        affine 144 with a factor for each end.
+        `percentile` / 100 of them, by magnitude if symmetric, cut at both ends if affine. "mse":
+        the range of least squared error among the whole range, 95 that are shrunk by one factor,
+        and if affine 144 with a factor for each end.
     percentile : float in (0, 100]
         Used by "percentile" alone.
     power_of_two : bool
@@ -361,7 +361,7 @@ def _as_scales(scales: Array, dtype: DType, power_of_two: bool) -> Array:
 
 
 def _squared_errors(groups: Array, codes: QParams, scale: Array, zero_point: Array) -> Array:
-    """The squared error of every row, in units of its largest entry, so that no square overflows."""
+    """The squared error of every row, in units of its largest entry: no square overflows."""
     rows, columns = groups.shape
     unit = np.nan_to_num(np.fmax.reduce(np.abs(groups), axis=1, keepdims=True))
     unit[unit == 0] = 1.0

@@ -13,7 +13,7 @@ MOST_AXES = 32
 
 
 def check_letters(subscripts: str) -> None:
-    """Refuse subscripts with a letter that is not in the output and one factor, or in two factors."""
+    """Refuse subscripts unless each letter is in the output and one factor, or in two factors."""
     if not isinstance(subscripts, str) or subscripts.count("->") != 1:
         raise CompressionError(f"subscripts must be like 'ir,ro->io', not {subscripts!r}")
     left, output = subscripts.split("->")

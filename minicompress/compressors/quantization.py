@@ -128,7 +128,7 @@ def prepared(
 def quantized(w: Array, steps: Array, q: QParams, grid: Grid) -> Quantized:
     """The representation of the levels so many steps from zero."""
     codes = (steps + grid.zero_point).astype(code_dtype(q.num_bits, q.signed))
-    rep: Quantized = Quantized.trusted(
+    return Quantized.trusted(
         codes=freeze(codes),
         scale=q.scale,
         zero_point=q.zero_point,
@@ -138,4 +138,3 @@ def quantized(w: Array, steps: Array, q: QParams, grid: Grid) -> Quantized:
         block_size=q.block_size,
         dtype=w.dtype,
     )
-    return rep
