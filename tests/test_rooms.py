@@ -14,7 +14,7 @@ ORDER = {
     "": "errors arrays norms subscripts integers qparams representation datasets",
     "compressors/bounds": "svd tucker pruning clustering quantization chaining",
     "compressors": "svd randomized tucker pruning schedules quantization stochastic "
-    "compensated clustering chaining",
+    "compensated exact_clustering clustering chaining",
     "nn/kernels": "windows direct winograd",
     "nn": "convolution pooling activations losses factors stateless "
     "normalization layers network optimizers training architectures",
