@@ -147,7 +147,15 @@ def quantize_linear(
     array = float_array(x, "x")
     if np.isnan(array).any():
         raise CompressionError("x must not hold NaN")
-    s, z, low, high = _linear_params(scale, zero_point, array, num_bits, signed, axis, block_size)
+    low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
+    # A Python float takes the dtype that the library would choose for the array.
+    chosen = scale_dtypes(array.dtype)[0]
+    s = finite_array(np.asarray(scale, chosen) if type(scale) is float else scale, "scale")
+    check_scale_dtype(s, array.dtype)
+    z = zero_points(zero_point, s)
+    check_range(z, "zero_point", low, high)
+    axis = check_params(s, z, array.shape, axis, block_size)
+    s, z = (spread(part, array.shape, axis, block_size) for part in (s, z))
     with np.errstate(over="ignore", under="ignore"):
         steps = np.rint(array.astype(s.dtype, copy=False) / s).astype(np.float64)
     return np.asarray(np.clip(steps + z, low, high)).astype(code_dtype(num_bits, signed))
@@ -331,24 +339,3 @@ def check_params(
     if not (scale > 0).all():
         raise CompressionError("scale must be positive")
     return axis
-
-
-def _linear_params(
-    scale: ArrayLike,
-    zero_point: ArrayLike | None,
-    array: Array,
-    num_bits: int,
-    signed: bool,
-    axis: int | None,
-    block_size: int | None,
-) -> tuple[Array, Array, int, int]:
-    low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
-    # A Python number takes the dtype that the library would choose for the array.
-    chosen = scale_dtypes(array.dtype)[0]
-    s = finite_array(np.asarray(scale, chosen) if type(scale) is float else scale, "scale")
-    check_scale_dtype(s, array.dtype)
-    z = zero_points(zero_point, s)
-    check_range(z, "zero_point", low, high)
-    axis = check_params(s, z, array.shape, axis, block_size)
-    s, z = (spread(part, array.shape, axis, block_size) for part in (s, z))
-    return s, z, low, high
