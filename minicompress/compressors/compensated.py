@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, DType, finite_array, same_dtype
@@ -44,7 +43,7 @@ def gptq(w: Array, grid: Grid, dtype: DType, inputs: Array) -> tuple[Array, Arra
     units = np.where(norms > 0, norms, 1.0)[order]  # an input that is always 0 compensates nothing
     x = inputs[:, order] / units
     hessian = x.T @ x + DAMPING * np.eye(len(order))
-    upper = scipy.linalg.cholesky(scipy.linalg.inv(hessian))
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
     targets, steps, rows = np.empty_like(w), np.empty_like(w), w[order]
     for i, row in enumerate(order):
         levels = Grid(*(part[row] for part in grid))
