@@ -115,7 +115,7 @@ def product_bound(
 
 
 def _unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
-    """The law; but "fro" for "spectral" if entries saturate, which lowers the error of each alone."""
+    """The law, but "fro" for "spectral" if entries saturate: that lowers single errors only."""
     highest = unscaled(product.max(initial=0), exponent)
     return "fro" if law == "spectral" and highest >= float(np.finfo(dtype).max) else law
 
