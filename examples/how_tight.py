@@ -33,9 +33,8 @@ def _weights(rng, shape):
 
 
 def stochastic(weight, norm):
-    return mc.quantize(
-        weight, num_bits=4, rounding="stochastic", rng=np.random.default_rng(0), norm=norm
-    )
+    rng = np.random.default_rng(0)
+    return mc.compressors.stochastic_quantize(weight, num_bits=4, rng=rng, norm=norm)
 
 
 def chained(*steps):

@@ -1,8 +1,8 @@
-"""Validating and freezing arrays: the one door through which arguments come in.
+"""Checking arguments and freezing arrays.
 
-Every public function checks its arguments with these helpers, so that a wrong one is always
-reported the same way: its name, what came, and what is needed. Every value of the library keeps
-its arrays read-only, and `frozen` decides when that takes a copy.
+Every public function checks its arguments with these helpers, once. So a wrong argument is always
+reported in the same way: its name, what was given, and what is needed. Every value of the library
+keeps its arrays read-only, and `frozen` decides when that takes a copy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,25 +21,23 @@ from minicompress.errors import CompressionError
 
 Array: TypeAlias = NDArray[Any]
 DType: TypeAlias = np.dtype[Any]
+V = TypeVar("V", bound="Value")
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
 def float_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Array:
-    """The value as a float array of native byte order, unchanged and uncopied where it is one.
+    """The value as a float array of native byte order; not copied where it is one already.
 
     Raises
     ------
     CompressionError
-        Not float16, float32 or float64 (integers are not converted: which float is meant is the
-        caller's to say), masked, or of another number of dimensions than `ndim`.
+        `value` is not of float16, float32 or float64, is masked, or has another number of
+        dimensions than `ndim`. Integers are not converted: the caller says which float is meant.
     """
     if isinstance(value, np.ma.MaskedArray):
         raise CompressionError(f"{name} must be a plain array, not a masked one: fill it first")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # a ragged list
-        raise CompressionError(f"{name} must be an array: {error}") from None
+    array = _as_array(value, name)
     native = array.dtype.newbyteorder("=")
     if native not in FLOATS:
         raise CompressionError(
@@ -50,7 +49,7 @@ def float_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Arra
 
 
 def finite_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Array:
-    """`float_array`, and every entry finite: what the compressors accept."""
+    """`float_array` with every entry finite: what the compressors accept."""
     array = float_array(value, name, ndim=ndim)
     if fault := not_finite(array):
         raise CompressionError(f"{name} must be finite, but {fault}")
@@ -58,7 +57,7 @@ def finite_array(value: ArrayLike, name: str, *, ndim: int | None = None) -> Arr
 
 
 def not_finite(array: Array) -> str:
-    """Which entry is the first that is NaN or infinite, in words; "" if none is.
+    """Name the first entry that is NaN or infinite; "" if there is none.
 
     Examples
     --------
@@ -73,18 +72,30 @@ def not_finite(array: Array) -> str:
 
 
 def integer_array(value: ArrayLike, name: str) -> Array:
-    """The value as an array of integers; bools and integral floats are not integers here."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # a ragged list
-        raise CompressionError(f"{name} must be an array: {error}") from None
+    """The value as an array of integers. Bools and floats such as 2.0 are refused."""
+    array = _as_array(value, name)
     if array.dtype.kind not in "iu":
         raise CompressionError(f"{name} must be of an integer dtype, not {array.dtype}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _as_array(value: ArrayLike, name: str) -> Array:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise CompressionError(f"{name} must be an array: {error}") from None
+
+
+def check_range(values: Array, name: str, low: int, high: int) -> None:
+    """Refuse integers outside [low, high]."""
+    if values.size and not (low <= int(values.min()) and int(values.max()) <= high):
+        raise CompressionError(
+            f"{name} must lie in [{low}, {high}], not reach from {values.min()} to {values.max()}"
+        )
+
+
 def same_dtype(**arrays: Array | None) -> None:
-    """Refuse operands of different dtypes: which of them is meant is the caller's to say."""
+    """Refuse operands of different dtypes: the caller says which dtype is meant."""
     dtypes = {name: array.dtype for name, array in arrays.items() if array is not None}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
@@ -92,7 +103,7 @@ def same_dtype(**arrays: Array | None) -> None:
 
 
 def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
-    """An int in [low, high]; numpy's integers count, bools and floats do not."""
+    """An int in [low, high]. NumPy's integers are accepted; bools and floats are refused."""
     wanted = f"an int of at least {low}" if high is None else f"an int from {low} to {high}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise CompressionError(f"{name} must be {wanted}, not {value!r}")
@@ -103,7 +114,7 @@ def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
 
 
 def as_float(value: Any, name: str, low: float, high: float = math.inf) -> float:
-    """A finite float in [low, high]; bools and strings are not numbers here."""
+    """A finite float in [low, high]. Bools and strings are refused."""
     wanted = f"a number from {low:g} to {high:g}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise CompressionError(f"{name} must be {wanted}, not {value!r}")
@@ -135,14 +146,14 @@ def choice(value: Any, name: str, choices: Iterable[str]) -> str:
 
 
 def flag(value: Any, name: str) -> bool:
-    """A bool: a truthy 1 or "no" is a slip of the pen, not an answer."""
+    """A bool. Other values are refused, because 1 or "no" is most likely a mistake."""
     if not isinstance(value, bool | np.bool_):
         raise CompressionError(f"{name} must be True or False, not {value!r}")
     return bool(value)
 
 
 def exactly_one(**options: Any) -> str:
-    """The name of the one option that was given (is not None)."""
+    """The name of the one option that was given, that is, the one that is not None."""
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise CompressionError(
@@ -152,14 +163,14 @@ def exactly_one(**options: Any) -> str:
 
 
 def normal_axis(axis: Any, name: str, ndim: int) -> int:
-    """An axis in [-ndim, ndim) as one in [0, ndim)."""
+    """An axis in [-ndim, ndim), counted from the front: in [0, ndim)."""
     if ndim == 0:
         raise CompressionError(f"{name}={axis!r} was given for an array without axes")
     return as_int(axis, name, -ndim, ndim - 1) % ndim
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """The explicit source of randomness; a seed is not one, nor is the global state."""
+    """The source of random numbers, always an explicit Generator. A seed is refused."""
     if not isinstance(rng, np.random.Generator):
         raise CompressionError(
             f"rng must be a numpy.random.Generator, such as numpy.random.default_rng(0), "
@@ -169,7 +180,7 @@ def generator(rng: Any) -> np.random.Generator:
 
 
 def freeze(array: Array) -> Array:
-    """Make an array that the library itself made read-only, in place, and return it."""
+    """Make an array of the library's own read-only, in place, and return it."""
     array = np.asarray(array)  # operations on 0-d arrays return scalars
     array.flags.writeable = False
     return array
@@ -178,9 +189,9 @@ def freeze(array: Array) -> Array:
 def frozen(array: Array) -> Array:
     """A read-only, contiguous array of the same values that nobody else can write to.
 
-    The array itself where that already holds: it is read-only, and so is everything it is a view
-    of. Anything else is copied, so that the caller's later writes stay the caller's. (Who made an
-    array read-only, and holds an older view of it that is not, or lifts the lock, can still write.)
+    The array itself is returned where that already holds: it is read-only, and so is every array
+    it is a view of. Anything else is copied, so that later writes of the caller do not change the
+    result. (A caller who made an array read-only can still write through an older view of it.)
     """
     link: Any = array
     while isinstance(link, np.ndarray) and not link.flags.writeable:
@@ -192,14 +203,14 @@ def frozen(array: Array) -> Array:
 
 
 def cast_finite(array: Array, dtype: DType) -> Array:
-    """Round float64 to `dtype`; what is too large for it becomes its largest finite value."""
+    """Round float64 to `dtype`. What is too large for it becomes its largest finite value."""
     top = float(np.finfo(dtype).max)
     with np.errstate(under="ignore"):
         return np.asarray(np.clip(array, -top, top), dtype)
 
 
 def cast_or_refuse(array: Array, dtype: DType, name: str) -> Array:
-    """Round float64 to `dtype`; what is too large for it is refused."""
+    """Round float64 to `dtype`. What is too large for it is refused."""
     with np.errstate(over="ignore", under="ignore"):
         cast = array.astype(dtype)
     if fault := not_finite(cast):
@@ -207,20 +218,33 @@ def cast_or_refuse(array: Array, dtype: DType, name: str) -> Array:
     return cast
 
 
-def _rebuild(cls: type, state: dict[str, Any]) -> Any:
-    return cls(**state)
+def ceil_div(a: int, b: int) -> int:
+    """``a / b`` rounded up, in integers."""
+    return -(-a // b)
 
 
 class Value:
     """Base of the library's frozen dataclasses: short to print, frozen again when unpickled."""
+
+    def _set(self, **fields: Any) -> None:
+        """Assign fields of a frozen dataclass: for its `__post_init__`."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def trusted(cls: type[V], **fields: Any) -> V:
+        """A value of parts that the library made itself and froze: nothing is checked again."""
+        value = object.__new__(cls)
+        value._set(**fields)
+        return value
 
     def __repr__(self) -> str:
         shown = [f"{name}={_short(value)}" for name, value in _state(self).items()]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __reduce__(self) -> Any:
-        # The default would restore the arrays writable: numpy does not pickle that flag.
-        return _rebuild, (type(self), _state(self))
+        # The default would restore the arrays writable: NumPy does not pickle that flag.
+        return partial(type(self), **_state(self)), ()
 
 
 def _state(value: Any) -> dict[str, Any]:
@@ -228,8 +252,6 @@ def _state(value: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, np.ndarray) and value.ndim > 0:
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, np.ndarray):
-        return repr(value.item())
-    return repr(value)
+    if not isinstance(value, np.ndarray):
+        return repr(value)
+    return f"{value.dtype}{list(value.shape)}" if value.ndim else repr(value.item())

@@ -1,8 +1,8 @@
 """The data to learn and to measure on: 8x8 digits shipped in the package, and MNIST's files.
 
 Every loader takes the name of a split and returns ``(x, y)``: images as float32 (N, H, W, 1) in
-[0, 1], labels as int64 (N,). "train" is for fitting, "validation" for choosing, and "test" is
-looked at once, for the figure that is reported.
+[0, 1], labels as int64 (N,). "train" is for fitting, "validation" for choosing. "test" is used
+once, for the figure that is reported.
 
 Sources: Optical Recognition of Handwritten Digits, its test part (E. Alpaydin and C. Kaynak, UCI
 Machine Learning Repository, 1998, CC BY 4.0); MNIST (Y. LeCun, C. Cortes and C. Burges).
@@ -28,8 +28,8 @@ Images: TypeAlias = tuple[Array, Array]
 
 SPLITS = ("train", "validation", "test")
 
-# Far more than MNIST and its kin have (EMNIST, the largest, has 814,255): what a header declares
-# beyond this is no image file, whatever the bytes behind it.
+# EMNIST, the largest set of this form, has 814,255 images. A header that declares more than this
+# is refused.
 _MOST_IMAGES = 1_000_000
 _CHUNK = 1 << 20
 
@@ -93,9 +93,9 @@ def load_mnist(folder: str | os.PathLike[str], split: str) -> Images:
     Raises
     ------
     FileFormatError
-        A file is missing or unreadable, truncated, too long, damaged (gzip's checksum), of another
-        kind, or does not agree with its partner. Memory is taken only for bytes that are there,
-        and for no more of them than the header declares.
+        A file is missing, unreadable, truncated, too long, damaged (gzip's checksum) or of another
+        kind, or the two files have different lengths. Memory is taken only for bytes that exist,
+        and for no more than the header declares.
     CompressionError
         `split` is none of the three, or `folder` is no path.
 
@@ -146,7 +146,7 @@ def load_mnist(folder: str | os.PathLike[str], split: str) -> Images:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """The file of that name, or the gzipped one; anything but a regular file is none."""
+    """The path of a regular file of that name, plain or gzipped."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
@@ -154,7 +154,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path, *, entry: tuple[int, ...]) -> Array:
-    """The entries of an IDX file, each of shape `entry`; all that can be wrong, by its name."""
+    """The entries of an IDX file, each of shape `entry`. Errors name the file."""
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"  # an IDX file starts with two zero bytes
@@ -172,7 +172,7 @@ def _read_idx(path: Path, *, entry: tuple[int, ...]) -> Array:
 
 
 def _parse_idx(stream: BinaryIO | gzip.GzipFile, path: Path, entry: tuple[int, ...]) -> Array:
-    """The header checked before anything is read that it asks for."""
+    """Check the header, then read the bytes that it declares."""
     magic = bytes([0, 0, 8, 1 + len(entry)])
     header = bytes(_read_at_most(stream, 4 * (2 + len(entry))))
     if not magic.startswith(header[:4]):
@@ -190,8 +190,8 @@ def _parse_idx(stream: BinaryIO | gzip.GzipFile, path: Path, entry: tuple[int, .
             f"{path} declares {count} entries, more than the {_MOST_IMAGES} of any file of its kind"
         )
     declared = count * math.prod(entry)
-    # The byte too many tells a file that is too long; for a gzipped one, running into the end is
-    # also what makes gzip compare its checksum.
+    # One more byte is asked for. It shows that a file is too long; and at the end of a gzipped file
+    # gzip compares its checksum.
     body = _read_at_most(stream, declared + 1)
     if len(body) > declared:
         raise FileFormatError(f"{path} goes on after the {declared} bytes that its header declares")

@@ -1,4 +1,4 @@
-"""The two exceptions that the library raises on purpose, and how they say where."""
+"""The two exceptions that the library raises on purpose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FileFormatError(CompressionError):
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Put in front of an error's message where it came up."""
+    """Put the place where an error was raised in front of its message."""
     try:
         yield
     except CompressionError as error:

@@ -1,9 +1,9 @@
 """The arithmetic of uniform quantization: real numbers as integer codes, and back.
 
-``code = saturate(round(x / scale) + zero_point)``, ties to even, and ``x' = (code - zero_point) *
-scale``: ONNX's QuantizeLinear and DequantizeLinear, which `quantize_linear` and
-`dequantize_linear` are, number for number. Which scale and which zero point is another matter:
-`qparams`.
+``code = saturate(round(x / scale) + zero_point)``, ties to even, and
+``x' = (code - zero_point) * scale``. `quantize_linear` and `dequantize_linear` give the same
+numbers as ONNX's QuantizeLinear and DequantizeLinear. The module `qparams` chooses scale and zero
+point.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from minicompress.arrays import (
     DType,
     as_int,
     cast_finite,
+    ceil_div,
+    check_range,
     finite_array,
     flag,
     float_array,
@@ -28,7 +30,7 @@ from minicompress.errors import CompressionError
 
 
 def code_range(num_bits: int, signed: bool) -> tuple[int, int]:
-    """The lowest and the highest code: two's complement, or plain binary."""
+    """The lowest and the highest code, of two's complement or of plain binary."""
     return (-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1) if signed else (0, 2**num_bits - 1)
 
 
@@ -40,7 +42,7 @@ def qparam_shape(
         if axis is None:
             raise CompressionError("block_size needs an axis along which the blocks lie")
         as_int(block_size, "block_size", 1)
-        return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
+        return (*shape[:axis], ceil_div(shape[axis], block_size), *shape[axis + 1 :])
     return () if axis is None else (shape[axis],)
 
 
@@ -58,25 +60,25 @@ def spread(
 
 
 def zero_points(zero_point: ArrayLike | None, scale: Array) -> Array:
-    """The zero points; left out, they are 0 for each scale."""
+    """The zero points; if None, 0 for each scale."""
     if zero_point is None:
         return np.zeros(scale.shape, np.int64)
     return integer_array(zero_point, "zero_point")
 
 
 def scale_dtypes(dtype: DType) -> tuple[DType, ...]:
-    """What scales of arrays of `dtype` may be of; the first is what the library chooses.
+    """The dtypes that scales of an array may have; the library chooses the first.
 
-    float32 for float16 arrays, the array's own dtype otherwise. A float16 scale has 11 digits, and
-    fewer below 6.1e-5: the largest entries are cut off where it is rounded down. Weights of
-    deviation 0.001, quantized to 16 bits per channel, then lose 8 per cent of their norm, and with
-    float32 scales 0.001 per cent.
+    It is float32 for float16 arrays, and the dtype of the array otherwise. A float16 scale has only
+    11 binary digits, and fewer below 6.1e-5. Where it is rounded down, the largest entries are
+    clipped. Weights of standard deviation 0.001, quantized to 16 bits per channel, then lose 8 per
+    cent of their norm; with float32 scales they lose 0.001 per cent.
     """
     return (np.dtype(np.float32), dtype) if dtype == np.float16 else (dtype,)
 
 
 def check_scale_dtype(scale: Array, dtype: DType) -> None:
-    """Refuse scales of a dtype that `scale_dtypes` does not name."""
+    """Refuse scales of a dtype that is not in `scale_dtypes`."""
     wanted = scale_dtypes(dtype)
     if scale.dtype not in wanted:
         names = " or ".join(map(str, wanted))
@@ -84,10 +86,10 @@ def check_scale_dtype(scale: Array, dtype: DType) -> None:
 
 
 def levels(steps: Array, scale: Array, dtype: DType) -> Array:
-    """``steps * scale``, rounded to the dtype of `scale`, and then to `dtype` if that is another.
+    """``steps * scale``, rounded to the dtype of `scale`, and then to `dtype` if it differs.
 
-    Both where float16 has float32 scales: it is what ONNX computes. What is too large becomes the
-    largest finite value.
+    It differs where float16 arrays have float32 scales. ONNX rounds twice there too. What is too
+    large becomes the largest finite value.
     """
     with np.errstate(over="ignore", under="ignore"):
         product = np.asarray(steps * scale.astype(np.float64))
@@ -129,13 +131,13 @@ def quantize_linear(
     Returns
     -------
     ndarray of int8, uint8, int16 or uint16
-        The shape of `x`. The division is made in the dtype of `scale`, as ONNX does: a division,
-        not a product with the reciprocal, which moves ties.
+        The shape of `x`. As in ONNX, the division is made in the dtype of `scale`. It is a
+        division: the product with the reciprocal would round some ties to another code.
 
     Raises
     ------
     CompressionError
-        NaN, other dtypes or shapes than above, a zero point outside the codes.
+        `x` holds NaN, a dtype or shape is not as above, or a zero point is outside the codes.
 
     Examples
     --------
@@ -145,7 +147,15 @@ def quantize_linear(
     array = float_array(x, "x")
     if np.isnan(array).any():
         raise CompressionError("x must not hold NaN")
-    s, z, low, high = _linear_params(scale, zero_point, array, num_bits, signed, axis, block_size)
+    low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
+    # A Python float takes the dtype that the library would choose for the array.
+    chosen = scale_dtypes(array.dtype)[0]
+    s = finite_array(np.asarray(scale, chosen) if type(scale) is float else scale, "scale")
+    check_scale_dtype(s, array.dtype)
+    z = zero_points(zero_point, s)
+    check_range(z, "zero_point", low, high)
+    axis = check_params(s, z, array.shape, axis, block_size)
+    s, z = (spread(part, array.shape, axis, block_size) for part in (s, z))
     with np.errstate(over="ignore", under="ignore"):
         steps = np.rint(array.astype(s.dtype, copy=False) / s).astype(np.float64)
     return np.asarray(np.clip(steps + z, low, high)).astype(code_dtype(num_bits, signed))
@@ -162,20 +172,20 @@ def dequantize_linear(
 ) -> Array:
     """ONNX's DequantizeLinear: ``(codes - zero_point) * scale``, rounded once.
 
-    Twice, to float64 and to the dtype, where the difference has more than 29 bits.
+    It is rounded twice, to float64 and to the dtype, where the difference has more than 29 bits.
 
     Parameters
     ----------
     codes : ndarray of integers
-        Subtracted in a wider type: 100 - (-100) would be -56 in int8.
+        The subtraction is made in a wider type: in int8, 100 - (-100) would be -56.
     scale : positive float ndarray
         Shapes as in `quantize_linear`.
     zero_point : integer ndarray of the shape of `scale`
         Left out, it is 0 for each scale.
     axis, block_size : int, optional
     dtype : numpy.dtype, optional
-        Of the result; that of `scale` unless told. Where it is another the result is rounded to
-        the dtype of `scale` first: ONNX's output_dtype.
+        Of the result (ONNX's output_dtype); by default that of `scale`. If it is another one, the
+        result is rounded to the dtype of `scale` first.
 
     Returns
     -------
@@ -185,7 +195,7 @@ def dequantize_linear(
     Raises
     ------
     CompressionError
-        Of a wrong dtype or shape.
+        A dtype or shape is wrong, or a scale is not positive.
 
     Examples
     --------
@@ -195,9 +205,21 @@ def dequantize_linear(
     array = integer_array(codes, "codes")
     s = finite_array(scale, "scale")
     z = zero_points(zero_point, s)
-    s, z = _spread_params(s, z, array.shape, axis, block_size)
-    steps, _ = _difference(array, z, "codes")
-    return levels(steps, s, s.dtype if dtype is None else np.dtype(dtype))
+    axis = check_params(s, z, array.shape, axis, block_size)
+    return decoded_levels(array, s, z, axis, block_size, np.dtype(dtype or s.dtype))
+
+
+def decoded_levels(
+    codes: Array,
+    scale: Array,
+    zero_point: Array,
+    axis: int | None,
+    block_size: int | None,
+    dtype: DType,
+) -> Array:
+    """`dequantize_linear` of arguments that were checked before."""
+    s, z = (spread(part, codes.shape, axis, block_size) for part in (scale, zero_point))
+    return levels(_difference(codes, z, "codes")[0], s, dtype)
 
 
 def matmul_integer(
@@ -213,9 +235,9 @@ def matmul_integer(
     a : (m, k) ndarray of integers
     b : (k, n) ndarray of integers
     a_zero_point : int, or (m,) or (m, 1) ndarray of integers
-        One for the matrix or one per row; left out, 0.
+        One for the matrix or one per row; 0 by default.
     b_zero_point : int, or (n,) ndarray of integers
-        One for the matrix or one per column; left out, 0.
+        One for the matrix or one per column; 0 by default.
 
     Returns
     -------
@@ -225,14 +247,15 @@ def matmul_integer(
     Raises
     ------
     CompressionError
-        Wrong shapes, dtypes other than integers, or numbers so large that int64 could overflow.
+        The shapes do not match, a dtype is not an integer one, or the numbers are so large that
+        int64 could overflow.
 
     Notes
     -----
     A product of integers in float32 is exact while no partial sum exceeds 2**24. So k is split
-    into blocks of ``floor(2**24 / (max|a| max|b|))``, each a fast float32 product, and the blocks
-    are added as integers; float64 and 2**53 serve where a single product is too large for that.
-    The same result for every BLAS and every number of threads.
+    into blocks of ``floor(2**24 / (max|a| max|b|))``. Each block is a fast float32 product, and the
+    blocks are added as integers. Where a single product is too large for that, float64 and 2**53
+    are used. The result is the same for every BLAS and every number of threads.
 
     Examples
     --------
@@ -285,26 +308,26 @@ def _zero_point(zero_point: ArrayLike | None, name: str, per_line: tuple[int, in
 
 
 def _difference(array: Array, zero: Array, name: str) -> tuple[Array, int]:
-    """``array - zero``, exactly, in the narrower of int32 and int64; and what it cannot exceed."""
+    """``array - zero``, exactly, in the narrower of int32 and int64; and a bound of its size."""
     if array.size == 0:
         return array.astype(np.int32), 0
     reach = max(int(array.max()) - int(zero.min()), int(zero.max()) - int(array.min()))
     if reach >= 2**63:
         raise CompressionError(f"{name} minus its zero point must fit int64, not reach {reach}")
-    # Either may wrap around by itself; their difference, which fits, is right all the same.
+    # Each may wrap around by itself. Their difference fits, so it is right all the same.
     wide = np.dtype(np.int32 if reach < 2**31 else np.int64)
     with np.errstate(over="ignore"):
         return np.asarray(array.astype(wide) - zero.astype(wide)), reach
 
 
-def _spread_params(
+def check_params(
     scale: Array,
     zero_point: Array,
     shape: tuple[int, ...],
     axis: int | None,
     block_size: int | None,
-) -> tuple[Array, Array]:
-    """Both checked against the array's shape, and broadcast to it."""
+) -> int | None:
+    """Refuse scales and zero points that do not fit an array; return the axis from the front."""
     axis = None if axis is None else normal_axis(axis, "axis", len(shape))
     wanted = qparam_shape(shape, axis, block_size)
     for name, parameter in (("scale", scale), ("zero_point", zero_point)):
@@ -315,25 +338,4 @@ def _spread_params(
             )
     if not (scale > 0).all():
         raise CompressionError("scale must be positive")
-    return spread(scale, shape, axis, block_size), spread(zero_point, shape, axis, block_size)
-
-
-def _linear_params(
-    scale: ArrayLike,
-    zero_point: ArrayLike | None,
-    array: Array,
-    num_bits: int,
-    signed: bool,
-    axis: int | None,
-    block_size: int | None,
-) -> tuple[Array, Array, int, int]:
-    low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
-    # A Python number takes the dtype that the library would choose for the array.
-    chosen = scale_dtypes(array.dtype)[0]
-    s = finite_array(np.asarray(scale, chosen) if type(scale) is float else scale, "scale")
-    check_scale_dtype(s, array.dtype)
-    z = zero_points(zero_point, s)
-    if z.size and not (low <= int(z.min()) and int(z.max()) <= high):
-        raise CompressionError(f"zero_point must lie in [{low}, {high}], not {z.tolist()}")
-    s, z = _spread_params(s, z, array.shape, axis, block_size)
-    return s, z, low, high
+    return axis

@@ -1,11 +1,11 @@
 """Norms that neither under- nor overflow, and upper bounds of them that survive rounding.
 
-Everything is computed in float64. An array is first scaled by a power of two, which is exact, so
-that the squares of 1e200 and of 1e-200 are as good as those of 1; a plain ``sqrt(sum(x**2))`` gives
-inf and 0.0 there. A name that ends in ``_upper`` is rounded upward: its result is never below the
-exact value, for which it pays a few units in the last place.
+Everything is computed in float64. A plain ``sqrt(sum(x**2))`` of numbers near 1e200 is inf, and of
+numbers near 1e-200 it is 0.0. So an array is first scaled by a power of two, which is exact. The
+result of a function whose name ends in ``_upper`` is rounded upward: it is never below the exact
+value, and above it by a few units in the last place.
 
-Sources: N. J. Higham, *Accuracy and Stability of Numerical Algorithms* (2002), chapters 3 and 4,
+Source: N. J. Higham, *Accuracy and Stability of Numerical Algorithms* (2002), chapters 3 and 4,
 for gamma_n and the error of a sum in any order.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, DType, choice, finite_array, float_array
+from minicompress.arrays import Array, DType, choice, finite_array
 
 NORMS = ("fro", "spectral", "max")
 
@@ -46,13 +46,13 @@ def upward(value: float, roundings: int = 64) -> float:
 
 
 def as_matrix(array: Array) -> Array:
-    """An array as the matrix that "spectral" speaks of: its last axis as columns."""
+    """The matrix of which "spectral" is the 2-norm: the last axis of the array is its columns."""
     if array.size == 0:
         return np.zeros((0, 0), array.dtype)
     return array.reshape(-1, array.shape[-1] if array.ndim else 1)
 
 
-def norm_of(array: ArrayLike, kind: str = "fro") -> float:
+def norm_of(array: Array, kind: str = "fro") -> float:
     """The norm of an array of any shape, in float64, rounded to nearest.
 
     Parameters
@@ -66,17 +66,12 @@ def norm_of(array: ArrayLike, kind: str = "fro") -> float:
     float
         inf only where the norm itself is above the largest float64.
 
-    Raises
-    ------
-    CompressionError
-        `array` is not finite, or `kind` is unknown.
-
     Examples
     --------
     >>> norm_of(np.full(4, 3e200)), norm_of(np.full(4, 3e-200))
     (6e+200, 6e-200)
     """
-    kind, x = choice(kind, "norm", NORMS), finite_array(array, "array").astype(np.float64)
+    x = array.astype(np.float64)
     if kind == "max" or x.size == 0:
         return float(np.abs(x).max(initial=0.0))
     scaled, exponent = power_of_two_scaled(x)
@@ -87,7 +82,14 @@ def norm_of(array: ArrayLike, kind: str = "fro") -> float:
 
 
 def error_norm(original: Array, decoded: Array, kind: str = "fro") -> float:
-    """The norm of ``original - decoded``: what a certificate calls measured."""
+    """The norm of ``original - decoded``, which a certificate calls measured.
+
+    Raises
+    ------
+    CompressionError
+        `kind` is unknown.
+    """
+    choice(kind, "norm", NORMS)
     with np.errstate(over="ignore"):
         difference = original.astype(np.float64) - decoded.astype(np.float64)
     if np.isfinite(difference).all():
@@ -96,15 +98,14 @@ def error_norm(original: Array, decoded: Array, kind: str = "fro") -> float:
     return unscaled(norm_of(halves, kind), 1)
 
 
-def fro_upper(array: ArrayLike) -> float:
-    """An upper bound of the Frobenius norm of an array, read as exact numbers.
+def fro_upper(array: Array) -> float:
+    """An upper bound of the Frobenius norm of a finite array.
 
-    The n squares and their sum in any order err by at most gamma_(n+1), the root and the scaling by
-    a few u more: the factor 1 + 2 (n + 8) u covers them twice, so that the bound is also above
-    a norm *computed* from the same numbers.
+    The n squares and their sum, in any order, have an error of at most gamma_(n+1). The root and
+    the scaling add a few u. The factor 1 + 2 (n + 8) u covers all of it twice, so the bound is also
+    above a norm that is *computed* from the same numbers.
     """
-    x = float_array(array, "array")
-    return upward(norm_of(x), 2 * (x.size + 8))
+    return upward(norm_of(array), 2 * (array.size + 8))
 
 
 def spectral_norm_upper(matrix: ArrayLike) -> float:
@@ -127,12 +128,12 @@ def spectral_norm_upper(matrix: ArrayLike) -> float:
 
     Notes
     -----
-    LAPACK promises no constant for its singular values, and its largest one is often below the
-    truth. So the factors are taken as what they are, some matrices U, S, V near the right ones:
-    A = U S V + R, where R is computed and how far U and V are from orthogonal is computed too:
+    LAPACK promises no constant for the error of its singular values, and its largest one is often
+    below the true one. So nothing is assumed about the computed U, S and V. Let A = U S V + R. The
+    residual R is computed, and so is how far U and V are from orthogonal. Then
     ``||A|| <= sqrt((1 + o_U) (1 + o_V)) s_1 + ||R||_F + gamma_(k+4) || |US| |V| ||_F + u ||A||_F``
-    with ``o_U = ||U'U - I||_F + gamma_(m+4) k``. The Frobenius norm is a bound as well, exact for
-    a single row or column; the least of the two is returned.
+    with ``o_U = ||U'U - I||_F + gamma_(m+4) k``. The Frobenius norm is an upper bound too, and
+    exact for a single row or column. The smaller of the two is returned.
 
     Examples
     --------
@@ -154,7 +155,7 @@ def spectral_norm_upper(matrix: ArrayLike) -> float:
 
 
 def orthogonality_factor(u: Array, vt: Array) -> float:
-    """sqrt((1 + o_U) (1 + o_V)): what ``||U X V|| <= factor ||X||`` needs for computed U and V."""
+    """sqrt((1 + o_U) (1 + o_V)): for computed U and V, ``||U X V|| <= factor ||X||``."""
     (m, k), n = u.shape, vt.shape[1]
     off_u = norm_of(u.T @ u - np.eye(k)) + gamma(m + 4) * k
     off_v = norm_of(vt @ vt.T - np.eye(k)) + gamma(n + 4) * k
@@ -171,25 +172,25 @@ def svd_residual(a: Array, u: Array, s: Array, vt: Array) -> float:
 def _singular_values(matrix: Array) -> Array:
     try:
         return np.asarray(scipy.linalg.svdvals(matrix, check_finite=False))
-    except np.linalg.LinAlgError:  # the divide and conquer did not converge; this one does
-        s = scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd")
-        return np.asarray(s)
+    except np.linalg.LinAlgError:  # divide and conquer did not converge; QR iteration does
+        return np.asarray(scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd"))
 
 
 def power_of_two_scaled(x: Array) -> tuple[Array, int]:
-    """x and the power of two it was divided by, so that its largest magnitude is in [1/2, 1)."""
+    """``x / 2**exponent``, whose largest magnitude is in [1/2, 1), and the exponent."""
     exponent = int(np.frexp(np.abs(x).max(initial=0.0))[1])
     with np.errstate(under="ignore"):  # lost: less than 2**-1074 of the largest entry
         return np.ldexp(x, -exponent), exponent
 
 
 def unscaled(value: float, exponent: int) -> float:
+    """``value * 2**exponent``, rounded to nearest; inf where it overflows."""
     with np.errstate(over="ignore", under="ignore"):
         return float(np.ldexp(value, exponent))
 
 
 def unscaled_upper(value: float, exponent: int) -> float:
-    """Scaling back is exact but for the subnormal numbers, where it may round down."""
+    """``value * 2**exponent``, rounded upward where the result is subnormal; exact elsewhere."""
     result = unscaled(value, exponent)
     with np.errstate(over="ignore", under="ignore"):
         return upward(result, 0) if float(np.ldexp(result, -exponent)) < value else result

@@ -1,12 +1,12 @@
-"""What stands for a compressed array: four small immutable values, and the certificate.
+"""Four small immutable values that stand for a compressed array, and the certificate.
 
 A representation ("rep") is stored, shipped and run in place of its array; `decode` gives the array
-back. Reps nest, and a hybrid method is nothing but that: a `Sparse` whose values are `Clustered` is
-Deep Compression, a `LowRank` whose factors are `Quantized` is low rank with int8. A plain array
-is a rep too, the one that nothing was done to.
+back. Reps nest, and this is all that a hybrid method needs: a `Sparse` whose values are `Clustered`
+is Deep Compression, and a `LowRank` whose factors are `Quantized` is low rank with int8. A plain
+array is a rep too: nothing was done to it.
 
-Sizes here are exact counts of what the parts themselves take, each stream of codes padded to a
-whole byte. What a file takes is the length of the file.
+Sizes here count the parts exactly, each stream of codes padded to a whole byte. The size of a file
+is the length of the file.
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ from minicompress.arrays import (
     DType,
     Value,
     as_int,
+    ceil_div,
+    check_range,
     finite_array,
     flag,
     freeze,
     frozen,
     integer_array,
-    normal_axis,
 )
 from minicompress.errors import CompressionError
-from minicompress.integers import check_scale_dtype, code_range, dequantize_linear, qparam_shape
+from minicompress.integers import (
+    check_params,
+    check_scale_dtype,
+    code_range,
+    decoded_levels,
+    zero_points,
+)
+from minicompress.norms import error_norm
 from minicompress.subscripts import check_subscripts, output_shape, product
 
 
@@ -44,7 +52,8 @@ class Certificate(NamedTuple):
         Root of the sum of squares; largest singular value of the array as a matrix with its last
         axis as columns; largest magnitude.
     bound : float
-        What the law of the method gives, rounded upward: the true error is never above it.
+        The error bound that the theory of the method gives, rounded upward. The true error is never
+        above it.
     measured : float
         The error itself, computed in float64 and rounded to nearest.
     """
@@ -55,29 +64,34 @@ class Certificate(NamedTuple):
 
 
 class Compressed(NamedTuple):
-    """What every compressor returns: the representation and its certificate, always both."""
+    """The result of every compressor: a representation and its certificate."""
 
     rep: Rep
     cert: Certificate
 
 
 def checked(result: Any, who: str) -> Compressed:
-    """What somebody's compressor returned, if it is what a compressor returns."""
+    """The result of a user's compressor, refused if it is not (rep, Certificate)."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Certificate)):
         raise CompressionError(f"{who} must return (rep, Certificate), not {result!r:.80}")
     return Compressed(*result)
 
 
+def certified(weight: Array, rep: Rep, norm: str, bound: float) -> Compressed:
+    """A representation with its bound and with its error, which is measured here."""
+    return Compressed(rep, Certificate(norm, bound, error_norm(weight, decode(rep), norm)))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Value):
-    """A product of small factors; decode is ``einsum(subscripts, *factors)``.
+    """A product of small factors. Decoded, it is ``einsum(subscripts, *factors)``.
 
     Parameters
     ----------
     factors : tuple of two or more arrays or reps, of one dtype
     subscripts : str
-        With every letter of a factor either in the output or in exactly one other factor. The
-        library's own: dense ``"ir,ro->io"``, channel SVD ``"hwir,ro->hwio"``, spatial SVD
+        Every letter of a factor is either in the output or in exactly one other factor. The
+        library uses these: dense ``"ir,ro->io"``, channel SVD ``"hwir,ro->hwio"``, spatial SVD
         ``"hir,rwo->hwio"``, Tucker-2 ``"ia,hwab,bo->hwio"``.
     """
 
@@ -90,20 +104,20 @@ class LowRank(Value):
         dtypes = {dtype_of(f) for f in factors}
         if len(dtypes) != 1:
             raise CompressionError(f"factors must have one dtype, not {sorted(map(str, dtypes))}")
-        object.__setattr__(self, "factors", factors)
+        self._set(factors=factors)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sparse(Value):
-    """An array that is +0.0 except at some places.
+    """An array that is +0.0 except at some indices.
 
     Parameters
     ----------
     shape : tuple of int
     indices : (n,) integer ndarray
-        Places in C order, strictly increasing.
+        Indices of the flattened array in C order, strictly increasing.
     values : (n,) ndarray or rep
-        What stands there. Integers where a `Sparse` serves as the codes of a `Quantized`.
+        The entries there. They are integers where a `Sparse` holds the codes of a `Quantized`.
     """
 
     shape: tuple[int, ...]
@@ -119,26 +133,17 @@ class Sparse(Value):
                 f"values must be 1-D with one entry per index, not of shape {shape_of(values)} "
                 f"for indices of shape {indices.shape}"
             )
-        if indices.size:
-            # The range first: differences of what lies beyond it could overflow.
-            least, largest = int(indices.min()), int(indices.max())
-            if least < 0 or largest >= math.prod(shape):
-                raise CompressionError(
-                    f"indices must lie in [0, {math.prod(shape)}) for shape {shape}, "
-                    f"not reach from {least} to {largest}"
-                )
-            if (np.diff(indices) <= 0).any():
-                raise CompressionError("indices must be strictly increasing")
-        object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "indices", frozen(indices))
-        object.__setattr__(self, "values", values)
+        check_range(indices, "indices", 0, math.prod(shape) - 1)
+        if (indices[1:] <= indices[:-1]).any():
+            raise CompressionError("indices must be strictly increasing")
+        self._set(shape=shape, indices=frozen(indices), values=values)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Quantized(Value):
-    """Integer codes; decode is ``(codes - zero_point) * scale``, rounded once, to `dtype`.
+    """Integer codes. Decoded, they are ``(codes - zero_point) * scale``, rounded to `dtype`.
 
-    Where `dtype` is float16 and the scale float32, it is rounded to float32 and then to float16.
+    Where `dtype` is float16 and the scale is float32, the product is rounded to float32 first.
 
     Parameters
     ----------
@@ -147,15 +152,15 @@ class Quantized(Value):
         Scalar shape ``()``; ``(channels,)`` with `axis`; with `block_size` the shape of `codes`
         but for ``ceil(n / block_size)`` along `axis`: ONNX's three granularities.
     zero_point : integer ndarray of the shape of `scale`
-        The code of 0.0.
+        The code of 0.0. It may lie outside the codes.
     num_bits : int from 2 to 16
-        Bits a code takes when stored.
+        The bits of a stored code.
     signed : bool
-        Codes from ``-2**(num_bits - 1)`` on, or from 0 on.
+        The lowest code is ``-2**(num_bits - 1)`` if signed, else 0.
     axis : int or None
         The axis whose every index has a scale of its own, or along which the blocks lie.
     block_size : int or None
-        Entries that share a scale along `axis`; the last block may be ragged.
+        The number of entries along `axis` that share a scale; the last block may be shorter.
     dtype : numpy.dtype
         Of the decoded array.
     """
@@ -179,44 +184,25 @@ class Quantized(Value):
             entries = decode(codes.values)
         else:
             codes = entries = frozen(integer_array(codes, "codes"))
-        if entries.size and not (low <= int(entries.min()) and int(entries.max()) <= high):
-            raise CompressionError(
-                f"codes of {num_bits} bits must lie in [{low}, {high}], "
-                f"not reach from {entries.min()} to {entries.max()}"
-            )
+        check_range(entries, f"codes of {num_bits} bits", low, high)
         dtype = np.dtype(self.dtype)
         scale = finite_array(self.scale, "scale")
         check_scale_dtype(scale, dtype)
-        if not (scale > 0).all():
-            raise CompressionError("scale must be positive")
-        zero_point = integer_array(self.zero_point, "zero_point").astype(np.int64, copy=False)
-        if zero_point.shape != scale.shape:
-            raise CompressionError(
-                f"zero_point must have the shape {scale.shape} of scale, not {zero_point.shape}"
-            )
-        shape = shape_of(codes)
-        axis = None if self.axis is None else normal_axis(self.axis, "axis", len(shape))
-        wanted = qparam_shape(shape, axis, self.block_size)
-        if scale.shape != wanted:
-            raise CompressionError(
-                f"scale must have shape {wanted} for codes of shape {shape}, axis={axis} and "
-                f"block_size={self.block_size}, not {scale.shape}"
-            )
-        for name, value in (
-            ("codes", codes),
-            ("scale", frozen(scale)),
-            ("zero_point", frozen(zero_point)),
-            ("num_bits", num_bits),
-            ("signed", signed),
-            ("axis", axis),
-            ("dtype", dtype),
-        ):
-            object.__setattr__(self, name, value)
+        zero_point = zero_points(self.zero_point, scale).astype(np.int64, copy=False)
+        self._set(
+            codes=codes,
+            scale=frozen(scale),
+            zero_point=frozen(zero_point),
+            num_bits=num_bits,
+            signed=signed,
+            axis=check_params(scale, zero_point, shape_of(codes), self.axis, self.block_size),
+            dtype=dtype,
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clustered(Value):
-    """A codebook and, for every entry, which of its values stands there.
+    """A codebook, and for every entry the index of its value in the codebook.
 
     Parameters
     ----------
@@ -233,14 +219,9 @@ class Clustered(Value):
         if len(shape_of(codebook)) != 1:
             raise CompressionError(f"codebook must be 1-D, not of shape {shape_of(codebook)}")
         k = shape_of(codebook)[0]
-        if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= k):
-            raise CompressionError(
-                f"codes must lie in [0, {k}) for a codebook of {k}, "
-                f"not reach from {codes.min()} to {codes.max()}"
-            )
+        check_range(codes, "codes", 0, k - 1)
         narrow = np.dtype(np.uint8) if k <= 256 else np.dtype(np.uint16 if k <= 65536 else np.int64)
-        object.__setattr__(self, "codes", frozen(codes.astype(narrow, copy=False)))
-        object.__setattr__(self, "codebook", codebook)
+        self._set(codes=frozen(codes.astype(narrow, copy=False)), codebook=codebook)
 
 
 Rep: TypeAlias = Array | LowRank | Sparse | Quantized | Clustered
@@ -275,8 +256,17 @@ def dtype_of(rep: Rep) -> DType:
 def decode(rep: Rep) -> Array:
     """The array that a representation stands for, read-only.
 
-    Products of `LowRank` and of `Quantized` are formed in float64 and rounded once, and what would
-    round to infinity becomes the largest finite value of the dtype. The same array every time.
+    Products of `LowRank` and of `Quantized` are formed in float64 and rounded once. What would
+    round to infinity becomes the largest finite value of the dtype.
+
+    Parameters
+    ----------
+    rep : LowRank, Sparse, Quantized, Clustered, or ndarray
+
+    Returns
+    -------
+    ndarray
+        The same numbers every time. An array is returned as it is.
 
     Raises
     ------
@@ -297,17 +287,22 @@ def decode(rep: Rep) -> Array:
             array[indices] = decode(values)
             return freeze(array.reshape(shape))
         case Quantized(codes, scale, zero_point):
-            given: Any = {"axis": rep.axis, "block_size": rep.block_size, "dtype": rep.dtype}
-            return freeze(dequantize_linear(decode(codes), scale, zero_point, **given))
+            parts = (decode(codes), scale, zero_point, rep.axis, rep.block_size, rep.dtype)
+            return freeze(decoded_levels(*parts))
         case Clustered(codes, codebook):
             return freeze(decode(codebook)[codes])
     return _array(rep)
 
 
 def num_params(rep: Rep) -> int:
-    """The number of weights that are stored; scales, indices and codebooks are overhead.
+    """The number of stored weights, without scales, indices and codebooks.
 
-    `LowRank`: the sum over its factors; `Sparse`: those of its values; otherwise one per entry.
+    `LowRank`: the sum over its factors. `Sparse`: that of its values. Otherwise one per entry.
+
+    Raises
+    ------
+    CompressionError
+        `rep` is no representation.
 
     Examples
     --------
@@ -325,13 +320,18 @@ def num_params(rep: Rep) -> int:
 
 
 def storage_bits(rep: Rep) -> int:
-    """Bits that the parts take when each is stored by itself, every stream padded to a whole byte.
+    """The bits of all parts, each stored by itself and padded to a whole byte.
 
-    Arrays: their bytes. `Sparse`: its values and the cheaper of a bitmap (one bit per entry) and a
-    list of indices of ``ceil(log2(n))`` bits each. `Quantized`: codes of `num_bits` bits, the
-    scales, and zero points of `num_bits` bits unless all are 0 (32 where one lies outside the
-    codes).
-    `Clustered`: codes of ``ceil(log2(k))`` bits and the codebook.
+    Arrays: their bytes. `LowRank`: its factors. `Sparse`: its values, and the smaller of a bitmap
+    (one bit per entry) and a list of indices of ``ceil(log2(n))`` bits each. `Quantized`: codes of
+    `num_bits` bits, the scales, and unless all are 0 the zero points, of `num_bits` bits each, or
+    of 32 where one is outside the codes. `Clustered`: codes of ``ceil(log2(k))`` bits and the
+    codebook.
+
+    Raises
+    ------
+    CompressionError
+        `rep` is no representation.
 
     Examples
     --------
@@ -350,13 +350,9 @@ def storage_bits(rep: Rep) -> int:
             low, high = code_range(num_bits, rep.signed)
             zeros = rep.zero_point
             inside = bool(((zeros >= low) & (zeros <= high)).all())
-            zero_bits = (num_bits if inside else 32) if zeros.any() else 0
-            return (
-                stored
-                + whole_bytes(num_params(codes) * num_bits)
-                + whole_bytes(rep.zero_point.size * zero_bits)
-                + 8 * rep.scale.nbytes
-            )
+            zero_bits = zeros.size * (num_bits if inside else 32) if zeros.any() else 0
+            stored += whole_bytes(num_params(codes) * num_bits) + whole_bytes(zero_bits)
+            return stored + 8 * rep.scale.nbytes
         case Clustered(codes, codebook):
             width = bits_for(shape_of(codebook)[0])
             return whole_bytes(codes.size * width) + storage_bits(codebook)
@@ -364,13 +360,13 @@ def storage_bits(rep: Rep) -> int:
 
 
 def bits_for(count: int) -> int:
-    """Bits that tell `count` things apart: ``ceil(log2(count))``, and 0 for one thing or none."""
+    """Bits that tell `count` things apart: ``ceil(log2(count))``, and 0 for one or none."""
     return max(count - 1, 0).bit_length()
 
 
 def whole_bytes(bits: int) -> int:
-    """The bits that `bits` take once padded to a whole byte."""
-    return -(-bits // 8) * 8
+    """`bits` rounded up to a multiple of 8."""
+    return ceil_div(bits, 8) * 8
 
 
 def _array(rep: Rep) -> Array:
@@ -382,7 +378,7 @@ def _array(rep: Rep) -> Array:
 
 
 def _part(value: Rep, name: str, *, integers: bool = False) -> Rep:
-    """A part of a representation: a nested one as it is, an array checked and frozen."""
+    """A part of a representation: a nested one is kept, an array is checked and frozen."""
     part: Rep = value
     if not isinstance(value, LowRank | Sparse | Quantized | Clustered):
         array = np.asarray(value)
@@ -395,6 +391,6 @@ def _part(value: Rep, name: str, *, integers: bool = False) -> Rep:
 
 
 def _index_bits(rep: Sparse) -> int:
-    """Where the values stand: a bit for every entry, or each one's index, whichever is less."""
+    """The smaller of one bit for every entry and an index for every value."""
     n = math.prod(rep.shape)
     return min(whole_bytes(n), whole_bytes(rep.indices.size * bits_for(n)))

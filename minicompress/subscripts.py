@@ -6,13 +6,14 @@ import numpy as np
 
 from minicompress.arrays import Array, cast_finite
 from minicompress.errors import CompressionError
+from minicompress.norms import power_of_two_scaled
 
-# Of an array in NumPy 1.26.
 MOST_AXES = 32
+"""Of an array in NumPy 1.26."""
 
 
 def check_letters(subscripts: str) -> None:
-    """Refuse subscripts of which a letter is not in the output and a factor, or in two factors."""
+    """Refuse subscripts unless each letter is in the output and one factor, or in two factors."""
     if not isinstance(subscripts, str) or subscripts.count("->") != 1:
         raise CompressionError(f"subscripts must be like 'ir,ro->io', not {subscripts!r}")
     left, output = subscripts.split("->")
@@ -28,7 +29,7 @@ def check_letters(subscripts: str) -> None:
 
 
 def check_subscripts(subscripts: str, shapes: list[tuple[int, ...]]) -> None:
-    """Refuse subscripts that are not of factors of these shapes."""
+    """Refuse subscripts that do not fit factors of these shapes."""
     check_letters(subscripts)
     terms = subscripts.split("->")[0].split(",")
     if len(terms) != len(shapes) or len(terms) < 2:
@@ -63,11 +64,7 @@ def output_shape(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[int, .
 
 def product(factors: list[Array], subscripts: str) -> Array:
     """The einsum in float64, each factor scaled by a power of two so that no step overflows."""
-    scaled, exponent = [], 0
-    for factor in factors:
-        shift = int(np.frexp(np.abs(factor).max(initial=0))[1])
-        scaled.append(np.ldexp(factor.astype(np.float64), -shift))
-        exponent += shift
+    scaled, exponents = zip(*(power_of_two_scaled(f.astype(np.float64)) for f in factors))
     with np.errstate(over="ignore", under="ignore"):
-        product = np.ldexp(np.einsum(subscripts, *scaled, optimize=True), exponent)
-        return cast_finite(product, factors[0].dtype)
+        result = np.ldexp(np.einsum(subscripts, *scaled, optimize=True), sum(exponents))
+        return cast_finite(result, factors[0].dtype)

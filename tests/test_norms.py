@@ -254,7 +254,7 @@ def test_the_error_norm_survives_a_difference_beyond_the_largest_number():
 
 def test_bad_input_is_refused():
     with pytest.raises(CompressionError, match="norm must be one of fro, spectral, max"):
-        norms.norm_of(np.ones(2), "l1")
+        norms.error_norm(np.ones(2), np.ones(2), "l1")
     with pytest.raises(CompressionError, match="matrix must have 2 dimensions"):
         norms.spectral_norm_upper(np.ones(3))
     with pytest.raises(CompressionError, match="matrix must be finite"):

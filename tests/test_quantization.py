@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from test_norms import law_within_units
 
-from minicompress.compressors.quantization import entry_bounds, quantize
+from minicompress.compressors.bounds.quantization import entry_bounds
+from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError
 from minicompress.norms import error_norm, norm_of
 from minicompress.qparams import Grid, QParams, choose_qparams, fake_quantize
@@ -469,10 +470,6 @@ CONTRACT = {
     "2 bits, narrow": (partial(quantize, num_bits=2, narrow_range=True, norm="max"), None),
     "affine": (partial(quantize, num_bits=3, symmetric=False), None),
     "16 bits": (partial(quantize, num_bits=16, signed=False, norm="max"), None),
-    "zero left out": (
-        partial(quantize, num_bits=8, symmetric=False, preserve_zero=False, norm="max"),
-        None,
-    ),
     "power of two": (
         partial(quantize, num_bits=4, symmetric=False, power_of_two=True, norm="max"),
         None,
@@ -498,12 +495,11 @@ BAD = {
     "weight must be finite": lambda: quantize(np.array([np.inf])),
     "weight must be of dtype": lambda: quantize(np.array([1])),
     "norm must be one of": lambda: quantize(W, norm="l1"),
-    "rounding must be one of": lambda: quantize(W, rounding="up"),
     "num_bits must be": lambda: quantize(W, num_bits=1),
     "give qparams or num_bits": lambda: quantize(W, num_bits=8, qparams=Q),
     "give qparams or axis": lambda: quantize(W, axis=0, qparams=Q),
     "qparams must be a QParams, not 0.5": lambda: quantize(W, qparams=0.5),
-    "qparams must have scales": lambda: quantize(W, qparams=choose_qparams(W.T, axis=0)),
+    "qparams: scale must have shape": lambda: quantize(W, qparams=choose_qparams(W.T, axis=0)),
     "scale must be of dtype float32 for float32": lambda: quantize(W.astype("f4"), qparams=Q),
 }
 

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "minicompress"
 ORDER = {
     "": "errors arrays norms subscripts integers qparams representation datasets",
     "compressors/bounds": "svd tucker pruning clustering quantization chaining",
-    "compressors": "svd randomized tucker pruning schedules rounding quantization "
-    "clustering chaining",
+    "compressors": "svd randomized tucker pruning schedules quantization stochastic "
+    "compensated exact_clustering clustering chaining",
     "nn/kernels": "windows direct winograd",
     "nn": "convolution pooling activations losses factors stateless "
     "normalization layers network optimizers training architectures",

@@ -10,14 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from minicompress.compressors.quantization import quantize
-from minicompress.compressors.rounding import (
+from minicompress.compressors.bounds.quantization import comes_nearer
+from minicompress.compressors.compensated import (
     DAMPING,
-    _comes_nearer,
-    _nearest_plane,
+    compensated_quantize,
     compensated_steps,
-    stochastic_steps,
+    gptq,
 )
+from minicompress.compressors.quantization import quantize
+from minicompress.compressors.stochastic import stochastic_quantize, stochastic_steps
 from minicompress.errors import CompressionError
 from minicompress.qparams import Grid, QParams, choose_qparams
 from minicompress.representation import decode
@@ -93,7 +94,7 @@ def law_mean(impl):
     n = 20_000
     for f in (0.1, 0.25, 0.5, 0.9):
         w = np.full(n, 3 + f)
-        rep, cert = impl(w, qparams=UNIT_STEP, rounding="stochastic", rng=rng(1), norm="max")
+        rep, cert = impl(w, qparams=UNIT_STEP, rng=rng(1), norm="max")
         mean = float(decode(rep).mean())
         assert abs(mean - (3 + f)) < 6 * math.sqrt(f * (1 - f) / n)
         assert cert.bound == 1.0
@@ -101,12 +102,12 @@ def law_mean(impl):
 
 
 def test_mean():
-    law_mean(quantize)
+    law_mean(stochastic_quantize)
 
 
 def law_within_a_step(impl, w, q):
     """Exactly, for a power of two: less than one step, zeros stay, and the bound is one step."""
-    rep, cert = impl(w, qparams=q, rounding="stochastic", rng=rng(), norm="max")
+    rep, cert = impl(w, qparams=q, rng=rng(), norm="max")
     s, laws = Fraction(float(q.scale)), [Fraction(0)]
     for entry, level in zip(w.ravel().tolist(), decode(rep).ravel().tolist(), strict=True):
         x = Fraction(entry)
@@ -130,16 +131,18 @@ def law_within_a_step(impl, w, q):
     st.sampled_from([2, 4]),
 )
 def test_within_a_step(w, num_bits):
-    law_within_a_step(quantize, w, QParams(np.array(0.5), np.array(0), num_bits=num_bits))
+    law_within_a_step(
+        stochastic_quantize, w, QParams(np.array(0.5), np.array(0), num_bits=num_bits)
+    )
 
 
 def test_draws_follow_the_generator():
     w = np.linspace(-1, 1, 60).reshape(6, 10)
     first, again, other = (
-        decode(quantize(w, num_bits=3, rounding="stochastic", rng=rng(s)).rep) for s in (1, 1, 2)
+        decode(stochastic_quantize(w, num_bits=3, rng=rng(s)).rep) for s in (1, 1, 2)
     )
     assert first.tolist() == again.tolist() != other.tolist()
-    check_pure(quantize, w, num_bits=3, rounding="stochastic", rng=rng())
+    check_pure(stochastic_quantize, w, num_bits=3, rng=rng())
 
 
 # ---- compensated
@@ -153,7 +156,7 @@ def test_a_bound_that_can_be_told_is_finite():
 
 
 def compensated(w, calibration, **options):
-    return quantize(w, rounding="compensated", calibration=calibration, **options)
+    return compensated_quantize(w, calibration=calibration, **options)
 
 
 def output_errors(w, decoded, calibration):
@@ -184,7 +187,7 @@ GRANULARITIES = [
     {"axis": 0, "block_size": 2},
     {"symmetric": False, "axis": -1},
     {"axis": 1, "power_of_two": True},
-    {"symmetric": False, "preserve_zero": False},
+    {"symmetric": False, "method": "percentile", "percentile": 60.0},
 ]
 quarters = st.integers(-12, 12).map(lambda k: k / 4)
 ROW_BY_ROW = np.array([[2.75], [-0.5], [-2.75]])  # here compensation alone is the worse
@@ -228,7 +231,7 @@ def law_equal_is_not_nearer(nearer):
 
 
 def test_equal_is_not_nearer():
-    law_equal_is_not_nearer(_comes_nearer)
+    law_equal_is_not_nearer(comes_nearer)
 
 
 def test_what_vanishes_in_the_squares_decides_nothing():
@@ -237,8 +240,8 @@ def test_what_vanishes_in_the_squares_decides_nothing():
     inputs[:20, 0], inputs[20, 1] = 2.0**-538, 2.0**-536
     first, second = np.eye(2)[:, :1], np.eye(2)[:, 1:]
     assert nearer_in_floats(inputs, first, second).all()  # and it is not
-    assert not _comes_nearer(inputs, first, second).any()
-    assert not _comes_nearer(inputs, second, first).any()
+    assert not comes_nearer(inputs, first, second).any()
+    assert not comes_nearer(inputs, second, first).any()
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 4), (4, 64)])
@@ -252,7 +255,7 @@ def test_what_is_nearer_by_less_than_all_rounding_decides_nothing(n, k):
     spread = 2 if n * k == 1 else 16
     for difference, nearer in ((units - spread, False), (units + spread, True)):
         first = second * (1 - difference * 2.0**-53)
-        assert _comes_nearer(inputs, first, second).all() == nearer
+        assert comes_nearer(inputs, first, second).all() == nearer
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 2), (1, 3), (2, 3), (5, 3)])
@@ -266,15 +269,15 @@ def test_what_the_squares_can_lose_is_allowed_for_and_no_more(n, k):
     inputs = np.zeros((n, k))
     for part, nearer in ((0.99, False), (1.01, True)):
         inputs[0, 0] = 2 * part * 2.0 * (n + k) * 2.0**-500
-        assert _comes_nearer(inputs, first, second).all() == nearer
+        assert comes_nearer(inputs, first, second).all() == nearer
 
 
 def nearer_in_floats(inputs, first, second):
     return np.linalg.norm(inputs @ first, axis=0) < np.linalg.norm(inputs @ second, axis=0)
 
 
-def law_comes_nearer(impl):
-    """Two inputs that are always equal: what the one loses the other wins."""
+def lawcomes_nearer(impl):
+    """Two inputs that are always equal: one weight makes up for the error of the other."""
     w, x = np.array([[7.0], [0.4], [0.4]]), np.array([[0.0, 1.0, 1.0]])
     decoded = decode(impl(w, x, num_bits=4).rep)
     assert decoded.tolist() == [[7.0], [1.0], [0.0]]
@@ -286,36 +289,40 @@ def law_comes_nearer(impl):
     assert np.linalg.norm(x @ (w - best)) < 0.8 * np.linalg.norm(x @ (w - nearest))
 
 
-def test_comes_nearer():
-    law_comes_nearer(compensated)
+def testcomes_nearer():
+    lawcomes_nearer(compensated)
 
 
-def gptq(w, x, q):
-    """The algorithm as the paper has it, by the inverse Hessian; returns codes and targets."""
+def nearest_plane(w, x, q):
+    """The same by back substitution, as Babai has it; returns steps and targets.
+
+    With H = R'R, the squared error of the output is that of R (w - w'). Its row i is least if w'_i
+    is near ``w_i + sum_(j > i) R_ij / R_ii (w - w')_j``: from the last row upward.
+    """
     h = x.T @ x
     h += np.diag(DAMPING * np.diag(h))
-    order = np.argsort(-np.diag(h), kind="stable")
-    upper = np.linalg.cholesky(np.linalg.inv(h[np.ix_(order, order)])).T  # U'U = H^-1
+    order = np.argsort(np.diag(h), kind="stable")
+    factor = np.linalg.cholesky(h[np.ix_(order, order)]).T
     scale = np.broadcast_to(q.scale.reshape((1, -1) if q.axis else ()), w.shape)
-    w, targets, steps = w[order].copy(), np.empty_like(w), np.empty_like(w)
-    for i, row in enumerate(order):
-        targets[row] = w[i]
-        steps[row] = np.clip(np.rint(w[i] / scale[row]), q.qmin, q.qmax)
-        error = (w[i] - steps[row] * scale[row]) / upper[i, i]
-        w[i:] -= np.outer(upper[i, i:], error)
+    targets, steps, errors = np.empty_like(w), np.empty_like(w), np.zeros_like(w)
+    for i in reversed(range(len(order))):
+        row = order[i]
+        targets[row] = w[row] + factor[i, i + 1 :] @ errors[i + 1 :] / factor[i, i]
+        steps[row] = np.clip(np.rint(targets[row] / scale[row]), q.qmin, q.qmax)
+        errors[i] = w[row] - steps[row] * scale[row]
     return steps, targets
 
 
 @pytest.mark.parametrize("axis", [None, 1])
-def test_is_gptq(axis):
-    """Back substitution gives the codes, and the bound the corrections, of the paper's own loop."""
+def test_gptq_is_the_nearest_plane_algorithm(axis):
+    """Back substitution gives the same codes, and its corrections give the same bound."""
     general = rng(5)
     x = general.standard_normal((60, 10)) @ general.standard_normal((10, 14))
     x += 0.1 * general.standard_normal((60, 14))
     w = general.standard_normal((14, 20))
     q = choose_qparams(w, num_bits=4, axis=axis)
     rep, cert = compensated(w, x, qparams=q)
-    steps, targets = gptq(w, x, q)
+    steps, targets = nearest_plane(w, x, q)
     scale = np.broadcast_to(q.scale, w.shape)
     nearest = np.asarray(quantize(w, qparams=q).rep.codes)
     plain = (rep.codes == nearest).all(axis=0)  # fell back, and then nothing was corrected
@@ -404,14 +411,14 @@ def test_layouts(layout):
 
 def test_arguments_are_left_alone():
     x, w = np.eye(4)[:3] + 0.5, np.arange(12.0).reshape(4, 3)
-    check_pure(quantize, w, num_bits=3, rounding="compensated", calibration=x)
+    check_pure(compensated_quantize, w, num_bits=3, calibration=x)
 
 
 # ---- the contract
 
 
 def seeded(w, **options):
-    return quantize(w, rounding="stochastic", rng=rng(), **options)
+    return stochastic_quantize(w, rng=rng(), **options)
 
 
 def calibrated(w, count=5, **options):
@@ -442,22 +449,21 @@ def test_contract(name):
 
 W, X = np.ones((2, 3)), np.ones((4, 2))
 BAD = {
-    "rng must be given": lambda: quantize(W, rounding="stochastic"),
-    "rng must be given with": lambda: quantize(W, rng=rng()),
-    "not given with rounding='compensated'": lambda: quantize(
-        W, rounding="compensated", calibration=X, rng=rng()
+    "rng must be a numpy.random.Generator": lambda: stochastic_quantize(W, rng=0),
+    "give qparams or num_bits": lambda: stochastic_quantize(
+        W, rng=rng(), num_bits=4, qparams=UNIT_STEP
     ),
-    "rng must be a numpy.random.Generator": lambda: quantize(W, rounding="stochastic", rng=0),
-    "calibration must be given": lambda: quantize(W, rounding="compensated"),
-    "calibration must be given with": lambda: quantize(W, calibration=X),
-    "rounding='stochastic'": lambda: quantize(W, calibration=X, rounding="stochastic", rng=rng()),
+    "give qparams or signed, axis": lambda: compensated(
+        W, X, qparams=UNIT_STEP, signed=False, axis=0
+    ),
+    "norm must be one of": lambda: compensated(W, X, norm="l1"),
     "calibration must be \\(N, 2\\)": lambda: compensated(W, X.T),
     "calibration must have 2": lambda: compensated(W, X[0]),
     "calibration must be finite": lambda: compensated(W, X * np.nan),
     "calibration must be of dtype": lambda: compensated(W, X.astype(int)),
     "calibration is float32": lambda: compensated(W, X.astype("f4")),
     "weight must be \\(in, out\\)": lambda: compensated(W[0], X),
-    "for compensated rounding": lambda: compensated(W[np.newaxis], X),
+    "not of shape \\(1, 2, 3\\)": lambda: compensated(W[np.newaxis], X),
 }
 
 
@@ -504,8 +510,8 @@ def unclipped(x, grid, dtype, source):
 def whole(steps_of, reach=1.0):
     """A quantize with another stochastic rounding."""
 
-    def impl(w, *, qparams, rounding, rng, norm):
-        _rep, cert = quantize(w, qparams=qparams, rounding=rounding, rng=rng, norm=norm)
+    def impl(w, *, qparams, rng, norm):
+        _rep, cert = stochastic_quantize(w, qparams=qparams, rng=rng, norm=norm)
         grid = qparams.grid(w)
         decoded = grid.levels(steps_of(w, grid, w.dtype, rng), w.dtype)
         error = float(np.abs(w - decoded).max())
@@ -516,7 +522,7 @@ def whole(steps_of, reach=1.0):
 
 def without_fallback(w, calibration, qparams):
     grid = Grid(*(np.broadcast_to(part, w.shape) for part in qparams.grid(w)))
-    steps = _nearest_plane(w, grid, w.dtype, calibration)[1]
+    steps = gptq(w, grid, w.dtype, calibration)[1]
     return quantize(grid.levels(steps, w.dtype), qparams=qparams)
 
 
@@ -553,7 +559,7 @@ PLANTED = {
         INPUTS,
     ),
     "compared without a margin": (law_equal_is_not_nearer, nearer_in_floats),
-    "nothing compensated": (law_comes_nearer, nothing_compensated),
+    "nothing compensated": (lawcomes_nearer, nothing_compensated),
     "another bound without inputs": (
         law_without_inputs_nearest,
         wrong_certificate,
@@ -564,12 +570,12 @@ PLANTED = {
 
 
 RIGHT = {
-    law_mean: quantize,
-    law_within_a_step: quantize,
+    law_mean: stochastic_quantize,
+    law_within_a_step: stochastic_quantize,
     law_chances: stochastic_steps,
     law_levels_stay: stochastic_steps,
     law_beyond_the_range: stochastic_steps,
-    law_equal_is_not_nearer: _comes_nearer,
+    law_equal_is_not_nearer: comes_nearer,
 }
 
 

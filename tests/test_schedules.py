@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicompress.compressors.schedules import (
-    constant_schedule,
-    linear_schedule,
-    polynomial_sparsity,
-)
+from minicompress.compressors.schedules import polynomial_sparsity
 from minicompress.errors import CompressionError
 
 fractions = st.floats(0, 1)
@@ -59,7 +56,10 @@ def law_rises_fast_at_first(schedule):
     assert schedule(4, final_sparsity=0.5, end_step=8) == 0.4375
 
 
-@pytest.mark.parametrize("schedule", [polynomial_sparsity, linear_schedule])
+linear = partial(polynomial_sparsity, power=1)
+
+
+@pytest.mark.parametrize("schedule", [polynomial_sparsity, linear])
 @given(fractions, fractions, spans)
 def test_endpoints_and_order(schedule, initial, final, span):
     law_endpoints_are_hit(schedule, initial, final, *span)
@@ -69,12 +69,12 @@ def test_endpoints_and_order(schedule, initial, final, span):
 @given(fractions, fractions, spans)
 def test_formula(initial, final, span):
     law_is_the_formula(polynomial_sparsity, 3, initial, final, *span)
-    law_is_the_formula(linear_schedule, 1, initial, final, *span)
+    law_is_the_formula(linear, 1, initial, final, *span)
 
 
 def test_half_way():
     law_rises_fast_at_first(polynomial_sparsity)
-    assert linear_schedule(4, final_sparsity=0.5, end_step=8) == 0.25
+    assert linear(4, final_sparsity=0.5, end_step=8) == 0.25
     assert polynomial_sparsity(4, final_sparsity=0.5, end_step=8, power=2) == 0.375
 
 
@@ -90,8 +90,6 @@ def test_begin_and_end_at_one_step_is_one_shot():
         polynomial_sparsity(s, final_sparsity=0.9, begin_step=2, end_step=2) for s in range(4)
     ]
     assert values == [0.0, 0.0, 0.9, 0.9]
-    assert [constant_schedule(s, target_sparsity=0.9, begin_step=2) for s in range(4)] == values
-    assert constant_schedule(0, target_sparsity=0.3) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -113,16 +111,6 @@ def test_bad_arguments_are_named(options, name):
     options = {"step": 3, "final_sparsity": 0.5, "end_step": 9} | options
     with pytest.raises(CompressionError, match=name):
         polynomial_sparsity(**options)
-
-
-def test_bad_arguments_of_the_constant_one_are_named():
-    for target in (-0.1, 1.1):
-        with pytest.raises(CompressionError, match="target_sparsity"):
-            constant_schedule(0, target_sparsity=target)
-    with pytest.raises(CompressionError, match="step must be"):
-        constant_schedule(-1, target_sparsity=0.5)
-    with pytest.raises(CompressionError, match="begin_step"):
-        constant_schedule(0, target_sparsity=0.5, begin_step=-1)
 
 
 def unclamped(step, *, initial_sparsity=0.0, final_sparsity, begin_step=0, end_step):
@@ -159,7 +147,7 @@ PLANTED = {
     "no constant outside": (lambda f: law_endpoints_are_hit(f, *CASE), unclamped),
     "the end missed by one step": (lambda f: law_endpoints_are_hit(f, *CASE), one_step_late),
     "begin ignored": (lambda f: law_endpoints_are_hit(f, *CASE), begins_at_zero),
-    "linear for cubic": (lambda f: law_is_the_formula(f, 3, *CASE), linear_schedule),
+    "linear for cubic": (lambda f: law_is_the_formula(f, 3, *CASE), linear),
     "slow at first": (law_rises_fast_at_first, slow_at_first),
 }
 

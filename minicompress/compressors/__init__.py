@@ -2,6 +2,7 @@
 
 from minicompress.compressors.chaining import chain
 from minicompress.compressors.clustering import cluster
+from minicompress.compressors.compensated import compensated_quantize
 from minicompress.compressors.pruning import (
     prune_channels,
     prune_global,
@@ -10,11 +11,8 @@ from minicompress.compressors.pruning import (
 )
 from minicompress.compressors.quantization import quantize
 from minicompress.compressors.randomized import randomized_svd
-from minicompress.compressors.schedules import (
-    constant_schedule,
-    linear_schedule,
-    polynomial_sparsity,
-)
+from minicompress.compressors.schedules import polynomial_sparsity
+from minicompress.compressors.stochastic import stochastic_quantize
 from minicompress.compressors.svd import channel_svd, low_rank, spatial_svd, truncated_svd
 from minicompress.compressors.tucker import tucker2
 
@@ -22,8 +20,7 @@ __all__ = [
     "chain",
     "channel_svd",
     "cluster",
-    "constant_schedule",
-    "linear_schedule",
+    "compensated_quantize",
     "low_rank",
     "polynomial_sparsity",
     "prune_channels",
@@ -33,6 +30,7 @@ __all__ = [
     "quantize",
     "randomized_svd",
     "spatial_svd",
+    "stochastic_quantize",
     "truncated_svd",
     "tucker2",
 ]

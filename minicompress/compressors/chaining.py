@@ -1,4 +1,4 @@
-"""Hybrid methods: one compressor after another, each on the leaves of the one before."""
+"""Hybrid methods: each compressor works on the arrays inside the result of the one before."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from numpy.typing import ArrayLike
 from minicompress.arrays import Array, finite_array
 from minicompress.compressors.bounds.chaining import disjoint_sum, overlapping_sum, product_rule
 from minicompress.errors import CompressionError
-from minicompress.norms import error_norm
 from minicompress.representation import (
-    Certificate,
     Clustered,
     Compressed,
     LowRank,
     Sparse,
+    certified,
     checked,
     decode,
 )
@@ -28,34 +27,34 @@ Compressor: TypeAlias = Callable[[Array], Compressed]
 
 
 def chain(*compressors: Compressor) -> Compressor:
-    """The compressor that applies the first one, then the next to the leaves of the result.
+    """Make one compressor of several: each is applied to the leaves of the result before.
 
     Parameters
     ----------
     *compressors : callables, array -> Compressed, at least one
         Options are bound beforehand: ``functools.partial(quantize, num_bits=4)``. The leaves are
-        the factors of a `LowRank`, the values of a `Sparse`, the codebook of a `Clustered`;
-        a `Quantized` has none, so it can only be the last.
+        the factors of a `LowRank`, the values of a `Sparse` and the codebook of a `Clustered`.
+        A `Quantized` has none, so it can only come last.
 
     Returns
     -------
     compressor : callable, array -> Compressed
-        Its representation is nested; its certificate is in the Frobenius norm, by the tightest
-        rule that applies.
+        Its representation is nested. Its certificate is in the Frobenius norm, by the tightest rule
+        that applies.
 
     Raises
     ------
     CompressionError
-        At once: no compressor, or one that cannot be called. When an array is compressed: a
-        compressor behind a `Quantized`, or a certificate in another norm. The values of a `Sparse`
-        are 1-D, so per-channel options raise there.
+        At once: there is no compressor, or one cannot be called. When an array is compressed: a
+        compressor comes after a `Quantized`, or a certificate is in another norm. The values of a
+        `Sparse` are 1-D, so per-channel options raise there.
 
     Notes
     -----
-    Sparse: the dropped entries and the kept ones do not overlap, so the squares of the two errors
-    add. Clustered: every entry of a cluster moves with its value, after the error of the first
-    step (triangle inequality). LowRank: ``||UV - U'V'|| <= ||U - U'||_F ||V||_2 + ||U'||_2 ||V -
-    V'||_F``, after the error of the first step.
+    Sparse: dropped and kept entries do not overlap, so the squares of the two errors are added.
+    Clustered: every entry of a cluster moves with its value. LowRank: ``||UV - U'V'||_F <=
+    ||U - U'||_F ||V||_2 + ||U'||_2 ||V - V'||_F``. Both are added to the error of the first step
+    (triangle inequality).
 
     Examples
     --------
@@ -107,4 +106,4 @@ def _chained(weight: ArrayLike, *, steps: tuple[Compressor, ...]) -> Compressed:
                 f"nothing can follow a {type(rep).__name__} in a chain: it has no plain arrays "
                 f"inside"
             )
-    return Compressed(rep, Certificate("fro", bound, error_norm(w, decode(rep), "fro")))
+    return certified(w, rep, "fro", bound)

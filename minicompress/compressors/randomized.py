@@ -1,4 +1,8 @@
-"""Low rank for large matrices: the range is found by a random sample, without the whole SVD."""
+"""Low rank for large matrices: a random sample finds the range, without a full SVD.
+
+N. Halko, P.-G. Martinsson and J. Tropp, *Finding structure with randomness: probabilistic
+algorithms for constructing approximate matrix decompositions* (2011).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_int, choice, finite_array, generator
 from minicompress.compressors.bounds.svd import product_bound, scaled_float64, svd_of
-from minicompress.compressors.svd import certified, stored_factors
+from minicompress.compressors.svd import stored_factors
 from minicompress.norms import NORMS
-from minicompress.representation import Compressed
+from minicompress.representation import Compressed, LowRank, certified
 
 
 def sampled_range(a: Array, columns: int, iterations: int, rng: np.random.Generator) -> Array:
-    """An orthonormal basis of nearly the range of the largest singular values.
+    """An orthonormal basis of almost the range of the largest singular values.
 
-    ``(a a')**i a`` has the singular vectors of a, and its large values stand out more. A basis is
-    made after every product, so that rounding does not drown the small ones.
+    ``(a a')**i a`` has the singular vectors of a, and its singular values decay faster. The columns
+    are made orthonormal after every product. Otherwise rounding would destroy the small values.
     """
     q = _orthonormal(a @ rng.standard_normal((a.shape[1], columns)))
     for _ in range(iterations):
@@ -38,13 +42,13 @@ def randomized_svd(
     Parameters
     ----------
     weight : (m, n) ndarray of float16, float32 or float64, finite
-        Seen only through products with a few columns.
+        Only products of it with a few columns are formed.
     rank : int, 0 <= rank <= min(m, n)
     rng : numpy.random.Generator
     oversampling : int, at least 0
-        Columns of the sample beyond `rank`.
+        The number of columns of the sample beyond `rank`.
     power_iterations : int, at least 0
-        Rounds that sharpen the decay of the singular values.
+        The number of products with ``a a'``; more of them give a smaller error.
     norm : "fro" | "spectral" | "max"
         Of the certificate.
 
@@ -54,7 +58,7 @@ def randomized_svd(
         Factors (m, rank) and (rank, n), as of `truncated_svd`.
     cert : Certificate
         The dropped singular values are not known. So the bound is a posteriori: the norm of
-        `weight` less the product of the factors, with what rounding can add.
+        `weight` minus the product of the factors, with what rounding can add.
 
     Raises
     ------
@@ -63,8 +67,7 @@ def randomized_svd(
 
     Notes
     -----
-    Algorithm 4.4 of N. Halko, P.-G. Martinsson and J. Tropp, *Finding structure with randomness*
-    (2011).
+    Algorithm 4.4 of N. Halko et al. (2011).
 
     Examples
     --------
@@ -81,7 +84,7 @@ def randomized_svd(
     inner = svd_of(q.T @ a)
     factors = stored_factors(inner._replace(u=q @ inner.u), kept, exponent, w.dtype)
     bound = product_bound(a, exponent, factors, law, w.dtype)
-    return certified(w, factors, "ir,ro->io", law, bound)
+    return certified(w, LowRank(factors, "ir,ro->io"), law, bound)
 
 
 def _orthonormal(a: Array) -> Array:

@@ -1,8 +1,17 @@
 """Low rank: a weight as a product of small factors, by the singular value decomposition.
 
-The algorithm is two lines: decompose, and keep the triples of the largest singular values
-(C. Eckart and G. Young, 1936). A kernel is first written as a matrix; how decides which smaller
-convolutions its factors are.
+The whole algorithm (C. Eckart and G. Young, *The approximation of one matrix by another of lower
+rank*, 1936): decompose, and keep the largest singular values.
+
+>>> w, rank = np.diag([4.0, 3.0, 2.0, 1.0]), 2
+>>> u, s, vt = np.linalg.svd(w, full_matrices=False)
+>>> left, right = u[:, :rank] * np.sqrt(s[:rank]), np.sqrt(s[:rank])[:, None] * vt[:rank]
+>>> error = np.linalg.norm(w - left @ right)
+>>> bool(np.isclose(error, np.sqrt(np.sum(s[rank:] ** 2))))
+True
+
+A kernel is first written as a matrix. The way it is written decides what convolutions its factors
+are: `channel_svd`, `spatial_svd`.
 """
 
 from __future__ import annotations
@@ -23,24 +32,24 @@ from minicompress.arrays import (
 )
 from minicompress.compressors.bounds.svd import Svd, scaled_float64, svd_of, truncation_bound
 from minicompress.errors import CompressionError
-from minicompress.norms import NORMS, error_norm
-from minicompress.representation import Certificate, Compressed, LowRank, decode
+from minicompress.norms import NORMS
+from minicompress.representation import Compressed, LowRank, certified
 
 
 def balanced_factors(u: Array, s: Array, vt: Array, rank: int) -> tuple[Array, Array]:
-    """The product of the first `rank` triples, each factor with the roots of their values."""
+    """The factors of rank `rank`; each takes the square roots of the singular values."""
     roots = np.sqrt(s[:rank])
     return u[:, :rank] * roots, roots[:, None] * vt[:rank]
 
 
 def dropped_squares(singular_values: Array) -> Array:
-    """What each rank loses of the sum of squares, summed from the smallest on."""
+    """For each rank the sum of the dropped squares, added up from the smallest."""
     squares = singular_values.astype(np.float64) ** 2
     return np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
 
 
 def least_rank(singular_values: Array, energy: float) -> int:
-    """The least rank that keeps a fraction of the sum of squares; 1.0 drops only squares of 0.0."""
+    """The least rank that keeps a fraction of the sum of squares; 1.0 drops nothing but zeros."""
     dropped = dropped_squares(singular_values)
     return int(np.argmax(dropped <= (1 - energy) * dropped[0]))
 
@@ -74,15 +83,15 @@ def truncated_svd(
     rep : LowRank
         Factors (m, rank) and (rank, n), read-only, each with the roots of the singular values.
     cert : Certificate
-        In units of `weight`. Frobenius: root of the sum of the dropped squared singular values;
-        spectral: the largest dropped one; max: the largest entry of the dropped triples' sum. With
-        what rounding can add, and rounded upward.
+        "fro": root of the sum of the dropped squared singular values. "spectral": the largest
+        dropped one. "max": the largest entry of the sum of the dropped triples. What rounding can
+        add is included.
 
     Raises
     ------
     CompressionError
-        `weight` is not 2-D or not finite, not exactly one of rank, energy and max_params is given,
-        or it is out of range.
+        `weight` is not 2-D or not finite, an option is out of range, or not exactly one of rank,
+        energy and max_params is given.
 
     Notes
     -----
@@ -97,7 +106,7 @@ def truncated_svd(
     """
     w = finite_array(weight, "weight", ndim=2)
     factors, bound = _factor(w, choice(norm, "norm", NORMS), rank, energy, max_params)
-    return certified(w, factors, "ir,ro->io", norm, bound)
+    return certified(w, LowRank(factors, "ir,ro->io"), norm, bound)
 
 
 def channel_svd(
@@ -108,7 +117,7 @@ def channel_svd(
     max_params: int | None = None,
     norm: str = "fro",
 ) -> Compressed:
-    """Factor a kernel into one of `rank` outputs and a 1x1 convolution behind it.
+    """Factor a kernel into a kernel with `rank` outputs and a 1x1 convolution after it.
 
     Parameters
     ----------
@@ -144,7 +153,7 @@ def channel_svd(
     matrix = w.reshape(kh * kw * inputs, outputs)
     (left, right), bound = _factor(matrix, choice(norm, "norm", NORMS), rank, energy, max_params)
     factors = (left.reshape(kh, kw, inputs, left.shape[1]), right)
-    return certified(w, factors, "hwir,ro->hwio", norm, bound)
+    return certified(w, LowRank(factors, "hwir,ro->hwio"), norm, bound)
 
 
 def spatial_svd(
@@ -169,8 +178,8 @@ def spatial_svd(
     rep : LowRank
         Factors (kh, in, rank) and (rank, kw, out): ``rank * (kh * in + kw * out)`` parameters.
     cert : Certificate
-        As of `truncated_svd`. "spectral" is in the norm of the kernel as a (kh kw in, out) matrix,
-        for which the Frobenius bound serves.
+        As of `truncated_svd`. "spectral" is the norm of the kernel as a (kh kw in, out) matrix, and
+        its bound is the Frobenius one.
 
     Raises
     ------
@@ -191,11 +200,11 @@ def spatial_svd(
     w = finite_array(kernel, "kernel", ndim=4)
     kh, kw, inputs, outputs = w.shape
     matrix = w.transpose(0, 2, 1, 3).reshape(kh * inputs, kw * outputs)
-    # Another matricization than the one that "spectral" speaks of: only "fro" carries over.
+    # "spectral" means the norm of another matrix; of the singular values only "fro" carries over.
     law = "fro" if choice(norm, "norm", NORMS) == "spectral" else norm
     (left, right), bound = _factor(matrix, law, rank, energy, max_params)
     factors = (left.reshape(kh, inputs, left.shape[1]), right.reshape(right.shape[0], kw, outputs))
-    return certified(w, factors, "hir,rwo->hwio", norm, bound)
+    return certified(w, LowRank(factors, "hir,rwo->hwio"), norm, bound)
 
 
 def low_rank(
@@ -238,14 +247,6 @@ def low_rank(
     return factor(w, rank=rank, energy=energy, max_params=max_params, norm=norm)
 
 
-def certified(
-    w: Array, factors: tuple[Array, ...], subscripts: str, kind: str, bound: float
-) -> Compressed:
-    """The representation of the factors, with its bound and with its error measured."""
-    rep = LowRank(factors, subscripts)
-    return Compressed(rep, Certificate(kind, bound, error_norm(w, decode(rep), kind)))
-
-
 def _factor(
     matrix: Array, law: str, rank: int | None, energy: float | None, max_params: int | None
 ) -> tuple[tuple[Array, Array], float]:
@@ -253,7 +254,7 @@ def _factor(
     given = exactly_one(rank=rank, energy=energy, max_params=max_params)
     m, n = matrix.shape
     a, exponent = scaled_float64(matrix)
-    # Before the decomposition, which takes time: what was given is checked first.
+    # Options are checked before the decomposition, which takes time.
     if given == "rank":
         kept = as_int(rank, "rank", 0, min(m, n))
     elif given == "max_params":
@@ -268,9 +269,9 @@ def _factor(
 
 
 def stored_factors(svd: Svd, rank: int, exponent: int, dtype: DType) -> tuple[Array, Array]:
-    """`balanced_factors` in `dtype`, times the power of two by which the matrix was divided."""
+    """`balanced_factors` in `dtype`, multiplied by ``2**exponent``."""
     left, right = balanced_factors(svd.u, svd.s, svd.vt, rank)
-    # The power of two goes into both factors alike; an odd one is halved on the left.
+    # Half of the exponent goes into each factor; the left one takes the rest of an odd exponent.
     half = exponent // 2
     with np.errstate(under="ignore"):
         return (

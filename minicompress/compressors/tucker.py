@@ -1,8 +1,8 @@
 """Tucker-2: a kernel as a small kernel between two 1x1 convolutions.
 
-One axis after the other is cut to the singular vectors of its unfolding: the inputs, then the
-outputs. "hosvd" takes both unfoldings of the kernel itself (L. De Lathauwer et al., 2000),
-"sthosvd" the second one of what the first cut left (N. Vannieuwenhoven et al., 2012).
+The input axis and then the output axis are projected on the largest singular vectors of their
+unfoldings. "hosvd" uses both unfoldings of the kernel itself (L. De Lathauwer et al., 2000).
+"sthosvd" takes the second unfolding after the first projection (N. Vannieuwenhoven et al., 2012).
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from minicompress.compressors.bounds.tucker import (
     factor_shifts,
     tucker_bound,
 )
-from minicompress.compressors.svd import certified, dropped_squares
+from minicompress.compressors.svd import dropped_squares
 from minicompress.errors import CompressionError
 from minicompress.norms import NORMS
-from minicompress.representation import Compressed
+from minicompress.representation import Compressed, LowRank, certified
 
 
 def truncated_hosvd(
     a: Array, first: Svd, second: Svd | None, rank_in: int, rank_out: int
 ) -> Tucker:
-    """Cut the inputs of a kernel to `rank_in`, then its outputs to `rank_out`.
+    """Project the inputs of a kernel on `rank_in` directions, then its outputs on `rank_out`.
 
-    `first` is the decomposition of the inputs' unfolding, `second` that of the outputs' ("hosvd");
-    without a second one, what is left after the first cut is decomposed ("sthosvd").
+    `first` is the decomposition of the unfolding of the inputs, and `second` that of the outputs
+    ("hosvd"). Without `second`, the result of the first projection is decomposed ("sthosvd").
     """
     u_in = first.u[:, :rank_in]
     partly = np.moveaxis(np.tensordot(a, u_in, (INPUTS, 0)), 3, INPUTS)  # (kh, kw, rank_in, out)
     if second is None:
         second = svd_of(unfolded(partly, OUTPUTS))
     u_out = second.u[:, :rank_out]
-    # Fewer vectors are left where rank_out > kh kw rank_in: the others carry nothing.
+    # There are fewer vectors where rank_out > kh kw rank_in; the others are 0.
     u_out = np.pad(u_out, ((0, 0), (0, rank_out - u_out.shape[1])))
     return Tucker(first, second, u_in, partly, partly @ u_out, u_out)
 
@@ -78,15 +78,15 @@ def tucker2(
     rank_out : int, 0 <= rank_out <= min(out, kh * kw * in)
         The two ranks are given together.
     energy : float in [0, 1]
-        Take the ranks of fewest parameters whose two tails together lose no more than the rest of
-        the sum of squares, so that at least this fraction is kept.
+        Keep at least this fraction of the sum of squares: take the ranks of fewest parameters whose
+        two tails together are no more than the rest.
     max_params : int, at least 0
         Take the ranks of least tails whose parameters do not exceed this. Exactly one of the two
         ranks, energy and max_params is given.
     method : "sthosvd" | "hosvd"
-        Cut the outputs after the inputs have been cut ("sequentially truncated"), or both as the
-        kernel itself has them. The first is the default because its bound is its error, where the
-        other's can be sqrt(2) times as much; and it is cheaper when the ranks are known.
+        Decompose the outputs after the inputs have been projected ("sequentially truncated"), or
+        both from the kernel itself. The first is the default: its bound is equal to its error,
+        while the bound of "hosvd" can be sqrt(2) times its error. With given ranks it is cheaper.
     norm : "fro" | "spectral" | "max"
         Of the certificate.
 
@@ -96,23 +96,23 @@ def tucker2(
         Factors (in, rank_in), (kh, kw, rank_in, rank_out) and (rank_out, out):
         ``in * rank_in + kh * kw * rank_in * rank_out + rank_out * out`` parameters.
     cert : Certificate
-        ``sqrt(t_in**2 + t_out**2)``, t the roots of the sums of the dropped squared singular values
-        of the two unfoldings; for "sthosvd" t_out is that of the kernel with its inputs cut, and
-        the error is equal to it. "spectral" has the largest dropped singular value for t_out;
-        "max" is the Frobenius bound. With what rounding can add, and rounded upward.
+        "fro": ``sqrt(t_in**2 + t_out**2)``, where the tail t of an unfolding is the root of the sum
+        of its dropped squared singular values. For "sthosvd" t_out is that of the projected kernel,
+        and the error is equal to the bound. "spectral": t_out is the largest dropped singular
+        value. "max": the Frobenius bound. What rounding can add is included.
 
     Raises
     ------
     CompressionError
-        `kernel` is not 4-D or not finite, one rank comes without the other, not exactly one way of
-        choosing the ranks is given, or it is out of range.
+        `kernel` is not 4-D or not finite, one rank is given without the other, an option is out of
+        range, or not exactly one of the two ranks, energy and max_params is given.
 
     Notes
     -----
     ``max(t_in, t_out) <= error <= sqrt(t_in**2 + t_out**2)`` for "hosvd" (L. De Lathauwer, B. De
     Moor and J. Vandewalle, *A multilinear singular value decomposition*, 2000). "sthosvd" is of N.
     Vannieuwenhoven, R. Vandebril and K. Meerbergen, *A new truncation strategy for the higher-order
-    singular value decomposition* (2012), and never worse than that bound. For convolutions: Y.-D.
+    singular value decomposition* (2012); it is never worse than that bound. For convolutions: Y.-D.
     Kim et al., *Compression of deep convolutional neural networks for fast and low power mobile
     applications* (2016).
 
@@ -150,7 +150,7 @@ def tucker2(
     cut = truncated_hosvd(a, first, None if sequential else second, ri, ro)
     factors = _stored(cut, exponent, w.dtype)
     bound = tucker_bound(a, exponent, cut, sequential, kind, w.dtype)
-    return certified(w, factors, "ia,hwab,bo->hwio", kind, bound)
+    return certified(w, LowRank(factors, "ia,hwab,bo->hwio"), kind, bound)
 
 
 def _params(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Array:
@@ -162,14 +162,14 @@ def _params(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Array:
 
 def _least(allowed: Array, cost: Array, second: Array) -> tuple[int, int]:
     """The allowed pair of ranks of least cost; of equal ones that of least second cost."""
-    pairs = np.flatnonzero(allowed)  # never empty: no rank at all is free, full rank loses nothing
+    pairs = np.flatnonzero(allowed)  # never empty: rank 0 costs nothing, full rank loses nothing
     best = np.lexsort((second.ravel()[pairs], cost.ravel()[pairs]))[0]
     ri, ro = np.unravel_index(pairs[best], allowed.shape)
     return int(ri), int(ro)
 
 
 def _stored(cut: Tucker, exponent: int, dtype: DType) -> tuple[Array, ...]:
-    """The factors in `dtype`, each with a third of the magnitude, as powers of two."""
+    """The factors in `dtype`; each takes about a third of the exponent."""
     parts = zip((cut.u_in, cut.core, cut.u_out.T), factor_shifts(cut.core, exponent), strict=True)
     with np.errstate(under="ignore"):
         return tuple(freeze(cast_finite(np.ldexp(f, shift), dtype)) for f, shift in parts)

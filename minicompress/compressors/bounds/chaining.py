@@ -1,4 +1,4 @@
-"""Chains: how the error of a later step adds to that of the steps before it."""
+"""Chains: the error of a later step is added to that of the steps before it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def product_rule(
 ) -> float:
     """How far a product moves when its factors move by at most `errors` in the Frobenius norm.
 
-    One factor after the other is exchanged. The change of factor i then stands between the old
-    factors on one side and the new ones on the other, and cannot grow by more than their 2-norms.
-    Which side is new is free: both are tried.
+    The factors are replaced one after the other. The change of factor i is multiplied by the old
+    factors on one side and by the new ones on the other, so it grows at most by their 2-norms. The
+    replacement can start at either end; the smaller bound is taken.
     """
     left, output = subscripts.split("->")
     terms = left.split(",")
@@ -40,21 +40,12 @@ def product_rule(
     new = [_two_norms(terms, i, f) for i, f in enumerate(after)]
     moved = min(_exchange(old, new, errors), _exchange(new, old, errors))
     # The product itself is formed in float64 and rounded once, before the exchange and after it.
-    inner = math.prod(
-        n
-        for t, f in zip(terms, before, strict=True)
-        for c, n in zip(t, f.shape, strict=True)
-        if c not in output
-    )
-    entries = math.prod(
-        n
-        for t, f in zip(terms, before, strict=True)
-        for c, n in zip(t, f.shape, strict=True)
-        if c in output
-    )
+    sizes = {c: n for t, f in zip(terms, before) for c, n in zip(t, f.shape)}
+    entries = math.prod(sizes[c] for c in output)
+    inner = math.prod(n for c, n in sizes.items() if c not in output) ** 2
     dtype = before[0].dtype
-    sizes = math.prod(map(fro_upper, before)) + math.prod(map(fro_upper, after))
-    rounding = (unit_roundoff(dtype) + gamma(inner + 8)) * sizes
+    size = math.prod(map(fro_upper, before)) + math.prod(map(fro_upper, after))
+    rounding = (unit_roundoff(dtype) + gamma(inner + 8)) * size
     return upward(moved + rounding + 2 * math.sqrt(entries) * smallest_subnormal(dtype))
 
 
@@ -72,10 +63,10 @@ def _exchange(
 
 
 def _two_norms(terms: list[str], i: int, factor: Array) -> tuple[float, float]:
-    """The 2-norms of a factor as the matrix that a change on its right, or on its left, meets.
+    """The 2-norms of a factor as a matrix that multiplies the next factor, or the one before.
 
-    The columns are the letters it shares with the next factor, or with the one before. Where it
-    shares some with a factor further off there is no such matrix, and its Frobenius norm serves.
+    Its columns are the letters that it shares with that factor. If it also shares letters with a
+    factor further away, there is no such matrix, and the Frobenius norm is the bound.
     """
     near = [set(terms[j]) if 0 <= j < len(terms) else set() for j in (i + 1, i - 1)]
     far = set("".join(t for j, t in enumerate(terms) if abs(j - i) > 1))

@@ -1,4 +1,4 @@
-"""Clustering: every entry is as far from its value as its place in the cluster says."""
+"""Clustering: the distance of each entry from the value of its cluster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from minicompress.norms import UNIT, as_matrix, fro_upper, gamma, spectral_norm_
 
 
 def clustering_bound(x: Array, centers: Array, sizes: Array, codes: Array, kind: str) -> float:
-    """The law's error of a clustering of sorted entries, in a norm.
+    """An upper bound of the error of a clustering of sorted entries, in a norm.
 
-    The sum of squares about the center c of n entries is ``q - 2 d s + n d**2``, with s and q the
-    sums of their distances from the lowest and of the squares, and d the distance of c. All three
-    terms are known within gamma_(n + 8). Each cluster is scaled by a power of two of its own.
+    In a cluster of n entries, take the distances from the lowest entry: d is that of the center, s
+    the sum of all, q the sum of their squares. The sum of squares about the center is
+    ``q - 2 d s + n d**2``. The relative error of each term is at most gamma_(n + 8). Each cluster
+    is scaled by its own power of two.
     """
     if x.size == 0:
         return 0.0

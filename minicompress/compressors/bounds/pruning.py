@@ -1,4 +1,4 @@
-"""Pruning: the error is what the dropped entries held, so its norm is the bound."""
+"""Pruning: the error is equal to the dropped entries, so their norm is the bound."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Low rank: how far a product of truncated factors can be from the matrix.
 
-In exact arithmetic the error is what the dropped singular values hold (C. Eckart and G. Young,
-1936). LAPACK promises no constant for what it computes. So the computed triples are taken for what
-they are: how far their product is from the matrix is computed, and how far U and V are from
+In exact arithmetic the dropped singular values give the error (C. Eckart and G. Young, 1936).
+LAPACK promises no constant for the error of its results. So nothing is assumed about the computed
+triples: how far their product is from the matrix is computed, and so is how far U and V are from
 orthogonal.
 """
 
@@ -48,23 +48,24 @@ def svd_of(a: Array) -> Svd:
         return Svd(np.zeros((m, 0)), np.zeros(0), np.zeros((0, n)), 0.0)
     try:
         u, s, vt = scipy.linalg.svd(a, full_matrices=False, check_finite=False)
-    except np.linalg.LinAlgError:  # the divide and conquer did not converge; this one does
+    except np.linalg.LinAlgError:  # divide and conquer did not converge; QR iteration does
         u, s, vt = scipy.linalg.svd(a, full_matrices=False, lapack_driver="gesvd")
     return Svd(u, s, vt, svd_residual(a, u, s, vt))
 
 
 def scaled_float64(w: Array) -> tuple[Array, int]:
-    """`power_of_two_scaled` in float64 and C order: BLAS sums other layouts in another order."""
+    """`power_of_two_scaled` in float64 and C order, since BLAS sums depend on the layout."""
     return power_of_two_scaled(np.array(w, np.float64, order="C"))
 
 
 def truncation_bound(svd: Svd, exponent: int, rank: int, law: str, dtype: DType) -> float:
-    """The law's error of the dropped triples, and what computing and storing the rest can add.
+    """The norm of the dropped triples, and what computing and storing the rest can add.
 
     W = U S V + E with ||E||_F <= residual. The kept triples become L and R by a root, a product
-    and a cast; the product of L and R is formed in float64 and rounded to dtype once. Entry by
-    entry that is at most 3 u of dtype and gamma_(rank + 8) of float64, relative to |U| S |V|, and
-    where numbers are subnormal one eta for each entry of L, of R and of their product.
+    and a cast. The product of L and R is formed in float64 and rounded to dtype once. Entry by
+    entry these errors are at most 3 u of dtype and gamma_(rank + 8) of float64, relative to
+    |U| S |V|. Where numbers are subnormal, one eta for each entry of L, R and their product is
+    added.
     """
     if svd.s.max(initial=0) == 0:
         return 0.0
@@ -94,8 +95,8 @@ def product_bound(
 ) -> float:
     """How far the product of two stored factors is from the scaled matrix, rounding included.
 
-    Forming the product here, forming it again when decoding (gamma_(rank + 2) each) and rounding
-    it to dtype (u, or eta where it is subnormal) is what a difference of floats does not show.
+    The computed difference does not show three errors: of the product here, of the product in
+    decoding (gamma_(rank + 2) each), and of its rounding to dtype (u, or eta if it is subnormal).
     """
     half = exponent // 2
     left = np.ldexp(factors[0].astype(np.float64), half - exponent)
@@ -114,11 +115,11 @@ def product_bound(
 
 
 def _unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
-    """The law, or "fro": saturated entries come nearer to the original, but only one by one."""
+    """The law, but "fro" for "spectral" if entries saturate: that lowers single errors only."""
     highest = unscaled(product.max(initial=0), exponent)
     return "fro" if law == "spectral" and highest >= float(np.finfo(dtype).max) else law
 
 
 def _size(x: Array, law: str) -> float:
-    """A norm that one known entry by entry bounds: largest magnitude, or Frobenius."""
+    """A norm that grows with the magnitude of every entry: the largest magnitude, or Frobenius."""
     return float(np.abs(x).max(initial=0)) if law == "max" else norm_of(x)

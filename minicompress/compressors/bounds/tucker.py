@@ -28,7 +28,7 @@ INPUTS, OUTPUTS = 2, 3
 class Tucker(NamedTuple):
     """Both decompositions, and what they made of a kernel: u_in x core x u_out.
 
-    `partly` is the kernel with its inputs cut and its outputs not.
+    `partly` is the kernel of which only the inputs are projected.
     """
 
     first: Svd
@@ -49,14 +49,14 @@ def factor_shifts(core: Array, exponent: int) -> tuple[int, int, int]:
 def tucker_bound(
     a: Array, exponent: int, cut: Tucker, sequential: bool, law: str, dtype: DType
 ) -> float:
-    """The law's error of the dropped triples, and what computing and storing the rest can add.
+    """The norm of the dropped triples, and what computing and storing the rest can add.
 
-    With P the projection on the computed u_in, A - (decoded) is (A - P A), which the dropped
-    triples of the inputs bound, and beside it what lies in the range of u_in, orthogonal to it
-    whatever u_in is: the dropped triples of the outputs, and the rounding of both products. How
-    far u u' is from a projection is at most o = ||u'u - I||, which adds o ||A||. Then each factor
-    is cast to dtype and the product formed in float64 and rounded: entry by entry 4 u of dtype and
-    the gamma of its sums, relative to |u_in| |core| |u_out|', and an eta for each subnormal entry.
+    Let P be the projection on the computed u_in. The error is the sum of two orthogonal parts. The
+    first is A - P A, which the dropped triples of the inputs bound. The second lies in the range of
+    u_in: the dropped triples of the outputs, and the rounding of both products. u u' differs from a
+    projection by at most o = ||u'u - I||, which adds o ||A||. Then each factor is cast to dtype,
+    and the product is formed in float64 and rounded. Entry by entry that is 4 u of dtype and the
+    gamma of its sums, relative to |u_in| |core| |u_out|', and an eta for each subnormal entry.
     """
     first, second, u_in, partly, core, u_out = cut
     if not a.any():
@@ -76,16 +76,16 @@ def tucker_bound(
     cut_out += second.residual + off_out * size
     partly_error = gamma(a.shape[INPUTS] + 2) * size * norm_of(u_in)
     core_error = gamma(a.shape[OUTPUTS] + 2) * norm_of(partly) * norm_of(u_out)
-    if not sequential:  # the tail is that of the whole kernel, the cut is made in what is left
+    if not sequential:  # the tail belongs to the whole kernel, not to the projected one
         cut_out = f_in * cut_out + 2 * partly_error
-    cut_out = min(cut_out, (1 + off_out) * norm_of(partly))  # all that is left, at most
+    cut_out = min(cut_out, (1 + off_out) * norm_of(partly))  # no more than all of it
     beside = off_in * size + f_in * (partly_error + cut_out + f_out * core_error)
     unit, eta = unit_roundoff(dtype), smallest_subnormal(dtype)
     sums = gamma(ri * ro + ri + ro + 8)
     rounding = (4 * unit * (1 + 8 * unit) + sums) * norm_of(product)
     law_error = upward(math.hypot(cut_in, beside) + rounding, 2 * (a.size + 8))
 
-    # One factor after the other moves by eta an entry, between the norms of the two others.
+    # Each entry of each factor moves by at most eta; the norms of the other two factors multiply.
     norms = [
         math.ldexp(norm, shift)
         for norm, shift in zip((f_in, 2 * size, f_out), factor_shifts(core, exponent), strict=True)
