@@ -30,6 +30,8 @@ from minicompress.storage.container import dumps
 class LayerSummary(Value):
     """One row of a `Summary`: what one layer costs.
 
+    Parameters
+    ----------
     index, layer : int, str
         The layer's position in the model, and the name of its type.
     output_shape : tuple of int
@@ -57,6 +59,8 @@ class LayerSummary(Value):
 class Summary(Value):
     """The result of `summary`: one row for each layer, and the sums; it prints as a table.
 
+    Parameters
+    ----------
     rows : tuple of LayerSummary
     input_bytes : int
         Of one input.

@@ -28,6 +28,8 @@ TILE_BYTES = 1 << 20
 class Scales(NamedTuple):
     """The real numbers that a layer's integers were made from. Nothing runs on them.
 
+    Parameters
+    ----------
     input, output : float
     weight : (O,) ndarray of float64
     """

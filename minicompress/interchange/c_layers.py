@@ -38,6 +38,8 @@ LARGEST = 2**28
 class LayerCode(NamedTuple):
     """One layer in C.
 
+    Parameters
+    ----------
     kind : str
     output_shape : tuple of int
     weights : Weights or None

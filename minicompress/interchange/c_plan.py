@@ -26,6 +26,8 @@ from minicompress.nn.stateless import Shape
 class Step(NamedTuple):
     """Where one layer reads and writes, in bytes from the start of the array.
 
+    Parameters
+    ----------
     source, target : int
     moved_from : int or None
         If the input must first be moved to `source`: where it was.

@@ -38,6 +38,8 @@ class CArray(NamedTuple):
 class Numbers(NamedTuple):
     """Small integers in an array of C.
 
+    Parameters
+    ----------
     stored : 1-D ndarray of int8 or uint8
         int8: one number each. uint8: the packed bits of all numbers.
     bits : int from 1 to 8
@@ -82,6 +84,8 @@ class Numbers(NamedTuple):
 class Weights(NamedTuple):
     """The codes of one layer, in the order in which its loops read them.
 
+    Parameters
+    ----------
     values : Numbers
         All codes. If there are gaps: the codes that are not 0.
     gaps : Numbers or None

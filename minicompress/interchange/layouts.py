@@ -32,6 +32,8 @@ TORCH_AXES = {"conv": (3, 2, 0, 1), "dense": (1, 0)}  # our axes in the order of
 class Slot:
     """A place for one array: a weight of the model, and the layout it has on the other side.
 
+    Parameters
+    ----------
     layer : int
     field : str
     kind : "conv" | "dense" | "norm"

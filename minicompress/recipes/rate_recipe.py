@@ -40,6 +40,8 @@ BATCH_SIZE = 128
 class Lesson(NamedTuple):
     """What is learned from.
 
+    Parameters
+    ----------
     x : (N, H, W, C) ndarray
     y : (N,) ndarray of integers
     shifts : tuple of (int, int)

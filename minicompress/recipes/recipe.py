@@ -71,6 +71,8 @@ class StepRow(NamedTuple):
 class RecipeResult(NamedTuple):
     """The result of a recipe.
 
+    Parameters
+    ----------
     model : Sequential
         Of the last step.
     history : tuple of StepRow

@@ -58,6 +58,8 @@ class RangeEncoder:
 
     Attributes
     ----------
+    Parameters
+    ----------
     work : int
         Number of decisions coded so far; decoding takes time in proportion.
 
