@@ -181,6 +181,22 @@ def frozen(array: Array) -> Array:
     return freeze(np.array(array, order="C", subok=False))
 
 
+def widened(array: Array) -> Array:
+    """float16 as float32, in which it is computed before it is rounded once; other floats as is."""
+    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``ceil(a / b)``, exactly.
+
+    Examples
+    --------
+    >>> ceil_div(8, 4), ceil_div(9, 4), ceil_div(0, 4)
+    (2, 3, 0)
+    """
+    return -(-a // b)
+
+
 def cast_finite(array: Array, dtype: DType) -> Array:
     """Round float64 to `dtype`; what is too large for it becomes its largest finite value."""
     top = float(np.finfo(dtype).max)
@@ -207,6 +223,11 @@ class Value:
     def __repr__(self) -> str:
         shown = [f"{name}={_short(value)}" for name, value in _state(self).items()]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _set(self, **fields: Any) -> None:
+        """Assign fields of the frozen value, for its own `__post_init__` only."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def __reduce__(self) -> Any:
         # The default would restore the arrays writable: numpy does not pickle that flag.

@@ -26,7 +26,6 @@ from minicompress.integer.stateless import (
     IntegerReLU,
 )
 from minicompress.integers import code_range
-from minicompress.nn.kernels.windows import Pads, pair, resolve_padding
 from minicompress.nn.layers import (
     LAYER_TYPES,
     AvgPool2D,
@@ -242,19 +241,9 @@ def _affine(
     )
     if isinstance(part, Dense):
         return IntegerDense(*fields), target
-    pads = resolve_padding(
-        part.padding,
-        (input_shape[0], input_shape[1]),
-        (weight.shape[0], weight.shape[1]),
-        stride=part.stride,
-        dilation=part.dilation,
-    )
+    g = part.geometry(input_shape[:2])
     layer = IntegerConv2D(
-        *fields,
-        stride=pair(part.stride, "stride", 1),
-        padding=pads,
-        dilation=pair(part.dilation, "dilation", 1),
-        groups=part.groups,
+        *fields, stride=g.stride, padding=g.pads, dilation=g.dilation, groups=part.groups
     )
     return layer, target
 
@@ -295,18 +284,18 @@ def _average(
     clamped: bool,
 ) -> tuple[IntegerAvgPool2D, QParams]:
     """An average in integers, and what the codes of its output stand for."""
-    window, stride, pads = _geometry(part, (input_shape[0], input_shape[1]))
-    pixels = np.array([math.prod(window)])
-    if isinstance(part, AvgPool2D) and pads != NO_PADDING and not part.count_include_pad:
+    g = part.geometry(input_shape[:2])
+    pixels = np.array([math.prod(g.kernel)])
+    if isinstance(part, AvgPool2D) and g.pads != NO_PADDING and not part.count_include_pad:
         pixels = np.arange(1, pixels[0] + 1)
     step = np.maximum(float(source.scale) * (1 / pixels), np.finfo(np.float64).tiny)
     target = _no_finer(target, step[-1])
     multiplier, shift = quantize_multiplier(step / float(target.scale))
     zero_point = int(target.zero_point)
     layer = IntegerAvgPool2D(
-        window,
-        stride,
-        pads,
+        g.kernel,
+        g.stride,
+        g.pads,
         multiplier=multiplier,
         shift=shift,
         input_zero_point=int(source.zero_point),
@@ -317,17 +306,6 @@ def _average(
     return layer, target
 
 
-def _geometry(
-    layer: MaxPool2D | AvgPool2D | GlobalAvgPool2D, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int], Pads]:
-    """Window, stride and padding for one size of image."""
-    if isinstance(layer, GlobalAvgPool2D):
-        return size, size, NO_PADDING
-    window = pair(layer.window, "window", 1)
-    stride = window if layer.stride is None else pair(layer.stride, "stride", 1)
-    return window, stride, resolve_padding(layer.padding, size, window, stride=stride)
-
-
 def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLayer:
     """A layer that keeps the scale and the zero point of its input, in integers."""
     match layer:
@@ -336,7 +314,8 @@ def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLay
         case ReLU():
             return IntegerReLU(zero_point)
         case MaxPool2D():
-            return IntegerMaxPool2D(*_geometry(layer, (input_shape[0], input_shape[1])))
+            g = layer.geometry(input_shape[:2])
+            return IntegerMaxPool2D(g.kernel, g.stride, g.pads)
         case BatchNorm():
             raise CompressionError(
                 "batch normalization has no integer form of its own: fold it into the weights of "

@@ -15,18 +15,17 @@ import numpy as np
 
 from minicompress.arrays import FLOATS, Array, as_int, float_array, frozen
 from minicompress.errors import CompressionError
-from minicompress.nn.convolution import (
+from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
+from minicompress.nn.factors import rearranged
+from minicompress.nn.kernels.windows import (
+    Geometry,
     Padding,
     Pair,
-    conv2d,
-    conv2d_vjp,
-    conv_output_hw,
-    dense,
-    dense_vjp,
+    geometry,
+    normal_padding,
     pair,
     resolve_padding,
 )
-from minicompress.nn.factors import rearranged
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import (
     AvgPool2D,
@@ -93,7 +92,7 @@ class _Affine(Layer):
 
     def __post_init__(self) -> None:
         weight = _parameter(self.weight, "weight", self.ndim)
-        object.__setattr__(self, "weight", weight)
+        self._set(weight=weight)
         if self.bias is None:
             return
         bias, outputs = _parameter(self.bias, "bias", 1), shape_of(weight)[-1:]
@@ -102,10 +101,13 @@ class _Affine(Layer):
                 f"bias must be {dtype_of(weight)} of shape {outputs}, one for each output of "
                 f"weight, not {dtype_of(bias)} of shape {shape_of(bias)}"
             )
-        object.__setattr__(self, "bias", bias)
+        self._set(bias=bias)
 
     def parameters(self) -> dict[str, Rep]:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+    def options(self) -> dict[str, Any]:
+        return {name: value for name, value in super().options().items() if name != "bias"}
 
     def forward(self, x: Array) -> Array:
         for part in plain_layers(self):
@@ -179,16 +181,12 @@ class Conv2D(_Affine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups, shape = as_int(self.groups, "groups", 1), shape_of(self.weight)
-        if shape[3] % groups:
-            raise CompressionError(f"groups must divide the {shape[3]} outputs, not be {groups}")
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
-        object.__setattr__(self, "dilation", pair(self.dilation, "dilation", 1))
-        # The size of the image does not matter to padding but by "same", which stays as it is.
-        pads = resolve_padding(self.padding, (1, 1), (1, 1))
-        if not isinstance(self.padding, str):
-            object.__setattr__(self, "padding", pads)
+        groups, outputs = as_int(self.groups, "groups", 1), shape_of(self.weight)[3]
+        if outputs % groups:
+            raise CompressionError(f"groups must divide the {outputs} outputs, not be {groups}")
+        stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
+        padding = normal_padding(self.padding)
+        self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
     @classmethod
     def from_oihw(cls, weight: Array, bias: Array | None = None, **options: Any) -> Conv2D:
@@ -202,25 +200,23 @@ class Conv2D(_Affine):
         kernel = float_array(weight, "weight", ndim=4)
         return cls(kernel.transpose(2, 3, 1, 0), bias, **options)
 
-    def output_shape(self, input_shape: Shape) -> Shape:
-        kh, kw, channels, outputs = shape_of(self.weight)
-        h, w = image_shape(input_shape, channels * self.groups)[:2]
-        oh, ow = conv_output_hw(
-            (h, w), (kh, kw), stride=self.stride, padding=self.padding, dilation=self.dilation
-        )
-        return oh, ow, outputs
+    def geometry(self, input_hw: Shape) -> Geometry:
+        """Where the windows lie in an image of this height and width."""
+        kernel = shape_of(self.weight)[:2]
+        return geometry(input_hw, kernel, self.stride, self.padding, self.dilation)
 
-    def _geometry(self) -> dict[str, Any]:
-        names = ("stride", "padding", "dilation", "groups")
-        return {name: getattr(self, name) for name in names}
+    def output_shape(self, input_shape: Shape) -> Shape:
+        _, _, channels, outputs = shape_of(self.weight)
+        image = image_shape(input_shape, channels * self.groups)
+        return *self.geometry(image[:2]).output, outputs
 
     def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        return conv2d(x, weight, bias, **self._geometry())
+        return conv2d(x, weight, bias, **self.options())
 
     def _run_vjp(
         self, dy: Array, x: Array, weight: Array, input_gradient: bool
     ) -> tuple[Array | None, Array, Array]:
-        return conv2d_vjp(dy, x, weight, **self._geometry(), input_gradient=input_gradient)
+        return conv2d_vjp(dy, x, weight, **self.options(), input_gradient=input_gradient)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -364,8 +360,7 @@ def decoded_layer(layer: AnyLayer) -> AnyLayer:
 def _columns_then_rows(layer: Conv2D, a: Rep, b: Rep) -> list[Layer]:
     """The two halves of a spatially separated kernel, (kh, 1) and (1, kw)."""
     (sh, sw), (dh, dw) = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
-    above: Padding = layer.padding  # a word holds for each axis by itself
-    beside: Padding = layer.padding
+    above = beside = layer.padding  # a word holds for each axis by itself
     if not isinstance(layer.padding, str):
         vertical, horizontal = resolve_padding(layer.padding, (1, 1), (1, 1))
         above, beside = (vertical, (0, 0)), ((0, 0), horizontal)
