@@ -194,8 +194,8 @@ def _operands(
         )
     if weight.shape[-2] * groups != inputs:
         raise CompressionError(
-            f"weight must have {inputs // groups} {what} for x of shape {x.shape}{given}, not shape "
-            f"{weight.shape}"
+            f"weight must have {inputs // groups} {what} for x of shape {x.shape}{given}, "
+            f"not shape {weight.shape}"
         )
     if bias is not None and bias.shape != (outputs,):
         raise CompressionError(f"bias must have shape ({outputs},), not {bias.shape}")
