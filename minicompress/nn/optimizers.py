@@ -302,7 +302,8 @@ def _zeros(model: Sequential) -> Moments:
 def _updated(
     model: Sequential, gradients: Gradients, rule: Callable[..., tuple[Array, ...]], *old: Moments
 ) -> tuple[Sequential, list[Moments]]:
-    """Every weight with a gradient by ``rule(weight, gradient, *moments) -> (weight, *moments)``."""
+    """Update each weight that has a gradient: ``rule(weight, gradient, *moments)`` gives it anew,
+    and its moments after it."""
     if len(gradients) != len(model.layers):
         raise CompressionError(
             f"gradients must hold one dict for each of {len(model.layers)} layers, "
