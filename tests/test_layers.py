@@ -21,26 +21,20 @@ import minicompress.nn.pooling as pool
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
 from minicompress.nn.factors import rearranged
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense, Layer, decoded_layer, factor_layers, plain_layers
+from minicompress.nn.normalization import BatchNorm, batch_norm, batch_norm_vjp
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,
-    Layer,
     LeakyReLU,
     MaxPool2D,
     ReLU,
     Sigmoid,
     Softmax,
     Tanh,
-    decoded_layer,
-    factor_layers,
-    plain_layers,
 )
-from minicompress.nn.normalization import batch_norm, batch_norm_vjp
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
 
 ONE = np.ones(3)

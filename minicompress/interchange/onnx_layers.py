@@ -11,7 +11,6 @@ from typing import Any
 
 from minicompress.interchange.onnx_graph import Graph
 from minicompress.nn.factors import rearranged
-from minicompress.nn.kernels.windows import pair, resolve_padding
 from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import (
@@ -26,7 +25,6 @@ from minicompress.nn.stateless import (
     Softmax,
     Tanh,
 )
-from minicompress.representation import shape_of
 
 
 def add_layer(graph: Graph, layer: Layer, name: str) -> None:
@@ -38,18 +36,9 @@ def add_layer(graph: Graph, layer: Layer, name: str) -> None:
 
 def _conv(graph: Graph, layer: Any, name: str) -> None:
     graph.move_channels(True, name)
-    kernel = shape_of(layer.weight)[:2]
     kernel_oihw = graph.weight(rearranged(layer.weight, (3, 2, 0, 1)), f"{name}.weight")
-    window = _window(graph, kernel, layer.stride, layer.padding, layer.dilation)
-    graph.step(
-        "Conv",
-        name,
-        kernel_oihw,
-        *_bias(graph, layer, name),
-        group=layer.groups,
-        dilations=pair(layer.dilation, "dilation", 1),
-        **window,
-    )
+    window = {"dilations": layer.dilation, **_window(graph, layer)}
+    graph.step("Conv", name, kernel_oihw, *_bias(graph, layer, name), group=layer.groups, **window)
 
 
 def _dense(graph: Graph, layer: Any, name: str) -> None:
@@ -63,23 +52,17 @@ def _bias(graph: Graph, layer: Any, name: str) -> list[str]:
     return [] if layer.bias is None else [graph.weight(layer.bias, f"{name}.bias")]
 
 
-def _window(graph: Graph, kernel: Any, stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
+def _window(graph: Graph, layer: Any) -> dict[str, Any]:
     """Attributes of a window: the image has a known size, so "same" is numbers, too."""
-    (top, bottom), (left, right) = resolve_padding(
-        padding, (graph.shape[0], graph.shape[1]), kernel, stride=stride, dilation=dilation
-    )
-    return {
-        "kernel_shape": kernel,
-        "strides": pair(stride, "stride", 1),
-        "pads": (top, left, bottom, right),
-    }
+    g = layer.geometry(graph.shape[:2])
+    (top, bottom), (left, right) = g.pads
+    return {"kernel_shape": g.kernel, "strides": g.stride, "pads": (top, left, bottom, right)}
 
 
 def _pool(kind: str) -> Callable[[Graph, Any, str], None]:
     def form(graph: Graph, layer: Any, name: str) -> None:
         graph.move_channels(True, name)
-        stride = layer.window if layer.stride is None else layer.stride
-        attributes = _window(graph, layer.window, stride, layer.padding, 1)
+        attributes = _window(graph, layer)
         if kind == "AveragePool":
             attributes["count_include_pad"] = int(layer.count_include_pad)
         graph.step(kind, name, **attributes)

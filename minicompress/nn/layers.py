@@ -1,8 +1,8 @@
 """Convolutions and dense layers, and how a compressed weight runs.
 
 Images are NHWC, kernels HWIO (kh, kw, in // groups, out), dense weights (in, out). A weight may be
-a representation. A `LowRank` one runs as its factors one after the other (see `factor_layers`), so
-its product is never formed; any other is decoded when it is used.
+a representation. A `LowRank` weight runs as its factors one after the other (see `factor_layers`),
+so their product is never formed; any other is decoded when it is used.
 """
 
 from __future__ import annotations
@@ -27,22 +27,10 @@ from minicompress.nn.kernels.windows import (
     resolve_padding,
 )
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    Layer,
-    LeakyReLU,
-    MaxPool2D,
-    Pullback,
-    ReLU,
-    Shape,
-    Sigmoid,
-    Softmax,
-    Tanh,
-    image_shape,
-)
+from minicompress.nn.stateless import STATELESS_TYPES, image_shape
+from minicompress.nn.stateless import Layer as Layer
+from minicompress.nn.stateless import Pullback as Pullback
+from minicompress.nn.stateless import Shape as Shape
 from minicompress.representation import (
     Clustered,
     LowRank,
@@ -56,34 +44,10 @@ from minicompress.representation import (
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
-# All layers can be had from here, those of the files before it too.
-__all__ = [
-    "LAYER_TYPES",
-    "AvgPool2D",
-    "BatchNorm",
-    "Conv2D",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GlobalAvgPool2D",
-    "Layer",
-    "LeakyReLU",
-    "MaxPool2D",
-    "Pullback",
-    "ReLU",
-    "Shape",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "decoded_layer",
-    "factor_layers",
-    "plain_layers",
-]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Affine(Layer):
-    """What `Conv2D` and `Dense` share: a weight whose last axis is the output, and a bias."""
+    """What `Conv2D` and `Dense` share: a weight, whose last axis is the outputs, and a bias."""
 
     weight: Rep
     bias: Rep | None = None
@@ -127,7 +91,7 @@ class _Affine(Layer):
         return self._run(x, weight, bias), pullback
 
     def _arrays(self) -> tuple[Array, Array | None]:
-        """Weight and bias, which must be plain arrays: nothing else has a gradient."""
+        """Weight and bias, which must be plain arrays: representations have no gradient."""
         for name, value in self.parameters().items():
             if not isinstance(value, np.ndarray):
                 raise CompressionError(
@@ -147,7 +111,7 @@ class _Affine(Layer):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Conv2D(_Affine):
-    """A convolution as a layer: `conv2d` with its weight, bias and geometry.
+    """A convolution as a layer: `conv2d` with its weight, bias and options.
 
     Parameters
     ----------
@@ -158,6 +122,7 @@ class Conv2D(_Affine):
     padding : "valid", "same", int, (ph, pw) or ((top, bottom), (left, right))
         Numbers are kept in the last form.
     groups : int
+        Divides the inputs and the outputs; group g of the outputs reads group g of the inputs.
 
     Raises
     ------
@@ -267,22 +232,8 @@ class Dense(_Affine):
         return dense_vjp(dy, x, weight, input_gradient=input_gradient)
 
 
-LAYER_TYPES = frozenset[type[Layer]]({
-    AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-})  # fmt: skip
-"""The layers that are known, by the very type: one derived from them may compute something else."""
+LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {BatchNorm, Conv2D, Dense}
+"""The layers that are known, by their exact type: a derived one may compute something else."""
 
 
 # Running a compressed weight --------------------------------------------------------------------
@@ -298,18 +249,19 @@ def factor_layers(layer: Layer) -> tuple[Layer, ...]:
     Returns
     -------
     tuple of Layer
-        Their weights are the factors, which stay the representations that they are, with their
-        axes moved; the bias is the last one's. A layer whose weight is not `LowRank`, or whose type
-        is not known, is its own chain. One whose subscripts have no such chain, or whose `groups`
-        is not 1, is returned with its weight decoded.
+        Their weights are the factors, with their axes moved; a factor that is a representation
+        stays one. The last layer has the bias. A layer whose weight is not `LowRank`, or whose type
+        is not known, is returned as it is. If the subscripts have no such chain, or `groups` is not
+        1, it is returned with its weight decoded.
 
     Notes
     -----
-    "ir,ro->io" is two dense layers (Denil et al., 2013); "hwir,ro->hwio" a convolution and a 1 x 1
-    one (Zhang et al., 2016); "hir,rwo->hwio" one down the columns and one along the rows, each with
-    its part of stride, padding and dilation (Jaderberg et al., 2014); "ia,hwab,bo->hwio" 1 x 1, the
-    core, 1 x 1 (Kim et al., 2016). Zeros around the image stay zeros under a 1 x 1 kernel, so the
-    padding may be done behind it.
+    - "ir,ro->io": two dense layers (Denil et al., 2013).
+    - "hwir,ro->hwio": a convolution, then one of 1 x 1 (Zhang et al., 2016).
+    - "hir,rwo->hwio": a convolution along the columns, then one along the rows, each with its part
+      of stride, padding and dilation (Jaderberg et al., 2014).
+    - "ia,hwab,bo->hwio": 1 x 1, the core, 1 x 1 (Kim et al., 2016). A 1 x 1 kernel without bias
+      maps zeros to zeros, so the core can do the padding.
 
     Examples
     --------
@@ -343,7 +295,7 @@ def plain_layers(layer: Layer) -> tuple[Layer, ...]:
 
 
 def decoded_layer(layer: AnyLayer) -> AnyLayer:
-    """The layer with every weight decoded; the layer itself where all are plain arrays.
+    """The layer with every weight decoded; the same layer if all are plain arrays.
 
     Examples
     --------
@@ -358,9 +310,9 @@ def decoded_layer(layer: AnyLayer) -> AnyLayer:
 
 
 def _columns_then_rows(layer: Conv2D, a: Rep, b: Rep) -> list[Layer]:
-    """The two halves of a spatially separated kernel, (kh, 1) and (1, kw)."""
+    """The two convolutions of a spatially separated kernel, (kh, 1) and (1, kw)."""
     (sh, sw), (dh, dw) = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
-    above = beside = layer.padding  # a word holds for each axis by itself
+    above = beside = layer.padding  # a word means the same on each axis
     if not isinstance(layer.padding, str):
         vertical, horizontal = resolve_padding(layer.padding, (1, 1), (1, 1))
         above, beside = (vertical, (0, 0)), ((0, 0), horizontal)
@@ -372,7 +324,7 @@ def _columns_then_rows(layer: Conv2D, a: Rep, b: Rep) -> list[Layer]:
 
 
 def _with(layer: Conv2D, kernel: Rep) -> Conv2D:
-    """The same convolution with another kernel and without the bias, which comes last."""
+    """The same convolution with another kernel, and without the bias, which the last layer has."""
     return dataclasses.replace(layer, weight=kernel, bias=None)
 
 

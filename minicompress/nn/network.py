@@ -17,7 +17,8 @@ import numpy as np
 
 from minicompress.arrays import Array, Value, as_int, ceil_div, float_array, not_finite
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.layers import Layer, Shape, decoded_layer, plain_layers
+from minicompress.nn.layers import decoded_layer, plain_layers
+from minicompress.nn.stateless import Layer, Shape
 from minicompress.representation import Rep
 
 Parameters: TypeAlias = tuple[dict[str, Rep], ...]
@@ -44,7 +45,8 @@ class Sequential(Value):
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import ReLU
     >>> model = Sequential((Dense(np.array([[1.0, -1.0]])), ReLU()))
     >>> model(np.array([[3.0], [-4.0]]))
     array([[3., 0.],
@@ -207,7 +209,8 @@ def parameters(model: Sequential) -> Parameters:
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import ReLU
     >>> parameters(Sequential((Dense(np.ones((1, 1))), ReLU())))
     ({'weight': array([[1.]])}, {})
     """
@@ -326,7 +329,8 @@ def output_shape(model: Sequential, input_shape: Shape) -> Shape:
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Conv2D, Flatten
+    >>> from minicompress.nn.layers import Conv2D
+    >>> from minicompress.nn.stateless import Flatten
     >>> output_shape(Sequential((Conv2D(np.ones((3, 3, 1, 4))), Flatten())), (8, 8, 1))
     (144,)
     """
@@ -338,7 +342,7 @@ def layer_shapes(model: Sequential, input_shape: Shape) -> tuple[Shape, ...]:
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Flatten, ReLU
+    >>> from minicompress.nn.stateless import Flatten, ReLU
     >>> layer_shapes(Sequential((ReLU(), Flatten())), (2, 3))
     ((2, 3), (2, 3), (6,))
     """

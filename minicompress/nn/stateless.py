@@ -356,6 +356,21 @@ def image_shape(input_shape: Shape, channels: int | None = None) -> Shape:
     return tuple(input_shape)
 
 
+STATELESS_TYPES = frozenset[type[Layer]]({
+    AvgPool2D,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+})  # fmt: skip
+"""The layers above, by their exact type."""
+
+
 def same_options(a: Layer, b: Layer) -> bool:
     """Whether two layers have the same type and the same options; weights are not compared.
 

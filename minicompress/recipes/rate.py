@@ -33,7 +33,7 @@ import numpy as np
 from minicompress.arrays import Array, as_float, freeze
 from minicompress.errors import CompressionError
 from minicompress.integers import code_dtype, scale_dtypes
-from minicompress.nn.layers import Dense, LeakyReLU, ReLU, Sigmoid, Tanh
+from minicompress.nn.layers import Dense
 from minicompress.nn.network import (
     Gradients,
     Parameters,
@@ -42,6 +42,7 @@ from minicompress.nn.network import (
     parameters,
     with_parameters,
 )
+from minicompress.nn.stateless import LeakyReLU, ReLU, Sigmoid, Tanh
 from minicompress.nn.training import LatentView, TrainingState, View
 from minicompress.representation import Quantized, decode, dtype_of, shape_of
 from minicompress.rewrite.structure import remove_channels
