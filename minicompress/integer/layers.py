@@ -7,13 +7,14 @@ in steps of input scale * weight scale; `requantize` turns them into steps of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from minicompress.arrays import Array, DType, as_int, ceil_div, finite_array, frozen, integer_array
+from minicompress.arrays import Array, DType, as_int, finite_array, frozen, integer_array
 from minicompress.errors import CompressionError
 from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
 from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit
@@ -229,30 +230,23 @@ def _exact_block(kernel: Array, reach: int) -> tuple[DType, int]:
 
 def _convolved(x: Array, kernel: Array, g: Geometry, groups: int, block: int) -> Array:
     """The exact convolution of integers in float arrays, as int32."""
-    outputs = kernel.shape[3] // groups
-    nothing = np.zeros(outputs, x.dtype)
-    totals = []
-    for i, part in enumerate(np.split(x, groups, axis=3)):
-        weight = kernel[..., i * outputs : (i + 1) * outputs]
-        products = (
+    nothing = np.zeros(kernel.shape[3] // groups, x.dtype)
+    parts = zip(np.split(x, groups, axis=3), np.split(kernel, groups, axis=3), strict=True)
+    totals = [
+        _total(
             direct_conv2d(part[..., channels], weight[:, :, channels], nothing, g)
             for channels in _slices(kernel.shape[2], block)
         )
-        totals.append(_total(products))
+        for part, weight in parts
+    ]
     return totals[0] if groups == 1 else np.concatenate(totals, axis=3)
 
 
 def _total(products: Iterable[Array]) -> Array:
     """The sum of products, each exact in a float type, as int32."""
-    total: Array = np.zeros((), np.int32)
-    for product in products:
-        whole = product.astype(np.int32)
-        total = np.add(total, whole, out=whole)
-    return total
+    return reduce(np.add, (product.astype(np.int32) for product in products))
 
 
-def _slices(count: int, block: int) -> Iterator[slice]:
-    """Slices of about one size that cover a range, at least one, none longer than a block."""
-    size = max(ceil_div(count, max(ceil_div(count, block), 1)), 1)
-    for start in range(0, max(count, 1), size):
-        yield slice(start, min(start + size, count))
+def _slices(count: int, block: int) -> list[slice]:
+    """Slices of at most `block` that cover a range; one, even if the range is empty."""
+    return [slice(i, i + block) for i in range(0, max(count, 1), block)]

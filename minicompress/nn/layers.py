@@ -8,6 +8,7 @@ so their product is never formed; any other is decoded when it is used.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -53,6 +54,8 @@ class _Affine(Layer):
     bias: Rep | None = None
 
     ndim: ClassVar[int]
+    function: ClassVar[Callable[..., Array]]
+    function_vjp: ClassVar[Callable[..., tuple[Array | None, Array, Array]]]
 
     def __post_init__(self) -> None:
         weight = _parameter(self.weight, "weight", self.ndim)
@@ -76,7 +79,7 @@ class _Affine(Layer):
     def forward(self, x: Array) -> Array:
         for part in plain_layers(self):
             assert isinstance(part, _Affine)  # as its parts are
-            x = part._run(x, *part._arrays())
+            x = type(part).function(x, *part._arrays(), **part.options())
         return x
 
     def vjp(
@@ -85,10 +88,12 @@ class _Affine(Layer):
         weight, bias = self._arrays()
 
         def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            dx, dweight, dbias = self._run_vjp(dy, x, weight, input_gradient)
+            dx, dweight, dbias = type(self).function_vjp(
+                dy, x, weight, **self.options(), input_gradient=input_gradient
+            )
             return dx, {"weight": dweight} | ({} if bias is None else {"bias": dbias})
 
-        return self._run(x, weight, bias), pullback
+        return type(self).function(x, weight, bias, **self.options()), pullback
 
     def _arrays(self) -> tuple[Array, Array | None]:
         """Weight and bias, which must be plain arrays: representations have no gradient."""
@@ -99,14 +104,6 @@ class _Affine(Layer):
                     "take decoded(model)"
                 )
         return self.weight, self.bias  # type: ignore[return-value]
-
-    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        raise NotImplementedError
-
-    def _run_vjp(
-        self, dy: Array, x: Array, weight: Array, input_gradient: bool
-    ) -> tuple[Array | None, Array, Array]:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,6 +140,8 @@ class Conv2D(_Affine):
     groups: int = 1
 
     ndim: ClassVar[int] = 4
+    function = staticmethod(conv2d)
+    function_vjp = staticmethod(conv2d_vjp)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,14 +174,6 @@ class Conv2D(_Affine):
         image = image_shape(input_shape, channels * self.groups)
         return *self.geometry(image[:2]).output, outputs
 
-    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        return conv2d(x, weight, bias, **self.options())
-
-    def _run_vjp(
-        self, dy: Array, x: Array, weight: Array, input_gradient: bool
-    ) -> tuple[Array | None, Array, Array]:
-        return conv2d_vjp(dy, x, weight, **self.options(), input_gradient=input_gradient)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dense(_Affine):
@@ -205,6 +196,8 @@ class Dense(_Affine):
     """
 
     ndim: ClassVar[int] = 2
+    function = staticmethod(dense)
+    function_vjp = staticmethod(dense_vjp)
 
     @classmethod
     def from_out_in(cls, weight: Array, bias: Array | None = None) -> Dense:
@@ -222,14 +215,6 @@ class Dense(_Affine):
         if tuple(input_shape) != (inputs,):
             raise CompressionError(f"the input must have shape ({inputs},), not {input_shape}")
         return (outputs,)
-
-    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        return dense(x, weight, bias)
-
-    def _run_vjp(
-        self, dy: Array, x: Array, weight: Array, input_gradient: bool
-    ) -> tuple[Array | None, Array, Array]:
-        return dense_vjp(dy, x, weight, input_gradient=input_gradient)
 
 
 LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {BatchNorm, Conv2D, Dense}
