@@ -202,6 +202,22 @@ def frozen(array: Array) -> Array:
     return freeze(np.array(array, order="C", subok=False))
 
 
+def widened(array: Array) -> Array:
+    """float16 as float32, in which it is computed before it is rounded once; other floats as is."""
+    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``ceil(a / b)``, exactly.
+
+    Examples
+    --------
+    >>> ceil_div(8, 4), ceil_div(9, 4), ceil_div(0, 4)
+    (2, 3, 0)
+    """
+    return -(-a // b)
+
+
 def cast_finite(array: Array, dtype: DType) -> Array:
     """Round float64 to `dtype`. What is too large for it becomes its largest finite value."""
     top = float(np.finfo(dtype).max)
@@ -216,11 +232,6 @@ def cast_or_refuse(array: Array, dtype: DType, name: str) -> Array:
     if fault := not_finite(cast):
         raise CompressionError(f"{name} would overflow {dtype}: {fault}; take a wider float")
     return cast
-
-
-def ceil_div(a: int, b: int) -> int:
-    """``a / b`` rounded up, in integers."""
-    return -(-a // b)
 
 
 class Value:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 import minicompress as mc
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,

@@ -8,8 +8,9 @@ import pytest
 from minicompress.analysis.accounting import summary
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import VARIANTS, digits_cnn, lenet5, lenet_300_100, seed_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer, ReLU
+from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.network import layer_shapes, output_shape, parameters
+from minicompress.nn.stateless import ReLU
 
 # Parameters by hand: kernels and biases of both convolutions, then the dense layer.
 COUNTS = {

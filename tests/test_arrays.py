@@ -1,6 +1,8 @@
 """Arguments are checked the same way everywhere, and values are frozen without needless copies."""
 
+import math
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -131,3 +133,40 @@ def test_values_compare_by_identity_not_by_an_ambiguous_array():
 def test_the_dtype_of_a_value_may_be_given_by_name():
     rep = Quantized(np.array([1]), np.array(1.0), np.array(0), 8, True, None, None, "f8")
     assert isinstance(rep.dtype, np.dtype)
+
+
+def law_ceil_div(div):
+    for a in [*range(13), 2**53 + 1, 2**64 - 1]:
+        for b in range(1, 6):
+            assert div(a, b) == math.ceil(Fraction(a, b))
+
+
+def law_widened(widen):
+    """float16 in float32, exactly; anything else is left alone, without a copy."""
+    for dtype in arrays.FLOATS:
+        x = np.array([0.1, 65504.0], dtype)
+        y = widen(x)
+        assert y.dtype == (np.float32 if dtype == np.float16 else dtype)
+        assert y.tolist() == x.tolist()
+        assert (y is x) == (dtype != np.float16)
+
+
+PLANTED = {
+    "ceiling by rounding a float": (law_ceil_div, lambda a, b: math.ceil(a / b)),
+    "one more at each multiple": (law_ceil_div, lambda a, b: a // b + 1),
+    "everything computed in float64": (law_widened, lambda x: x.astype(np.float64)),
+    "float16 computed as it is": (law_widened, lambda x: x),
+    "a copy of what is wide enough": (law_widened, lambda x: x + np.float32(0)),
+}
+
+
+def test_ceil_div_and_widened():
+    law_ceil_div(arrays.ceil_div)
+    law_widened(arrays.widened)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_fault_is_found(name):
+    law, wrong = PLANTED[name]
+    with pytest.raises(AssertionError):
+        law(wrong)

@@ -22,8 +22,9 @@ from minicompress.experiments.comparison import (
     setup,
 )
 from minicompress.nn.architectures import digits_cnn
-from minicompress.nn.layers import Conv2D, Dense, Flatten, ReLU
+from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.network import Sequential, apply
+from minicompress.nn.stateless import Flatten, ReLU
 from minicompress.representation import Certificate, LowRank, Quantized, decode
 from minicompress.rewrite.low_rank import factorize, restore_factors
 from minicompress.search.plan import compress

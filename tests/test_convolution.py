@@ -18,13 +18,11 @@ from minicompress.errors import CompressionError
 from minicompress.nn.convolution import (
     conv2d,
     conv2d_vjp,
-    conv_output_hw,
     dense,
     dense_vjp,
-    resolve_padding,
 )
 from minicompress.nn.kernels.direct import direct_conv2d, direct_conv2d_vjp
-from minicompress.nn.kernels.windows import geometry
+from minicompress.nn.kernels.windows import geometry, resolve_padding
 from minicompress.nn.kernels.winograd import winograd_conv2d, winograd_conv2d_vjp
 
 DTYPES = (np.float16, np.float32, np.float64)
@@ -65,7 +63,7 @@ def conv_cases(draw):
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     hw = tuple(e + draw(st.integers(0, 3)) for e in extent)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    oh, ow = conv_output_hw(hw, kernel, stride=stride, padding=padding, dilation=dilation)
+    oh, ow = geometry(hw, kernel, stride=stride, padding=padding, dilation=dilation).output
     n, dtype = draw(st.integers(0, 2)), draw(st.sampled_from(DTYPES))
     return Case(
         draw(integers(dtype, (n, *hw, c * groups))),
@@ -81,7 +79,7 @@ def fixed(hw, kernel, c=2, channels=2, n=2, dtype=F32, **options):
     rng = np.random.default_rng(0)
     groups = options.get("groups", 1)
     where = {k: v for k, v in options.items() if k != "groups"}
-    oh, ow = conv_output_hw(hw, kernel, **where)
+    oh, ow = geometry(hw, kernel, **where).output
     shapes = (n, *hw, c * groups), (*kernel, c, channels), (channels,), (n, oh, ow, channels)
     return Case(*(rng.integers(-3, 4, shape).astype(dtype) for shape in shapes), options)
 
@@ -301,13 +299,13 @@ def test_groups_see_their_own_channels():
 )
 def test_output_size(n, k, s, d, p):
     """ "same" gives ceil(n / s); else every window lies in the padded image and no more would."""
-    oh, ow = conv_output_hw((n, n), (k, k), stride=s, dilation=d, padding="same")
-    assert oh == ow == -(-n // s)
-    (before, after), _ = resolve_padding("same", (n, n), (k, k), stride=s, dilation=d)
+    g = geometry((n, n), (k, k), stride=s, dilation=d, padding="same")
+    assert g.output == (-(-n // s),) * 2
+    (before, after), _ = g.pads
     assert after - before in (0, 1)
     extent = (k - 1) * d + 1
     if extent <= n + 2 * p:
-        oh, _ = conv_output_hw((n, n), (k, k), stride=s, dilation=d, padding=p)
+        oh, _ = geometry((n, n), (k, k), stride=s, dilation=d, padding=p).output
         assert (oh - 1) * s + extent <= n + 2 * p < oh * s + extent
 
 
@@ -552,7 +550,7 @@ def in_float64(x, weight, bias, **options):
 
 def vjp_without_stride(dy, x, weight, *, stride, **options):
     _, dweight, dbias = conv2d_vjp(dy, x, weight, stride=stride, **options)
-    spread = np.zeros((len(x), *conv_output_hw(x.shape[1:3], weight.shape[:2]), dy.shape[3]), F32)
+    spread = np.zeros((len(x), *geometry(x.shape[1:3], weight.shape[:2]).output, dy.shape[3]), F32)
     spread[:, : dy.shape[1], : dy.shape[2]] = dy
     return conv2d_vjp(spread, x, weight)[0], dweight, dbias
 

@@ -27,7 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicompress as mc
-from minicompress.nn.layers import BatchNorm, Conv2D, Dense, ReLU
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import ReLU
 from minicompress.storage import container, sections
 from minicompress.storage.container import dumps, loads
 from minicompress.storage.sections import Writer

@@ -14,10 +14,11 @@ from hypothesis.extra.numpy import arrays
 from rate_models import U, exchanged, free, latent_of
 
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import Sequential, apply, parameters
+from minicompress.nn.optimizers import adam, sgd
+from minicompress.nn.stateless import (
     AvgPool2D,
-    Conv2D,
-    Dense,
     Flatten,
     GlobalAvgPool2D,
     LeakyReLU,
@@ -26,8 +27,6 @@ from minicompress.nn.layers import (
     Sigmoid,
     Tanh,
 )
-from minicompress.nn.network import Sequential, apply, parameters
-from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.training import TrainingState, fit
 from minicompress.recipes.dead_units import without_dead_units
 from minicompress.recipes.latent import BIAS_STEP, latent_model

@@ -14,9 +14,10 @@ from recipe_models import contents, law_changes_are_seen
 from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Dense, Flatten, ReLU
+from minicompress.nn.layers import Dense
 from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, sgd
+from minicompress.nn.stateless import Flatten, ReLU
 from minicompress.nn.training import View, accuracy, fit
 from minicompress.recipes.deep_compression import deep_compression, retrained
 from minicompress.recipes.recipe import run_recipe

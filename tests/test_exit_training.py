@@ -15,9 +15,10 @@ from minicompress.early_exit import training as exit_training
 from minicompress.early_exit.exits import EarlyExit, attach_heads, exit_logits
 from minicompress.early_exit.training import fit_exits
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Dense, Dropout
+from minicompress.nn.layers import Dense
 from minicompress.nn.network import Sequential, apply, decoded, vjp
 from minicompress.nn.optimizers import adam
+from minicompress.nn.stateless import Dropout
 from minicompress.nn.training import fit
 from minicompress.search.plan import compress
 from minicompress.testing.checks import same

@@ -50,8 +50,8 @@ def conv_cases(draw):
     kh, kw, c, o, n, stride = (draw(side) for _ in range(6))
     padding = draw(st.sampled_from(["valid", "same"]))
     h, width = kh + draw(st.integers(0, 3)), kw + draw(st.integers(0, 3))
-    oh, ow = mc.nn.convolution.conv_output_hw((h, width), (kh, kw), stride=stride, padding=padding)
-    shapes = (n, h, width, c), (kh, kw, c, o), (o,), (n, oh, ow, o)
+    g = mc.nn.kernels.windows.geometry((h, width), (kh, kw), stride, padding)
+    shapes = (n, h, width, c), (kh, kw, c, o), (o,), (n, *g.output, o)
     return *(draw(drawn(shape)) for shape in shapes), {"stride": stride, "padding": padding}
 
 

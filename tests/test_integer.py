@@ -34,11 +34,12 @@ from minicompress.integer.requantization import quantize_multiplier
 from minicompress.integer.stateless import IntegerAvgPool2D, IntegerFlatten
 from minicompress.nn.architectures import digits_cnn, lenet5
 from minicompress.nn.convolution import conv2d, dense
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense, plain_layers
+from minicompress.nn.network import Sequential
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.optimizers import adam
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,
@@ -47,10 +48,7 @@ from minicompress.nn.layers import (
     ReLU,
     Sigmoid,
     Softmax,
-    plain_layers,
 )
-from minicompress.nn.network import Sequential
-from minicompress.nn.optimizers import adam
 from minicompress.nn.training import fit
 from minicompress.qparams import choose_qparams
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode

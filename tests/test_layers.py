@@ -21,26 +21,21 @@ import minicompress.nn.pooling as pool
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
 from minicompress.nn.factors import rearranged
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense, Layer, decoded_layer, factor_layers, plain_layers
+from minicompress.nn.normalization import BatchNorm, batch_norm, batch_norm_vjp
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,
-    Layer,
     LeakyReLU,
     MaxPool2D,
     ReLU,
     Sigmoid,
     Softmax,
     Tanh,
-    decoded_layer,
-    factor_layers,
-    plain_layers,
+    same_options,
 )
-from minicompress.nn.normalization import batch_norm, batch_norm_vjp
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
 
 ONE = np.ones(3)
@@ -456,6 +451,45 @@ def test_geometry_is_kept_in_one_form():
 
 
 KERNEL = np.ones((3, 3, 1, 2))
+
+
+class Derived(ReLU):
+    """Not a ReLU to whoever does not know it."""
+
+
+# In a row: layers whose types and options are the same, however they are written or weighted.
+SAME = [
+    [Conv2D(KERNEL, padding=0), Conv2D(whole((2, 2, 5, 4)), np.ones(4), stride=1, padding=(0, 0))],
+    [Conv2D(KERNEL, stride=2)],
+    [Conv2D(KERNEL, padding=1), Conv2D(KERNEL, padding=((1, 1), (1, 1)))],
+    [Conv2D(KERNEL, padding="same")],
+    [Conv2D(KERNEL, dilation=2)],
+    [Conv2D(KERNEL, groups=2)],
+    [Dense(np.ones((2, 3))), Dense(np.zeros((3, 2)), np.ones(2))],
+    [BatchNorm(ONE, ONE, ONE, ONE), BatchNorm(*[np.ones(2)] * 4)],
+    [BatchNorm(ONE, ONE, ONE, ONE, 0.5)],
+    [MaxPool2D(2), MaxPool2D((2, 2))],
+    [MaxPool2D(2, 1)],
+    [AvgPool2D(2)],
+    [AvgPool2D(2, count_include_pad=True)],
+    [LeakyReLU(0.5)],
+    [LeakyReLU(0.25)],
+    [ReLU()],
+    [Derived()],
+]
+
+
+def law_same_options(same):
+    """True within a row, False across rows."""
+    for i, row in enumerate(SAME):
+        for j, other in enumerate(SAME):
+            assert {same(a, b) for a in row for b in other} == {i == j}
+
+
+def test_same_options():
+    law_same_options(same_options)
+
+
 REFUSED = {
     "weight of integers": (lambda: Dense(np.ones((2, 2), int)), "weight must be of dtype"),
     "weight of another rank": (lambda: Dense(np.ones((2, 2, 2))), "weight must have 2 dim"),
@@ -560,6 +594,16 @@ def _unsorted_values(rep, axes):
 
 
 PLANTED = {
+    "layers compared as they print": (law_same_options, lambda a, b: repr(a) == repr(b)),
+    "layers compared without their type": (
+        law_same_options,
+        lambda a, b: a.options() == b.options(),
+    ),
+    "layers compared by their type": (law_same_options, lambda a, b: type(a) is type(b)),
+    "a derived layer taken for its base": (
+        law_same_options,
+        lambda a, b: isinstance(a, type(b)) and a.options() == b.options(),
+    ),
     "both halves take the whole stride": (
         lambda wrong: law_chain_runs_as_the_product(CHAINED, wrong),
         _chain_with(lambda i, part: dataclasses.replace(part, stride=2)),

@@ -19,17 +19,7 @@ from hypothesis.extra.numpy import arrays
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn, seed_cnn
-from minicompress.nn.layers import (
-    AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
-    Dropout,
-    Flatten,
-    Layer,
-    MaxPool2D,
-    ReLU,
-)
+from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.network import (
     Sequential,
     apply,
@@ -40,6 +30,8 @@ from minicompress.nn.network import (
     vjp,
     with_parameters,
 )
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import AvgPool2D, Dropout, Flatten, MaxPool2D, ReLU
 from minicompress.representation import Clustered, LowRank, decode
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minicompress.errors import CompressionError
-from minicompress.nn.kernels.windows import conv_output_hw, resolve_padding
+from minicompress.nn.kernels.windows import geometry, resolve_padding
 from minicompress.nn.pooling import (
     avg_pool2d,
     avg_pool2d_vjp,
@@ -28,7 +28,7 @@ def windows(shape, window, stride=None, padding="valid"):
     (_, h, w, _), (kh, kw) = shape, window
     s0, s1 = np.broadcast_to(window if stride is None else stride, 2)
     (top, _), (left, _) = resolve_padding(padding, (h, w), window, stride=(int(s0), int(s1)))
-    size = conv_output_hw((h, w), window, stride=(int(s0), int(s1)), padding=padding)
+    size = geometry((h, w), window, stride=(int(s0), int(s1)), padding=padding).output
     for i, j in np.ndindex(size):
         places = [
             (i * s0 + p - top, j * s1 + q - left)
@@ -47,9 +47,9 @@ def pool_cases(draw):
         st.one_of(st.just("valid"), st.tuples(st.tuples(low, low), st.tuples(wide, wide)))
     )
     hw = tuple(k + draw(st.integers(0, 4)) for k in window)
-    oh, ow = conv_output_hw(
+    oh, ow = geometry(
         hw, window, stride=window if stride is None else stride, padding=padding
-    )
+    ).output
     n, c = draw(st.integers(0, 2)), draw(st.integers(1, 2))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
     elements = st.integers(-2, 2).map(lambda k: k * WHOLE)

@@ -238,7 +238,9 @@ def test_every_public_name_is_documented_with_an_example(name):
     thing = PUBLIC[name]
     doc = inspect.getdoc(thing) or ""
     assert len(doc.splitlines()[0]) > 10
-    if inspect.isfunction(thing):
+    if name.endswith("_vjp"):  # one line and the law: the rest is the forward function's
+        assert doc.startswith(f"The vector-Jacobian product of `{name.removesuffix('_vjp')}`")
+    elif inspect.isfunction(thing):
         assert re.search(r"^Examples\n---", doc, re.M)
         assert ">>> " in doc
         if len(inspect.signature(thing).parameters) > 1:

@@ -15,10 +15,11 @@ from recipe_models import law_changes_are_seen
 
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Dense, Flatten, ReLU
+from minicompress.nn.layers import Dense
 from minicompress.nn.losses import distillation
 from minicompress.nn.network import Sequential, apply, decoded, parameters, with_parameters
 from minicompress.nn.optimizers import adam, cosine_lr
+from minicompress.nn.stateless import Flatten, ReLU
 from minicompress.nn.training import fit
 from minicompress.recipes import rate_recipe
 from minicompress.recipes.latent import latent_model, quantized_model

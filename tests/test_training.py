@@ -14,10 +14,11 @@ from training_models import OPTIMIZERS, START, mapped, small
 
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Dense, Dropout, Flatten, ReLU
+from minicompress.nn.layers import Dense
 from minicompress.nn.losses import distillation, mean_squared_error, softmax_cross_entropy
 from minicompress.nn.network import Sequential, apply
 from minicompress.nn.optimizers import Optimizer, adam, cosine_lr, sgd
+from minicompress.nn.stateless import Dropout, Flatten, ReLU
 from minicompress.nn.training import History, TrainingState, View, accuracy, evaluate, fit
 from minicompress.representation import Clustered
 from minicompress.testing.checks import same

@@ -27,7 +27,7 @@ from scipy.special import entr
 from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, finite_array
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import softmax
-from minicompress.nn.layers import Dense, Flatten, Layer, MaxPool2D, Shape, plain_layers
+from minicompress.nn.layers import Dense, Layer, Shape, plain_layers
 from minicompress.nn.network import (
     Sequential,
     apply,
@@ -36,6 +36,7 @@ from minicompress.nn.network import (
     layer_shapes,
     output_shape,
 )
+from minicompress.nn.stateless import Flatten, MaxPool2D
 from minicompress.representation import dtype_of
 
 CRITERIA = ("max_probability", "margin", "entropy")

@@ -27,10 +27,11 @@ from minicompress.early_exit.exits import (
     stages,
 )
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Dropout, Layer, Pullback, Shape
+from minicompress.nn.layers import Layer, Pullback, Shape
 from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.network import Gradients, Sequential, apply, finite_outputs, vjp
 from minicompress.nn.optimizers import Optimizer
+from minicompress.nn.stateless import Dropout
 from minicompress.nn.training import History, View, fit
 from minicompress.representation import Rep
 

@@ -1,8 +1,8 @@
 """From a float model to one that computes with integers only.
 
-`to_integer` looks at a float model and at some inputs and fixes, for every array between two
-layers, a scale and a zero point; what comes out of it computes with int8 codes, int32 sums and
-fixed-point multipliers.
+`to_integer` runs a float model on some inputs and so finds a scale and a zero point for every array
+between two layers. The integer model computes with int8 codes, int32 sums and fixed-point
+multipliers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ from minicompress.integer.stateless import (
     IntegerReLU,
 )
 from minicompress.integers import code_range
-from minicompress.nn.kernels.windows import Pads, pair, resolve_padding
-from minicompress.nn.layers import (
-    LAYER_TYPES,
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, decoded_layer, factor_layers
+from minicompress.nn.network import Sequential, finite_model, finite_outputs
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,
@@ -41,15 +39,12 @@ from minicompress.nn.layers import (
     ReLU,
     Shape,
     Softmax,
-    decoded_layer,
-    factor_layers,
 )
-from minicompress.nn.network import Sequential, finite_model, finite_outputs
 from minicompress.qparams import QParams, choose_qparams
 from minicompress.representation import Quantized, Rep, decode, shape_of
 
 Rescaled: TypeAlias = Conv2D | Dense | AvgPool2D | GlobalAvgPool2D
-"""Layers whose output has a scale of its own; the others keep their input's."""
+"""Layers whose output has its own scale; the others keep the scale of their input."""
 
 NO_FORM = (
     "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, "
@@ -57,7 +52,7 @@ NO_FORM = (
 )
 
 QUANTILES = 1 << 17
-"""Of the values between two layers, this many are looked at where the whole range is not taken."""
+"""The number of values of an array between two layers from which "percentile" and "mse" choose."""
 
 
 def to_integer(
@@ -74,21 +69,21 @@ def to_integer(
     Parameters
     ----------
     model : Sequential
-        Of Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten and Dropout, which
-        goes. A Softmax at the very end goes too: the codes are those of the logits, which have the
-        same order. Batch normalization must have been folded into the layer before it.
-    calibration : (N, ...) ndarray, N at least 1
-        Inputs such as will come; a few hundred will do. All of them run through the float model at
-        once, and the ranges met between the layers become the ranges of the codes.
+        Of Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten and Dropout, which is
+        left out. A Softmax at the very end is left out too: the output is codes of the logits,
+        which have the same order. Fold batch normalization into the layer before it first.
+    calibration : (N, ...) ndarray of float16, float32 or float64, N at least 1
+        Inputs like those that will be run; a few hundred are enough. All of them run through the
+        float model at once, and the codes cover the ranges found between the layers.
     num_bits : int from 2 to 8
         Of weights.
     activation_bits : int from 2 to 8
-        Of all that is between the layers, input and logits included.
+        Of all arrays between layers, input and logits included.
     method : "minmax" | "percentile" | "mse"
-        How a range is made of the values met: see `choose_qparams`. The last two look at no more
-        than 131,072 evenly spaced quantiles of them, the extremes among these.
+        How a range is chosen from the values found: see `choose_qparams`. The last two look at no
+        more than 131,072 evenly spaced quantiles of them, with the extremes among these.
     percentile : float in (0, 100]
-        How much "percentile" keeps, in per cent.
+        The percentage of the values that "percentile" keeps.
 
     Returns
     -------
@@ -102,27 +97,29 @@ def to_integer(
 
     Notes
     -----
-    Activations are affine, one scale and zero point for each array, and 0.0 always has a code.
+    Activations are affine, with one scale and zero point for each array, and 0.0 always has a code.
     Weights are symmetric, from -127 to 127 at 8 bits, with a scale for each output, by "minmax".
     A weight that is already `Quantized` like that (zero point in the middle, at most 8 bits, one
-    scale or one for each output) keeps its codes and scales, so any other choice can be made with
-    `quantize` before. A `LowRank` one becomes the chain of its factors, each a layer of its own;
-    other representations are decoded first.
+    scale or one for each output) keeps its codes and scales. So `quantize` weights first to choose
+    them in another way. A `LowRank` weight becomes the chain of its factors, each with its own
+    layer; other representations are decoded first.
 
-    Biases are int32 in steps of input scale * weight scale. Where a weight is so small beside its
-    bias that this overflows, its scale is raised until the bias is 2**30 steps; a pruned output
-    is the common case, and of a `Quantized` weight only the scale of outputs with no other codes
-    than 0 can be raised so. An output's scale is never finer than the largest step of its
-    accumulators: it is raised where needed.
+    Biases are int32 in steps of input scale * weight scale. If a weight is so small beside its bias
+    that the bias overflows, the weight's scale is raised until the bias is 2**30 steps; a pruned
+    output is the common case. (Of a `Quantized` weight this is possible only for outputs whose
+    codes are all 0.) An output's scale is never finer than the largest step of its accumulators.
 
-    A ReLU behind a layer with weights or an average is done by clamping. An average gives the
-    codes of the depthwise convolution that it is, with weights of code 1 and scale 1 / n. Maximum
+    A ReLU after a layer with weights or an average is computed by clamping. An average gives the
+    codes of the equal depthwise convolution, with weights of code 1 and scale 1 / n. Maximum
     pooling keeps scale and zero point.
 
-    Against simulated quantization (decoded weights and biases, real arithmetic, the same scales):
-    a layer's code is never farther than 1/2 + 2**-22 from the real value in steps of the output,
-    clamped; so for the same input codes the two differ by at most 1, and only within 2**-22 of a
-    tie. The 2**-22 is the multiplier's rounding, one part in 2**31, over at most 2**9 steps.
+    Compare with simulated quantization: decoded weights and biases, real arithmetic, the same
+    scales. A layer's code is at most 1/2 + 2**-22 from the real value in steps of the output,
+    clamped. So for the same input codes the two differ by at most 1, and only within 2**-22 of a
+    tie. The 2**-22 is the relative error of the multiplier, 2**-31, times at most 2**9 steps.
+
+    A certificate of the decoded float network says nothing about the integer model: that one also
+    rounds every array between two layers.
 
     Source: B. Jacob et al., *Quantization and training of neural networks for efficient
     integer-arithmetic-only inference* (2018).
@@ -153,7 +150,7 @@ def to_integer(
     layer: IntegerLayer
     for index, part, clamped in _parts(model):
         with naming(f"layer {index} ({type(model.layers[index]).__name__})"):
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+            with np.errstate(over="ignore", invalid="ignore"):  # finite_outputs finds them
                 shape, x = x.shape[1:], finite_outputs(decoded_layer(part).forward(x), name="it")
             x = ReLU().forward(x) if clamped else x
             if not isinstance(part, Rescaled):
@@ -171,7 +168,7 @@ def to_integer(
 
 
 def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
-    """The layers that are left, each with its place in the model and whether a ReLU is in it."""
+    """The layers to convert, each with its index in the model and whether it includes a ReLU."""
     for index, layer in enumerate(model.layers):
         if type(layer) not in LAYER_TYPES:
             raise CompressionError(f"layer {index} ({type(layer).__name__}): {NO_FORM}")
@@ -193,7 +190,7 @@ def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
 
 
 def _range(x: Array, num_bits: int, method: str, percentile: float) -> QParams:
-    """The codes for an array between two layers."""
+    """Scale and zero point for an array between two layers."""
     if method == "minmax":
         x = np.array([x.min(), x.max()])
     elif x.size > QUANTILES:
@@ -211,7 +208,7 @@ def _affine(
     target: QParams,
     clamped: bool,
 ) -> tuple[IntegerConv2D | IntegerDense, QParams]:
-    """A layer with weights in integers, and what the codes of its output stand for."""
+    """A layer with weights, in integers, and the scale and zero point of its output."""
     input_scale = float(source.scale)
     bias = np.zeros(shape_of(part.weight)[-1:]) if part.bias is None else decode(part.bias)
     bias = bias.astype(np.float64)
@@ -242,25 +239,15 @@ def _affine(
     )
     if isinstance(part, Dense):
         return IntegerDense(*fields), target
-    pads = resolve_padding(
-        part.padding,
-        (input_shape[0], input_shape[1]),
-        (weight.shape[0], weight.shape[1]),
-        stride=part.stride,
-        dilation=part.dilation,
-    )
+    g = part.geometry(input_shape[:2])
     layer = IntegerConv2D(
-        *fields,
-        stride=pair(part.stride, "stride", 1),
-        padding=pads,
-        dilation=pair(part.dilation, "dilation", 1),
-        groups=part.groups,
+        *fields, stride=g.stride, padding=g.pads, dilation=g.dilation, groups=part.groups
     )
     return layer, target
 
 
 def _weight_codes(rep: Rep, num_bits: int, least: Array) -> tuple[Array, Array, int]:
-    """Codes of a weight, the scale of every output (at least `least` if it can be), and bits."""
+    """Codes of a weight, the scale of every output (at least `least` where possible), and bits."""
     outputs = shape_of(rep)[-1:]
     places = tuple(range(len(shape_of(rep)) - 1))
     if isinstance(rep, Quantized) and rep.block_size is None and rep.axis in (None, len(places)):
@@ -268,7 +255,7 @@ def _weight_codes(rep: Rep, num_bits: int, least: Array) -> tuple[Array, Array, 
         low, high = code_range(min(rep.num_bits, 8), True)
         if low <= steps.min(initial=0) and steps.max(initial=0) <= high:
             scale = np.broadcast_to(rep.scale, outputs).astype(np.float64)
-            unused = ~steps.any(axis=places)  # the scale of nothing but zeros is free
+            unused = ~steps.any(axis=places)  # any scale is right for zeros
             scale = np.where(unused, np.maximum(scale, least), scale)
             return steps.astype(np.int8), scale, min(rep.num_bits, 8)
     weight = decode(rep)
@@ -279,7 +266,7 @@ def _weight_codes(rep: Rep, num_bits: int, least: Array) -> tuple[Array, Array, 
 
 
 def _no_finer(q: QParams, step: float) -> QParams:
-    """The same range in steps that are not finer than the accumulators'."""
+    """The same range, in steps that are not smaller than the accumulators' steps."""
     if float(q.scale) >= step:
         return q
     scale = cast_finite(np.asarray(step), q.scale.dtype)
@@ -294,19 +281,19 @@ def _average(
     target: QParams,
     clamped: bool,
 ) -> tuple[IntegerAvgPool2D, QParams]:
-    """An average in integers, and what the codes of its output stand for."""
-    window, stride, pads = _geometry(part, (input_shape[0], input_shape[1]))
-    pixels = np.array([math.prod(window)])
-    if isinstance(part, AvgPool2D) and pads != NO_PADDING and not part.count_include_pad:
+    """An average in integers, and the scale and zero point of its output."""
+    g = part.geometry(input_shape[:2])
+    pixels = np.array([math.prod(g.kernel)])
+    if isinstance(part, AvgPool2D) and g.pads != NO_PADDING and not part.count_include_pad:
         pixels = np.arange(1, pixels[0] + 1)
     step = np.maximum(float(source.scale) * (1 / pixels), np.finfo(np.float64).tiny)
     target = _no_finer(target, step[-1])
     multiplier, shift = quantize_multiplier(step / float(target.scale))
     zero_point = int(target.zero_point)
     layer = IntegerAvgPool2D(
-        window,
-        stride,
-        pads,
+        g.kernel,
+        g.stride,
+        g.pads,
         multiplier=multiplier,
         shift=shift,
         input_zero_point=int(source.zero_point),
@@ -317,26 +304,16 @@ def _average(
     return layer, target
 
 
-def _geometry(
-    layer: MaxPool2D | AvgPool2D | GlobalAvgPool2D, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int], Pads]:
-    """Window, stride and padding for one size of image."""
-    if isinstance(layer, GlobalAvgPool2D):
-        return size, size, NO_PADDING
-    window = pair(layer.window, "window", 1)
-    stride = window if layer.stride is None else pair(layer.stride, "stride", 1)
-    return window, stride, resolve_padding(layer.padding, size, window, stride=stride)
-
-
 def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLayer:
-    """A layer that keeps the scale and the zero point of its input, in integers."""
+    """A layer that keeps the scale and zero point of its input, in integers."""
     match layer:
         case Flatten():
             return IntegerFlatten()
         case ReLU():
             return IntegerReLU(zero_point)
         case MaxPool2D():
-            return IntegerMaxPool2D(*_geometry(layer, (input_shape[0], input_shape[1])))
+            g = layer.geometry(input_shape[:2])
+            return IntegerMaxPool2D(g.kernel, g.stride, g.pads)
         case BatchNorm():
             raise CompressionError(
                 "batch normalization has no integer form of its own: fold it into the weights of "

@@ -1,14 +1,15 @@
-"""Layers with weights that compute with int8 codes, int32 sums, and nothing else.
+"""Layers with weights that compute with int8 codes and int32 sums, and nothing else.
 
-Weights are symmetric (their zero point is 0) with a scale for every output, so a layer's sums count
-in steps of input scale * weight scale; `requantize` turns those into steps of the output.
+Weights are symmetric (their zero point is 0), with a scale for every output. So a layer's sums are
+in steps of input scale * weight scale; `requantize` turns them into steps of the output scale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -21,12 +22,12 @@ from minicompress.nn.kernels.direct import direct_conv2d
 from minicompress.nn.kernels.windows import Geometry, Pads, geometry, pair
 from minicompress.nn.stateless import Shape, image_shape
 
-# Of the sums that are worked on at a time: few enough to stay in the cache until they are codes.
+# Of the sums of one block, so that they stay in the cache until they are codes.
 TILE_BYTES = 1 << 20
 
 
 class Scales(NamedTuple):
-    """The real numbers that a layer's integers were made from. Nothing runs on them.
+    """The real numbers from which a layer's integers were made. Running the layer needs none.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class Scales(NamedTuple):
 class _IntegerAffine(IntegerLayer):
     """What `IntegerConv2D` and `IntegerDense` share: codes of weights, and how sums become codes.
 
-    Checked here: that no input whatsoever can overflow an int32 accumulator.
+    Layers in which some input could overflow an int32 accumulator are refused.
     """
 
     weight: Array
@@ -72,7 +73,7 @@ class _IntegerAffine(IntegerLayer):
                     f"{name} must be of {np.dtype(dtype)} with {ndim} axes, not of {array.dtype} "
                     f"and shape {array.shape}"
                 )
-            object.__setattr__(self, name, frozen(array))
+            self._set(**{name: frozen(array)})
         outputs = self.weight.shape[-1:]
         if not self.bias.shape == self.multiplier.shape == self.shift.shape == outputs:
             raise CompressionError(
@@ -82,10 +83,10 @@ class _IntegerAffine(IntegerLayer):
         scales = self.scales._replace(weight=frozen(finite_array(self.scales.weight, "scales")))
         if scales.weight.shape != outputs:
             raise CompressionError(f"scales must have a weight of shape {outputs}, like bias")
-        object.__setattr__(self, "scales", scales)
+        self._set(scales=scales)
         as_int(self.num_bits, "num_bits", 2, 8)
         as_int(self.input_zero_point, "input_zero_point", LOWEST, HIGHEST)
-        self._requantized(np.zeros((0, *outputs), np.int32))  # it has all the checks of the rest
+        self._requantized(np.zeros((0, *outputs), np.int32))  # checks the other fields
         magnitudes = np.abs(self.weight.astype(np.int64)).sum(tuple(range(self.ndim - 1)))
         sums = magnitudes * self._reach() + np.abs(self.bias.astype(np.int64))
         if sums.max(initial=0) >= 2**31:
@@ -111,7 +112,7 @@ class _IntegerAffine(IntegerLayer):
         )
 
     def _centred(self, codes: Array, exact: DType) -> Array:
-        """Codes less their zero point: what pads these with 0 pads the codes with it."""
+        """Codes minus the zero point, so that the padding of 0.0 is 0."""
         x = codes.astype(exact)
         x -= self.input_zero_point
         return x
@@ -121,9 +122,9 @@ class _IntegerAffine(IntegerLayer):
 class IntegerConv2D(_IntegerAffine):
     """A convolution of codes.
 
-    ``acc[o] = bias[o] + sum of (x - input_zero_point) * weight[..., o]`` in int32, what lies
-    outside of the image being `input_zero_point`; then `requantize` with the multiplier and the
-    shift of every output, `output_zero_point`, `low` and `high`.
+    ``acc[o] = bias[o] + sum of (x - input_zero_point) * weight[..., o]`` in int32; padding is
+    `input_zero_point`. Then `requantize` with the multiplier and the shift of every output,
+    `output_zero_point`, `low` and `high`.
 
     Parameters
     ----------
@@ -131,11 +132,11 @@ class IntegerConv2D(_IntegerAffine):
     bias, multiplier, shift : (out,) ndarrays of int32
     input_zero_point, output_zero_point : int, -128 to 127
     low, high : int
-        The ends that the output is clamped to; a ReLU is in `low`.
+        The output is clamped to [low, high]; with a ReLU, `low` is `output_zero_point`.
     num_bits : int from 2 to 8
-        Bits that a weight takes when stored.
+        Bits of a stored weight.
     scales : Scales
-        What the integers were made from.
+        The real numbers from which the integers were made.
     stride, dilation : (int, int)
     padding : ((top, bottom), (left, right))
     groups : int
@@ -143,7 +144,7 @@ class IntegerConv2D(_IntegerAffine):
     Raises
     ------
     CompressionError
-        Of a wrong dtype or shape; or some input could overflow an accumulator.
+        A dtype or shape is not as above, or some input could overflow an accumulator.
     """
 
     _: KW_ONLY
@@ -158,15 +159,16 @@ class IntegerConv2D(_IntegerAffine):
         super().__post_init__()
         if self.weight.shape[3] % as_int(self.groups, "groups", 1):
             raise CompressionError(f"groups must divide the outputs, not be {self.groups}")
-        object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
-        object.__setattr__(self, "dilation", pair(self.dilation, "dilation", 1))
-        object.__setattr__(self, "padding", explicit(self.padding))
+        stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
+        self._set(stride=stride, dilation=dilation, padding=explicit(self.padding))
+
+    def geometry(self, input_hw: Shape) -> Geometry:
+        """Where the windows lie in an image of this height and width."""
+        kernel = self.weight.shape[:2]
+        return geometry(input_hw, kernel, self.stride, self.padding, self.dilation)
 
     def forward(self, codes: Array) -> Array:
-        image_shape(codes.shape[1:], self.weight.shape[2] * self.groups)
-        g = geometry(
-            codes.shape[1:3], self.weight.shape[:2], self.stride, self.padding, self.dilation
-        )
+        g = self.geometry(image_shape(codes.shape[1:], self.weight.shape[2] * self.groups)[:2])
         exact, block = _exact_block(self.weight, self._reach())
         kernel = self.weight.astype(exact)
         y: Array = np.empty((len(codes), *g.output, kernel.shape[3]), np.int8)
@@ -178,14 +180,13 @@ class IntegerConv2D(_IntegerAffine):
         return y
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        h, w = image_shape(input_shape, self.weight.shape[2] * self.groups)[:2]
-        g = geometry((h, w), self.weight.shape[:2], self.stride, self.padding, self.dilation)
-        return *g.output, self.weight.shape[3]
+        image = image_shape(input_shape, self.weight.shape[2] * self.groups)
+        return *self.geometry(image[:2]).output, self.weight.shape[3]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegerDense(_IntegerAffine):
-    """A fully connected layer of codes: as `IntegerConv2D`, with one pixel for an image.
+    """A fully connected layer of codes: `IntegerConv2D` for images of one pixel.
 
     Parameters
     ----------
@@ -218,9 +219,9 @@ class IntegerDense(_IntegerAffine):
 def _exact_block(kernel: Array, reach: int) -> tuple[DType, int]:
     """The float type and the number of input channels for which every sum is exact.
 
-    A sum of integers is exact in float32, in any order, while no partial sum can exceed 2**24. So
-    a product may run over ``2**24 // (largest code * largest weight)`` places at a time: that many
-    channels, of a kernel's size each. Only a kernel of more places than that needs float64.
+    A sum of integers is exact in float32, in any order, if no partial sum can exceed 2**24. So a
+    product may run over ``2**24 // (largest code * largest weight)`` places at a time, which is a
+    number of channels times the size of the kernel. A larger kernel needs float64.
     """
     largest = max(int(np.abs(kernel.astype(np.int16)).max(initial=0)) * reach, 1)
     places = math.prod(kernel.shape[:2])
@@ -231,30 +232,23 @@ def _exact_block(kernel: Array, reach: int) -> tuple[DType, int]:
 
 def _convolved(x: Array, kernel: Array, g: Geometry, groups: int, block: int) -> Array:
     """The exact convolution of integers in float arrays, as int32."""
-    outputs = kernel.shape[3] // groups
-    nothing = np.zeros(outputs, x.dtype)
-    totals = []
-    for i, part in enumerate(np.split(x, groups, axis=3)):
-        weight = kernel[..., i * outputs : (i + 1) * outputs]
-        products = (
+    nothing = np.zeros(kernel.shape[3] // groups, x.dtype)
+    parts = zip(np.split(x, groups, axis=3), np.split(kernel, groups, axis=3), strict=True)
+    totals = [
+        _total(
             direct_conv2d(part[..., channels], weight[:, :, channels], nothing, g)
             for channels in _slices(kernel.shape[2], block)
         )
-        totals.append(_total(products))
+        for part, weight in parts
+    ]
     return totals[0] if groups == 1 else np.concatenate(totals, axis=3)
 
 
 def _total(products: Iterable[Array]) -> Array:
     """The sum of products, each exact in a float type, as int32."""
-    total: Array = np.zeros((), np.int32)
-    for product in products:
-        whole = product.astype(np.int32)
-        total = np.add(total, whole, out=whole)
-    return total
+    return reduce(np.add, (product.astype(np.int32) for product in products))
 
 
-def _slices(count: int, block: int) -> Iterator[slice]:
-    """One slice or more that cover a range, none larger than a block, of about one size."""
-    size = max(-(-count // max(-(-count // block), 1)), 1)
-    for start in range(0, max(count, 1), size):
-        yield slice(start, min(start + size, count))
+def _slices(count: int, block: int) -> list[slice]:
+    """Slices of at most `block` that cover a range; one, even if the range is empty."""
+    return [slice(i, i + block) for i in range(0, max(count, 1), block)]

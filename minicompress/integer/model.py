@@ -1,7 +1,7 @@
 """A network of integers, as a device without floating point runs it.
 
-Real numbers are left at its edges only: `IntegerModel.quantize_input` makes codes of them, and
-calling the model makes logits of the last codes.
+There are real numbers at its two ends only: `IntegerModel.quantize_input` turns inputs into codes,
+and a call of the model turns the last codes into logits.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ class IntegerModel(Value):
     ----------
     layers : tuple of IntegerLayer
     input_shape : tuple of int
-        Of one input; the one size that it is for.
+        Of one input; no other size can run.
     input_qparams, output_qparams : QParams
-        What the codes of the input and of the logits stand for.
+        Scale and zero point of the codes of the input and of the logits.
 
     Notes
     -----
-    `run` gives the same codes on every run, with every BLAS and any number of threads. Sums are
+    `run` gives the same codes on every machine, with every BLAS and any number of threads. Sums are
     products of integers in float32, cut into blocks in which no partial sum can exceed 2**24 in
-    magnitude: in whatever order a BLAS adds, and whether or not it fuses a product with a sum,
-    every intermediate result is an integer that float32 holds, so nothing is ever rounded. All
-    else is integer arithmetic. (The scales that `to_integer` chose come from a float model, whose
-    last bits are the BLAS's: make the integer model once, and ship it.)
+    magnitude. So every intermediate result is an integer that float32 holds, in whatever order a
+    BLAS adds, with or without fused products: nothing is ever rounded. All else is integer
+    arithmetic. (The scales were chosen by a float model, whose last bits depend on the BLAS: make
+    the integer model once, and ship it.)
 
-    What integers buy in NumPy is size and exactness, not speed: `run` takes the time of the same
-    products in float32 and a third to a half more, for the codes; and float convolutions of 3 x 3,
-    which `apply` has a short cut for, take less than half of it.
+    In NumPy, integers buy size and exactness, not speed. `run` takes a third to a half more time
+    than the same products in float32. For float convolutions of 3 x 3, which `apply` computes by
+    Winograd's algorithm, it takes more than twice the time.
     """
 
     layers: tuple[IntegerLayer, ...]
@@ -54,12 +54,12 @@ class IntegerModel(Value):
     output_qparams: QParams
 
     def quantize_input(self, x: Array) -> Array:
-        """The codes of real inputs: `quantize_linear`, which saturates.
+        """The codes of real inputs, by `quantize_linear`: what is out of range is clamped.
 
         Parameters
         ----------
         x : (N, ...) float ndarray
-            Of the dtype of the calibration's inputs; float32 will do for float16.
+            Of the dtype of the calibration; float32 is accepted for float16.
 
         Returns
         -------

@@ -1,7 +1,8 @@
 """Fixed-point requantization: from the accumulators of one layer to the codes of the next.
 
-Between two integer layers stands one real number a channel, M = input scale * weight scale / output
-scale. Here it becomes an integer and a shift, and from then on there is no real number left.
+Each channel's accumulators are multiplied by one real number, M = input scale * weight scale /
+output scale. `quantize_multiplier` makes it an integer and a shift, and `requantize` applies them
+in integers alone.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ def quantize_multiplier(factor: ArrayLike) -> tuple[Array, Array]:
     Returns
     -------
     multiplier : ndarray of int32
-        In [2**30, 2**31). Rounded to nearest, ties to even: off by at most one part in 2**31.
+        In [2**30, 2**31). Rounded to nearest, ties to even: its relative error is at most 2**-31.
     shift : ndarray of int32
-        In [1, 62]. A factor below 2**-32 gets the least pair, 2**30 and 62: it turns every
-        accumulator into 0, as the factor itself would.
+        In [1, 62]. A factor below 2**-32 gets the smallest pair, 2**30 and 62. It turns every
+        accumulator into 0, as the factor itself does.
 
     Raises
     ------
     CompressionError
-        `factor` is not of float64, not positive or too large.
+        `factor` is not float64, not positive or too large.
 
     Notes
     -----
-    TFLite's QuantizeMultiplier, with all shifts to the right: its own is ``31 - shift``.
+    This is TFLite's QuantizeMultiplier, except that all shifts are to the right: TFLite's shift is
+    ``31 - shift``.
 
     Examples
     --------
@@ -81,7 +83,7 @@ def requantize(
     multiplier : integer, or (C,) ndarray of them, in [2**30, 2**31)
     shift : integer, or (C,) ndarray of them, in [1, 62]
     zero_point, low, high : int, -128 <= low <= high <= 127
-        The code of 0.0, and the ends that codes are clamped to. ReLU is ``low = zero_point``.
+        The code of 0.0, and the range to which codes are clamped. ReLU is ``low = zero_point``.
 
     Returns
     -------
@@ -91,19 +93,20 @@ def requantize(
     Raises
     ------
     CompressionError
-        Of what was said above.
+        An argument is not as above.
 
     Notes
     -----
-    In integers, with floor(n / 2**s) for ``n >> s`` also where n is negative::
+    In integers, where ``n >> s`` is floor(n / 2**s), also for negative n::
 
         code = min(max(((a * multiplier + 2**(shift - 1)) >> shift) + zero_point, low), high)
 
-    The product takes one int64, the sum with the half is below 2**63, and a tie is rounded up. This
-    is TFLite's MultiplyByQuantizedMultiplier under TFLITE_SINGLE_ROUNDING. (The scheme of gemmlowp,
-    in Jacob et al., *Quantization and training of neural networks for efficient integer-arithmetic-
-    only inference*, 2018, rounds twice, and so can be off by one.) C leaves the shift of a negative
-    number to the compiler; since the number n before the shift is at least -2**62, portable C99 is
+    The product fits in int64, the sum with the half is below 2**63, and ties are rounded up. This
+    is TFLite's MultiplyByQuantizedMultiplier under TFLITE_SINGLE_ROUNDING. (gemmlowp's scheme, in
+    Jacob et al., *Quantization and training of neural networks for efficient integer-arithmetic-
+    only inference*, 2018, rounds twice, so its result can differ by one.) In C, the shift of a
+    negative number depends on the compiler. The number n before the shift is at least -2**62, so
+    portable C99 is
     ``(int64_t)(((uint64_t)n + (UINT64_C(1) << 62)) >> shift) - (INT64_C(1) << (62 - shift))``.
 
     Examples
@@ -122,7 +125,7 @@ def requantize(
     as_int(low, "low", LOWEST, HIGHEST)
     as_int(high, "high", low, HIGHEST)
     as_int(zero_point, "zero_point", LOWEST, HIGHEST)
-    n = a.astype(np.int64)  # every step in place: fresh memory costs more than the work
+    n = a.astype(np.int64)  # then in place: new memory costs more than the work
     n *= m
     n += np.left_shift(np.int64(1), s - 1)
     n >>= s
@@ -131,7 +134,7 @@ def requantize(
 
 
 def _per_channel(value: ArrayLike, name: str, a: Array, low: int, high: int) -> Array:
-    """One number or one for every channel, in its range, as int64."""
+    """One number, or one for every channel, as int64; its range is checked."""
     array = integer_array(value, name)
     if array.ndim and array.shape != a.shape[-1:]:
         raise CompressionError(

@@ -1,8 +1,8 @@
-"""What an integer layer is, and those without weights.
+"""What an integer layer is, and the integer layers without weights.
 
-A code q stands for the real number ``(q - zero_point) * scale``. An average has a scale of its own,
-as a convolution has; the others keep scale and zero point. Geometry is explicit: what "same"
-padding means has been worked out for the one size of image that a layer is for.
+A code q stands for the real number ``(q - zero_point) * scale``. The output of an average, as that
+of a convolution, has its own scale and zero point; the other layers keep those of their input.
+Padding is given in numbers: a layer is for one size of image, and "same" has been resolved for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import numpy as np
 from minicompress.arrays import Array, Value, as_int, frozen, integer_array
 from minicompress.errors import CompressionError
 from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
-from minicompress.nn.kernels.windows import Pads, cut, geometry, pair, resolve_padding, taps
+from minicompress.nn.kernels.windows import (
+    Geometry,
+    Pads,
+    cut,
+    geometry,
+    inner_padding,
+    pair,
+    resolve_padding,
+    taps,
+)
 from minicompress.nn.stateless import Shape, image_shape
 
 NO_PADDING: Pads = ((0, 0), (0, 0))
@@ -36,7 +45,7 @@ class IntegerLayer(Value):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegerReLU(IntegerLayer):
-    """``max(code, zero_point)``, where no layer before it could take it in.
+    """``max(code, zero_point)``: a ReLU that is not part of the layer before it.
 
     Examples
     --------
@@ -69,39 +78,37 @@ class IntegerFlatten(IntegerLayer):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _IntegerPool2D(IntegerLayer):
-    """What both poolings share: the windows."""
+    """The windows of both poolings."""
 
     window: tuple[int, int]
     stride: tuple[int, int]
     padding: Pads = NO_PADDING
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "window", pair(self.window, "window", 1))
-        object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
-        object.__setattr__(self, "padding", explicit(self.padding))
-        for size, sides in zip(self.window, self.padding, strict=True):
-            if max(sides) >= size:
-                raise CompressionError(
-                    f"padding must be narrower than the window {self.window} on every side, "
-                    f"not {self.padding}"
-                )
+        window, stride = pair(self.window, "window", 1), pair(self.stride, "stride", 1)
+        self._set(window=window, stride=stride, padding=explicit(self.padding))
+        inner_padding(self.padding, window)
+
+    def geometry(self, input_hw: Shape) -> Geometry:
+        """Where the windows lie in an image of this height and width."""
+        return geometry(input_hw, self.window, self.stride, self.padding)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         h, w, channels = image_shape(input_shape)
-        return *geometry((h, w), self.window, self.stride, self.padding).output, channels
+        return *self.geometry((h, w)).output, channels
 
     def _windows(self, codes: Array, fill: int) -> Array:
         """A view (kh, kw, N, oh, ow, C) of the padded images."""
-        g = geometry(codes.shape[1:3], self.window, self.stride, self.padding)
+        g = self.geometry(codes.shape[1:3])
         rows = slice(0, g.output[0])
         return taps(cut(codes, rows, g, fill), rows, g)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegerMaxPool2D(_IntegerPool2D):
-    """The largest code of every window: codes are in the order of what they stand for.
+    """The largest code of every window, which stands for the largest number.
 
-    Padding is never the largest.
+    Padding counts as -128, so it is never the largest.
 
     Parameters
     ----------
@@ -123,10 +130,10 @@ class IntegerMaxPool2D(_IntegerPool2D):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IntegerAvgPool2D(_IntegerPool2D):
-    """The mean of every window in a scale of its own: a depthwise convolution with equal weights.
+    """The mean of every window, in its own scale: a depthwise convolution with equal weights.
 
-    ``sum of (x - input_zero_point)`` in int32, what lies outside of the image being
-    `input_zero_point`; then `requantize`, whose multiplier divides by the number of pixels too.
+    ``sum of (x - input_zero_point)`` in int32; padding is `input_zero_point`. Then `requantize`,
+    whose multiplier also divides by the number of pixels.
 
     Parameters
     ----------
@@ -135,8 +142,8 @@ class IntegerAvgPool2D(_IntegerPool2D):
     padding : ((top, bottom), (left, right))
         Narrower than the window.
     multiplier, shift : (1,) or (window[0] * window[1],) ndarray of integers
-        Those of every window; or, at place n - 1, of the windows with n pixels in the image, where
-        padding is not part of the mean.
+        One for all windows. Or, if padding does not count in the mean, one for each number of
+        pixels: entry n - 1 is for windows with n pixels in the image.
     input_zero_point, output_zero_point, low, high : int
         As for `IntegerConv2D`.
 
@@ -169,7 +176,7 @@ class IntegerAvgPool2D(_IntegerPool2D):
         if size > 2**22:
             raise CompressionError(f"window must hold at most 2**22 pixels, not be {self.window}")
         for name in ("multiplier", "shift"):
-            object.__setattr__(self, name, frozen(integer_array(getattr(self, name), name)))
+            self._set(**{name: frozen(integer_array(getattr(self, name), name))})
         if not self.multiplier.shape == self.shift.shape or self.shift.shape not in {(1,), (size,)}:
             raise CompressionError(
                 f"multiplier and shift must both hold 1 number or {size}, one for each number of "
@@ -189,7 +196,7 @@ class IntegerAvgPool2D(_IntegerPool2D):
         return made.reshape(sums.shape)
 
     def _requantized(self, sums: Array, place: Array) -> Array:
-        """The codes of rows of sums, whose columns have the multipliers at these places."""
+        """The codes of rows of sums; column i has the multiplier and shift number ``place[i]``."""
         return requantize(
             sums,
             self.multiplier[place],
@@ -201,7 +208,7 @@ class IntegerAvgPool2D(_IntegerPool2D):
 
 
 def explicit(padding: Pads) -> Pads:
-    """Padding in its last form; a word would need a size of image."""
+    """Padding as ((top, bottom), (left, right)); a word is refused, since it needs an image."""
     if isinstance(padding, str):
         raise CompressionError(f"padding must be ((top, bottom), (left, right)), not {padding!r}")
     return resolve_padding(padding, (1, 1), (1, 1))

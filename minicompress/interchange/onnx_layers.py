@@ -11,7 +11,6 @@ from typing import Any
 
 from minicompress.interchange.onnx_graph import Graph
 from minicompress.nn.factors import rearranged
-from minicompress.nn.kernels.windows import geometry, pair
 from minicompress.nn.layers import Conv2D, Dense, Layer
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.stateless import (
@@ -26,7 +25,6 @@ from minicompress.nn.stateless import (
     Softmax,
     Tanh,
 )
-from minicompress.representation import shape_of
 
 # Layers that are one operator without options.
 PLAIN: dict[type[Layer], str] = {
@@ -48,9 +46,7 @@ def add_layer(graph: Graph, layer: Layer, name: str) -> None:
     match layer:
         case Conv2D():
             kernel = rearranged(layer.weight, (3, 2, 0, 1))
-            window = shape_of(layer.weight)[:2]
-            options = _window(graph, layer, window, layer.stride, layer.dilation)
-            options["dilations"] = pair(layer.dilation, "dilation", 1)
+            options = {"dilations": layer.dilation, **_window(graph, layer)}
             weights = _weights(graph, kernel, layer.bias, name)
             graph.step("Conv", name, *weights, group=layer.groups, **options)
         case Dense():
@@ -59,8 +55,7 @@ def add_layer(graph: Graph, layer: Layer, name: str) -> None:
             weights = _weights(graph, rearranged(layer.weight, (1, 0)), layer.bias, name)
             graph.step("Gemm", name, *weights, transB=1)
         case MaxPool2D() | AvgPool2D():
-            stride = layer.window if layer.stride is None else layer.stride
-            options = _window(graph, layer, layer.window, stride)
+            options = _window(graph, layer)
             if isinstance(layer, AvgPool2D):
                 options["count_include_pad"] = int(layer.count_include_pad)
                 graph.step("AveragePool", name, **options)
@@ -88,8 +83,8 @@ def _weights(graph: Graph, weight: Any, bias: Any, name: str) -> list[str]:
     return [graph.weight(rep, f"{name}.{f}") for f, rep in parts.items() if rep is not None]
 
 
-def _window(graph: Graph, layer: Any, size: Any, stride: Any, dilation: Any = 1) -> dict[str, Any]:
+def _window(graph: Graph, layer: Any) -> dict[str, Any]:
     """Attributes of a window. The image has a known size, so "same" padding is numbers, too."""
-    g = geometry(graph.shape[:2], size, stride, layer.padding, dilation)
+    g = layer.geometry(graph.shape[:2])
     (top, bottom), (left, right) = g.pads
     return {"kernel_shape": g.kernel, "strides": g.stride, "pads": (top, left, bottom, right)}

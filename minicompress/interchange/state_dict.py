@@ -183,7 +183,8 @@ def to_state_dict(
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Dense, Flatten
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import Flatten
     >>> model = Sequential((Flatten(), Dense(np.zeros((4, 3)), np.zeros(3))))
     >>> for name, array in to_state_dict(model, layout="torch", input_shape=(1, 2, 2)).items():
     ...     print(name, array.shape)

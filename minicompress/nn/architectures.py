@@ -11,8 +11,9 @@ import math
 import numpy as np
 
 from minicompress.arrays import Array, choice, freeze, generator
-from minicompress.nn.layers import Conv2D, Dense, Flatten, Layer, MaxPool2D, ReLU
+from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.network import Sequential, output_shape
+from minicompress.nn.stateless import Flatten, Layer, MaxPool2D, ReLU
 
 # Kernel size and stride of both convolutions. The last two make the same network smaller without
 # any compression: what a compressor has to beat.

@@ -1,13 +1,15 @@
 """Moving the axes of a representation without decoding it.
 
-A factor of a `LowRank` weight becomes the weight of a layer of its own, and that layer wants its
-axes in the order of a kernel, HWIO. A quantized or clustered factor stays one on the way: only its
-codes move.
+A factor of a `LowRank` weight becomes the weight of its own layer, whose axes must be in the order
+of a kernel, HWIO. A quantized or clustered factor stays so: only its codes move.
 """
 
 from __future__ import annotations
 
+import math
 import string
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,18 +26,18 @@ def rearranged(rep: Rep, axes: Axes) -> Rep:
     ----------
     rep : ndarray or rep
     axes : tuple of int and None
-        For every axis of the result the axis of `rep` that goes there, each named once; None makes
-        a new axis of length 1.
+        For each axis of the result, the axis of `rep` that becomes it; every axis occurs once. None
+        makes a new axis of length 1.
 
     Returns
     -------
     ndarray or rep
-        Of the same kind and the same precision. Only values of a `Sparse` that are neither an array
-        nor `Clustered` nor quantized with one scale are decoded: their scales follow the old order.
+        Of the same kind and the same precision. One exception: the values of a `Sparse` are decoded
+        unless they are an array, `Clustered`, or quantized with one scale.
 
     Notes
     -----
-    ``decode(rearranged(rep, axes))`` equals ``rearranged(decode(rep), axes)`` exactly, but for a
+    ``decode(rearranged(rep, axes))`` equals ``rearranged(decode(rep), axes)`` exactly, except for a
     `LowRank`, whose product may be rounded in another order.
 
     Examples
@@ -48,8 +50,8 @@ def rearranged(rep: Rep, axes: Axes) -> Rep:
         case LowRank(factors, subscripts):
             return _rearranged_product(factors, subscripts, axes)
         case Sparse(shape, indices, values):
-            new = _rearranged_array(np.arange(int(np.prod(shape))).reshape(shape), axes)
-            # new.ravel()[j] is the old place of entry j; its inverse tells where an entry goes.
+            new = _rearranged_array(np.arange(math.prod(shape)).reshape(shape), axes)
+            # new.ravel()[j] is the old place of entry j; `places` is the inverse permutation.
             places = np.empty(new.size, np.int64)
             places[new.ravel()] = np.arange(new.size)
             order = np.argsort(places[indices])
@@ -58,18 +60,9 @@ def rearranged(rep: Rep, axes: Axes) -> Rep:
             if axis is not None and rep.block_size is not None:
                 scale = _rearranged_array(scale, axes)
                 zero_point = _rearranged_array(zero_point, axes)
-            moved = rearranged(codes, axes)
-            assert isinstance(moved, np.ndarray | Sparse)  # as `codes` was
-            return Quantized(
-                moved,
-                scale,
-                zero_point,
-                rep.num_bits,
-                rep.signed,
-                None if axis is None else axes.index(axis),
-                rep.block_size,
-                rep.dtype,
-            )
+            axis = None if axis is None else axes.index(axis)
+            moved: Any = rearranged(codes, axes)
+            return replace(rep, codes=moved, scale=scale, zero_point=zero_point, axis=axis)
         case Clustered(codes, codebook):
             return Clustered(_rearranged_array(codes, axes), codebook)
     return _rearranged_array(rep, axes)
@@ -97,14 +90,5 @@ def _taken(values: Rep, order: np.ndarray) -> Rep:
         case Clustered(codes, codebook):
             return Clustered(codes[order], codebook)
         case Quantized(codes=codes, axis=None) if isinstance(codes, np.ndarray):
-            return Quantized(
-                codes[order],
-                values.scale,
-                values.zero_point,
-                values.num_bits,
-                values.signed,
-                None,
-                None,
-                values.dtype,
-            )
+            return replace(values, codes=codes[order])
     return freeze(decode(values)[order])

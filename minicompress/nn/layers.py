@@ -1,13 +1,14 @@
 """Convolutions and dense layers, and how a compressed weight runs.
 
 Images are NHWC, kernels HWIO (kh, kw, in // groups, out), dense weights (in, out). A weight may be
-a representation. A `LowRank` one runs as its factors one after the other (see `factor_layers`), so
-its product is never formed; any other is decoded when it is used.
+a representation. A `LowRank` weight runs as its factors one after the other (see `factor_layers`),
+so their product is never formed; any other is decoded when it is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -15,35 +16,22 @@ import numpy as np
 
 from minicompress.arrays import FLOATS, Array, as_int, float_array, frozen
 from minicompress.errors import CompressionError
-from minicompress.nn.convolution import (
+from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
+from minicompress.nn.factors import rearranged
+from minicompress.nn.kernels.windows import (
+    Geometry,
     Padding,
     Pair,
-    conv2d,
-    conv2d_vjp,
-    conv_output_hw,
-    dense,
-    dense_vjp,
+    geometry,
+    normal_padding,
     pair,
     resolve_padding,
 )
-from minicompress.nn.factors import rearranged
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    Layer,
-    LeakyReLU,
-    MaxPool2D,
-    Pullback,
-    ReLU,
-    Shape,
-    Sigmoid,
-    Softmax,
-    Tanh,
-    image_shape,
-)
+from minicompress.nn.stateless import STATELESS_TYPES, image_shape
+from minicompress.nn.stateless import Layer as Layer
+from minicompress.nn.stateless import Pullback as Pullback
+from minicompress.nn.stateless import Shape as Shape
 from minicompress.representation import (
     Clustered,
     LowRank,
@@ -57,43 +45,21 @@ from minicompress.representation import (
 
 AnyLayer = TypeVar("AnyLayer", bound=Layer)
 
-# All layers can be had from here, those of the files before it too.
-__all__ = [
-    "LAYER_TYPES",
-    "AvgPool2D",
-    "BatchNorm",
-    "Conv2D",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GlobalAvgPool2D",
-    "Layer",
-    "LeakyReLU",
-    "MaxPool2D",
-    "Pullback",
-    "ReLU",
-    "Shape",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
-    "decoded_layer",
-    "factor_layers",
-    "plain_layers",
-]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Affine(Layer):
-    """What `Conv2D` and `Dense` share: a weight whose last axis is the output, and a bias."""
+    """What `Conv2D` and `Dense` share: a weight, whose last axis is the outputs, and a bias."""
 
     weight: Rep
     bias: Rep | None = None
 
     ndim: ClassVar[int]
+    function: ClassVar[Callable[..., Array]]
+    function_vjp: ClassVar[Callable[..., tuple[Array | None, Array, Array]]]
 
     def __post_init__(self) -> None:
         weight = _parameter(self.weight, "weight", self.ndim)
-        object.__setattr__(self, "weight", weight)
+        self._set(weight=weight)
         if self.bias is None:
             return
         bias, outputs = _parameter(self.bias, "bias", 1), shape_of(weight)[-1:]
@@ -102,15 +68,18 @@ class _Affine(Layer):
                 f"bias must be {dtype_of(weight)} of shape {outputs}, one for each output of "
                 f"weight, not {dtype_of(bias)} of shape {shape_of(bias)}"
             )
-        object.__setattr__(self, "bias", bias)
+        self._set(bias=bias)
 
     def parameters(self) -> dict[str, Rep]:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
+    def options(self) -> dict[str, Any]:
+        return {name: value for name, value in super().options().items() if name != "bias"}
+
     def forward(self, x: Array) -> Array:
         for part in plain_layers(self):
             assert isinstance(part, _Affine)  # as its parts are
-            x = part._run(x, *part._arrays())
+            x = type(part).function(x, *part._arrays(), **part.options())
         return x
 
     def vjp(
@@ -119,13 +88,15 @@ class _Affine(Layer):
         weight, bias = self._arrays()
 
         def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            dx, dweight, dbias = self._run_vjp(dy, x, weight, input_gradient)
+            dx, dweight, dbias = type(self).function_vjp(
+                dy, x, weight, **self.options(), input_gradient=input_gradient
+            )
             return dx, {"weight": dweight} | ({} if bias is None else {"bias": dbias})
 
-        return self._run(x, weight, bias), pullback
+        return type(self).function(x, weight, bias, **self.options()), pullback
 
     def _arrays(self) -> tuple[Array, Array | None]:
-        """Weight and bias, which must be plain arrays: nothing else has a gradient."""
+        """Weight and bias, which must be plain arrays: representations have no gradient."""
         for name, value in self.parameters().items():
             if not isinstance(value, np.ndarray):
                 raise CompressionError(
@@ -134,18 +105,10 @@ class _Affine(Layer):
                 )
         return self.weight, self.bias  # type: ignore[return-value]
 
-    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        raise NotImplementedError
-
-    def _run_vjp(
-        self, dy: Array, x: Array, weight: Array, input_gradient: bool
-    ) -> tuple[Array | None, Array, Array]:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Conv2D(_Affine):
-    """A convolution as a layer: `conv2d` with its weight, bias and geometry.
+    """A convolution as a layer: `conv2d` with its weight, bias and options.
 
     Parameters
     ----------
@@ -156,6 +119,7 @@ class Conv2D(_Affine):
     padding : "valid", "same", int, (ph, pw) or ((top, bottom), (left, right))
         Numbers are kept in the last form.
     groups : int
+        Divides the inputs and the outputs; group g of the outputs reads group g of the inputs.
 
     Raises
     ------
@@ -176,19 +140,17 @@ class Conv2D(_Affine):
     groups: int = 1
 
     ndim: ClassVar[int] = 4
+    function = staticmethod(conv2d)
+    function_vjp = staticmethod(conv2d_vjp)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups, shape = as_int(self.groups, "groups", 1), shape_of(self.weight)
-        if shape[3] % groups:
-            raise CompressionError(f"groups must divide the {shape[3]} outputs, not be {groups}")
-        object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
-        object.__setattr__(self, "dilation", pair(self.dilation, "dilation", 1))
-        # The size of the image does not matter to padding but by "same", which stays as it is.
-        pads = resolve_padding(self.padding, (1, 1), (1, 1))
-        if not isinstance(self.padding, str):
-            object.__setattr__(self, "padding", pads)
+        groups, outputs = as_int(self.groups, "groups", 1), shape_of(self.weight)[3]
+        if outputs % groups:
+            raise CompressionError(f"groups must divide the {outputs} outputs, not be {groups}")
+        stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
+        padding = normal_padding(self.padding)
+        self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
     @classmethod
     def from_oihw(cls, weight: Array, bias: Array | None = None, **options: Any) -> Conv2D:
@@ -202,25 +164,15 @@ class Conv2D(_Affine):
         kernel = float_array(weight, "weight", ndim=4)
         return cls(kernel.transpose(2, 3, 1, 0), bias, **options)
 
+    def geometry(self, input_hw: Shape) -> Geometry:
+        """Where the windows lie in an image of this height and width."""
+        kernel = shape_of(self.weight)[:2]
+        return geometry(input_hw, kernel, self.stride, self.padding, self.dilation)
+
     def output_shape(self, input_shape: Shape) -> Shape:
-        kh, kw, channels, outputs = shape_of(self.weight)
-        h, w = image_shape(input_shape, channels * self.groups)[:2]
-        oh, ow = conv_output_hw(
-            (h, w), (kh, kw), stride=self.stride, padding=self.padding, dilation=self.dilation
-        )
-        return oh, ow, outputs
-
-    def _geometry(self) -> dict[str, Any]:
-        names = ("stride", "padding", "dilation", "groups")
-        return {name: getattr(self, name) for name in names}
-
-    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        return conv2d(x, weight, bias, **self._geometry())
-
-    def _run_vjp(
-        self, dy: Array, x: Array, weight: Array, input_gradient: bool
-    ) -> tuple[Array | None, Array, Array]:
-        return conv2d_vjp(dy, x, weight, **self._geometry(), input_gradient=input_gradient)
+        _, _, channels, outputs = shape_of(self.weight)
+        image = image_shape(input_shape, channels * self.groups)
+        return *self.geometry(image[:2]).output, outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -244,6 +196,8 @@ class Dense(_Affine):
     """
 
     ndim: ClassVar[int] = 2
+    function = staticmethod(dense)
+    function_vjp = staticmethod(dense_vjp)
 
     @classmethod
     def from_out_in(cls, weight: Array, bias: Array | None = None) -> Dense:
@@ -262,31 +216,9 @@ class Dense(_Affine):
             raise CompressionError(f"the input must have shape ({inputs},), not {input_shape}")
         return (outputs,)
 
-    def _run(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        return dense(x, weight, bias)
 
-    def _run_vjp(
-        self, dy: Array, x: Array, weight: Array, input_gradient: bool
-    ) -> tuple[Array | None, Array, Array]:
-        return dense_vjp(dy, x, weight, input_gradient=input_gradient)
-
-
-LAYER_TYPES = frozenset[type[Layer]]({
-    AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-})  # fmt: skip
-"""The layers that are known, by the very type: one derived from them may compute something else."""
+LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {BatchNorm, Conv2D, Dense}
+"""The layers that are known, by their exact type: a derived one may compute something else."""
 
 
 # Running a compressed weight --------------------------------------------------------------------
@@ -302,18 +234,19 @@ def factor_layers(layer: Layer) -> tuple[Layer, ...]:
     Returns
     -------
     tuple of Layer
-        Their weights are the factors, which stay the representations that they are, with their
-        axes moved; the bias is the last one's. A layer whose weight is not `LowRank`, or whose type
-        is not known, is its own chain. One whose subscripts have no such chain, or whose `groups`
-        is not 1, is returned with its weight decoded.
+        Their weights are the factors, with their axes moved; a factor that is a representation
+        stays one. The last layer has the bias. A layer whose weight is not `LowRank`, or whose type
+        is not known, is returned as it is. If the subscripts have no such chain, or `groups` is not
+        1, it is returned with its weight decoded.
 
     Notes
     -----
-    "ir,ro->io" is two dense layers (Denil et al., 2013); "hwir,ro->hwio" a convolution and a 1 x 1
-    one (Zhang et al., 2016); "hir,rwo->hwio" one down the columns and one along the rows, each with
-    its part of stride, padding and dilation (Jaderberg et al., 2014); "ia,hwab,bo->hwio" 1 x 1, the
-    core, 1 x 1 (Kim et al., 2016). Zeros around the image stay zeros under a 1 x 1 kernel, so the
-    padding may be done behind it.
+    - "ir,ro->io": two dense layers (Denil et al., 2013).
+    - "hwir,ro->hwio": a convolution, then one of 1 x 1 (Zhang et al., 2016).
+    - "hir,rwo->hwio": a convolution along the columns, then one along the rows, each with its part
+      of stride, padding and dilation (Jaderberg et al., 2014).
+    - "ia,hwab,bo->hwio": 1 x 1, the core, 1 x 1 (Kim et al., 2016). A 1 x 1 kernel without bias
+      maps zeros to zeros, so the core can do the padding.
 
     Examples
     --------
@@ -347,7 +280,7 @@ def plain_layers(layer: Layer) -> tuple[Layer, ...]:
 
 
 def decoded_layer(layer: AnyLayer) -> AnyLayer:
-    """The layer with every weight decoded; the layer itself where all are plain arrays.
+    """The layer with every weight decoded; the same layer if all are plain arrays.
 
     Examples
     --------
@@ -362,10 +295,9 @@ def decoded_layer(layer: AnyLayer) -> AnyLayer:
 
 
 def _columns_then_rows(layer: Conv2D, a: Rep, b: Rep) -> list[Layer]:
-    """The two halves of a spatially separated kernel, (kh, 1) and (1, kw)."""
+    """The two convolutions of a spatially separated kernel, (kh, 1) and (1, kw)."""
     (sh, sw), (dh, dw) = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
-    above: Padding = layer.padding  # a word holds for each axis by itself
-    beside: Padding = layer.padding
+    above = beside = layer.padding  # a word means the same on each axis
     if not isinstance(layer.padding, str):
         vertical, horizontal = resolve_padding(layer.padding, (1, 1), (1, 1))
         above, beside = (vertical, (0, 0)), ((0, 0), horizontal)
@@ -377,7 +309,7 @@ def _columns_then_rows(layer: Conv2D, a: Rep, b: Rep) -> list[Layer]:
 
 
 def _with(layer: Conv2D, kernel: Rep) -> Conv2D:
-    """The same convolution with another kernel and without the bias, which comes last."""
+    """The same convolution with another kernel, and without the bias, which the last layer has."""
     return dataclasses.replace(layer, weight=kernel, bias=None)
 
 

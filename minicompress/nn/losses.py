@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 
 from minicompress.arrays import Array, as_float, float_array, integer_array, same_dtype
 from minicompress.errors import CompressionError
@@ -46,26 +47,20 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
         raise CompressionError(
             f"labels must lie in [0, {classes}), not reach from {labels.min()} to {labels.max()}"
         )
-    rows = np.arange(n)
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(1, keepdims=True)
-    chosen = shifted[rows, labels]
-    probabilities = np.exp(shifted)
-    sums = probabilities.sum(1, keepdims=True)
-    loss = float((np.log(sums[:, 0]) - chosen).sum() / n)
-    probabilities /= sums
-    probabilities[rows, labels] -= 1.0
-    probabilities /= n
-    return loss, probabilities.astype(logits.dtype)
+    rows, wide = np.arange(n), logits.astype(np.float64)
+    loss = abs(float(log_softmax(wide, axis=1)[rows, labels].sum() / n))  # of numbers <= 0
+    dlogits: Array = softmax(wide, axis=1)
+    dlogits[rows, labels] -= 1.0
+    return loss, (dlogits / n).astype(logits.dtype)
 
 
 def distillation(
     logits: Array, labels: Array, teacher: Array, *, temperature: float = 2.0, share: float = 0.7
 ) -> tuple[float, Array]:
-    """The cross-entropy with the labels, mixed with how far the outputs are from a teacher's.
+    """The cross-entropy with the labels, mixed with the distance from a teacher's outputs.
 
     ``(1 - share) cross_entropy + share T**2 KL(softmax(teacher / T) || softmax(logits / T))``,
-    means over the batch. The factor T**2 keeps the gradient as large whatever the temperature T.
+    means over the batch. The factor T**2 keeps the size of the gradient at any temperature T.
 
     Parameters
     ----------
@@ -73,11 +68,11 @@ def distillation(
         N may be 0.
     labels : (N,) ndarray of integers in [0, classes)
     teacher : (N, classes) ndarray of the dtype of `logits`
-        The logits of the model that is learned from.
+        The logits of the model to learn from.
     temperature : float, positive
-        At a high one the teacher's small probabilities count as well.
+        The higher it is, the more the teacher's small probabilities count.
     share : float in [0, 1]
-        Of the teacher; 0 is `softmax_cross_entropy`.
+        The weight of the teacher's part; with 0 this is `softmax_cross_entropy`.
 
     Returns
     -------
@@ -94,8 +89,8 @@ def distillation(
 
     Notes
     -----
-    For `fit`, give the teacher's logits as `targets`, and this function, with its options bound by
-    functools.partial, as `loss`.
+    In `fit`, give the teacher's logits as `targets` and this function as `loss`; bind its options
+    with functools.partial.
 
     G. Hinton, O. Vinyals and J. Dean, *Distilling the knowledge in a neural network* (2015).
 
@@ -116,20 +111,15 @@ def distillation(
         raise CompressionError(
             f"teacher must have the shape {logits.shape} of logits, not {teacher.shape}"
         )
-    n = max(len(logits), 1)
-    ours, theirs = _log_softmax(logits, temperature), _log_softmax(teacher, temperature)
+    n = len(logits)
+    if n == 0:
+        return loss, gradient
+    ours, theirs = (log_softmax(z.astype(np.float64) / temperature, 1) for z in (logits, teacher))
     wanted = np.exp(theirs)
     divergence = float((wanted * (theirs - ours)).sum() / n)
     pull = (np.exp(ours) - wanted) * (share * temperature / n)
     mixed = (1 - share) * loss + share * temperature**2 * divergence
     return mixed, ((1 - share) * gradient.astype(np.float64) + pull).astype(logits.dtype)
-
-
-def _log_softmax(logits: Array, temperature: float) -> Array:
-    """In float64."""
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True, initial=-np.inf)
-    return np.asarray(scaled - np.log(np.exp(scaled).sum(1, keepdims=True)))
 
 
 def mean_squared_error(outputs: Array, targets: Array) -> tuple[float, Array]:

@@ -1,7 +1,7 @@
-"""A model: a tuple of layers, one after the other, and what can be done with it.
+"""A model: a tuple of layers that run one after the other, and the functions of a model.
 
-A model is a value. Running it, its gradient, its weights and a copy of it with other weights are
-functions of it; none changes it.
+A model is a value: `apply` runs it, `vjp` differentiates it, `with_parameters` makes a copy of it
+with other weights, and nothing changes it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, as_int, float_array, not_finite
+from minicompress.arrays import Array, Value, as_int, ceil_div, float_array, not_finite
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.layers import Layer, Shape, decoded_layer, plain_layers
+from minicompress.nn.layers import decoded_layer, plain_layers
+from minicompress.nn.stateless import Layer, Shape
 from minicompress.representation import Rep
 
 Parameters: TypeAlias = tuple[dict[str, Rep], ...]
 Gradients: TypeAlias = tuple[dict[str, Array], ...]
 
-# The largest array between two layers while `apply` runs. Small enough to be freed and taken again
-# without a page fault, large enough for the products to run at full speed.
+# The largest array between two layers while `apply` runs. It is small enough that the C library
+# reuses its memory without page faults, and large enough for matrix products at full speed.
 CHUNK_BYTES = 8 << 20
 
 
@@ -35,16 +36,17 @@ class Sequential(Value):
     Parameters
     ----------
     layers : tuple of Layer
-        A list will do; it is kept as a tuple.
+        Or a list of them, which is kept as a tuple.
 
     Raises
     ------
     CompressionError
-        Something in it is not a `Layer`.
+        An entry is not a `Layer`.
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import ReLU
     >>> model = Sequential((Dense(np.array([[1.0, -1.0]])), ReLU()))
     >>> model(np.array([[3.0], [-4.0]]))
     array([[3., 0.],
@@ -61,10 +63,10 @@ class Sequential(Value):
         for i, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise CompressionError(f"layers[{i}] must be a Layer, not {layer!r}")
-        object.__setattr__(self, "layers", tuple(self.layers))
+        self._set(layers=tuple(self.layers))
 
     def __call__(self, x: Array) -> Array:
-        """`apply`, by another name."""
+        """The outputs for a batch of inputs: ``apply(self, x)``."""
         return apply(self, x)
 
 
@@ -74,12 +76,11 @@ def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Arra
     Parameters
     ----------
     model : Sequential
-        Its weights may be representations; they are decoded once a call.
-    x : (N, ...) ndarray
-        As many rows as you like: they run in chunks, so that what lies between two layers does not
-        grow with N.
+        Its weights may be representations; each call decodes them once.
+    x : (N, ...) ndarray of float16, float32 or float64
+        The rows run in chunks, so the memory between two layers does not grow with N.
     batch_size : int, optional
-        Rows in a chunk. By default as many as keep every array between two layers below 8 MB.
+        Rows in a chunk. By default every array between two layers stays below 8 MB.
 
     Returns
     -------
@@ -92,9 +93,9 @@ def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Arra
 
     Notes
     -----
-    Every row is computed by itself, and the chunks depend on shapes alone: the same call gives the
-    same bits on the same machine. In other company a row may come out with other last bits, since
-    BLAS orders a product's sum by the product's shape.
+    The chunks depend on shapes alone, so the same call gives the same bits on the same machine. The
+    last bits of a row can change with the batch size: the order in which BLAS adds depends on the
+    shapes.
 
     Examples
     --------
@@ -108,16 +109,15 @@ def apply(model: Sequential, x: Array, *, batch_size: int | None = None) -> Arra
         batch_size = chunk_rows(model, runs, x)
     else:
         batch_size = as_int(batch_size, "batch_size", 1)
-    y: Array | None = None
+    y: Array = np.empty(0)
     for start in range(0, max(len(x), 1), batch_size):  # an empty batch runs too, for its shape
         part = x[start : start + batch_size]
         for i, layer in runs:
             with naming_layer(model, i):
                 part = layer.forward(part)
-        if y is None:
+        if start == 0:
             y = np.empty((len(x), *part.shape[1:]), part.dtype)
         y[start : start + batch_size] = part
-    assert y is not None  # the loop ran
     return y
 
 
@@ -128,25 +128,25 @@ def vjp(
     rng: np.random.Generator | None = None,
     input_gradient: bool = True,
 ) -> tuple[Array, Callable[[Array], tuple[Array | None, Gradients]]]:
-    """The model's outputs, and the function that pulls a gradient back through it.
+    """The model's outputs, and the function that takes a gradient back through it.
 
     Parameters
     ----------
     model : Sequential
-        Of plain arrays.
-    x : (N, ...) ndarray
-        Runs in one piece; the pullback reads it again.
+        Its weights must be plain arrays.
+    x : (N, ...) ndarray of float16, float32 or float64
+        It runs in one piece, and the pullback reads it again.
     rng : numpy.random.Generator, optional
         For `Dropout`, which does nothing without one.
     input_gradient : bool
-        False spares the work of the gradient by `x`, which no training needs.
+        False saves the work for the gradient by `x`, which training does not need.
 
     Returns
     -------
     y : (N, ...) ndarray
     pullback : callable
         ``pullback(dy)`` gives ``(dx, gradients)``: the gradient by `x` (None without
-        `input_gradient`), and for every layer a dict of those by its parameters.
+        `input_gradient`), and for every layer a dict of the gradients by its parameters.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def vjp(
     (array([[3.]]), ({'weight': array([[2.]])},))
     """
     x = _batch(model, x)
-    # Layers up to the first with weights need not hand a gradient down: nobody is below to take it.
+    # Without `input_gradient`, no layer up to the first with weights needs its input's gradient.
     wanted, pullbacks = input_gradient, []
     for i, layer in enumerate(model.layers):
         with naming_layer(model, i):
@@ -190,8 +190,8 @@ def vjp(
 def decoded(model: Sequential) -> Sequential:
     """The model with every weight decoded to a plain array.
 
-    Decode once, then run many times, or train. Its outputs can differ in the last bits from those
-    of the model itself, whose `LowRank` weights run as their factors.
+    Decode once to run many times, or to train. The last bits of the outputs can change, because
+    `LowRank` weights run as their factors when they are not decoded.
 
     Examples
     --------
@@ -209,7 +209,8 @@ def parameters(model: Sequential) -> Parameters:
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import ReLU
     >>> parameters(Sequential((Dense(np.ones((1, 1))), ReLU())))
     ({'weight': array([[1.]])}, {})
     """
@@ -223,7 +224,7 @@ def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
     ----------
     model : Sequential
     parameters : tuple with one dict for each layer
-        A name that a dict leaves out keeps its weight.
+        A weight that a dict does not name stays as it is.
 
     Returns
     -------
@@ -232,8 +233,8 @@ def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
     Raises
     ------
     CompressionError
-        Another number of dicts than of layers, a name that the layer has no weight of, or a weight
-        that the layer refuses.
+        The number of dicts is not the number of layers, a layer has no weight of that name, or it
+        refuses the new one.
 
     Examples
     --------
@@ -260,11 +261,10 @@ def with_parameters(model: Sequential, parameters: Parameters) -> Sequential:
 
 
 def finite_model(model: Sequential) -> None:
-    """Refuse a model that has NaN or infinity among its weights.
+    """Refuse a model with NaN or infinity among its weights.
 
-    A layer may hold them, and `apply` runs it: what comes out shows them. They are refused where
-    they would end in something that looks right: by training, rewriting, files and exports.
-    Representations are of finite numbers from the start.
+    `apply` runs such a model: its outputs show the fault. Training, rewriting, files and exports
+    refuse it, because their results would look right. Representations are always finite.
 
     Raises
     ------
@@ -292,15 +292,12 @@ def finite_layer(layer: Layer) -> None:
 
 
 def finite_outputs(outputs: Array, rows: Array | None = None, name: str = "model") -> Array:
-    """A network's outputs as they are, refused where one is NaN or infinite.
-
-    Neither is an answer: NaN is no class, and infinity is a number too large for its dtype, of
-    which nobody knows whether it is the largest.
+    """A network's outputs, unchanged; NaN and infinity are refused, since they name no class.
 
     Raises
     ------
     CompressionError
-        Naming the first input whose outputs are not finite, by its index in `rows` if given.
+        Naming the first input whose outputs are not finite: its index, or its entry of `rows`.
     """
     if not np.isfinite(outputs).all():
         finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
@@ -314,7 +311,7 @@ def finite_outputs(outputs: Array, rows: Array | None = None, name: str = "model
 
 
 def output_shape(model: Sequential, input_shape: Shape) -> Shape:
-    """The shape of an output for an input's, both without the batch axis.
+    """The shape of an output, from the shape of an input; both without the batch axis.
 
     Parameters
     ----------
@@ -332,7 +329,8 @@ def output_shape(model: Sequential, input_shape: Shape) -> Shape:
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Conv2D, Flatten
+    >>> from minicompress.nn.layers import Conv2D
+    >>> from minicompress.nn.stateless import Flatten
     >>> output_shape(Sequential((Conv2D(np.ones((3, 3, 1, 4))), Flatten())), (8, 8, 1))
     (144,)
     """
@@ -340,11 +338,11 @@ def output_shape(model: Sequential, input_shape: Shape) -> Shape:
 
 
 def layer_shapes(model: Sequential, input_shape: Shape) -> tuple[Shape, ...]:
-    """The shapes between the layers: the input's, then each output's, without the batch axis.
+    """The shape of the input and then of each layer's output, without the batch axis.
 
     Examples
     --------
-    >>> from minicompress.nn.layers import Flatten, ReLU
+    >>> from minicompress.nn.stateless import Flatten, ReLU
     >>> layer_shapes(Sequential((ReLU(), Flatten())), (2, 3))
     ((2, 3), (2, 3), (6,))
     """
@@ -370,16 +368,16 @@ def _batch(model: Sequential, x: Array) -> Array:
 
 
 def chunk_rows(model: Sequential, runs: list[tuple[int, Layer]], x: Array) -> int:
-    """As many rows as keep the largest array between two layers within `CHUNK_BYTES`."""
+    """Rows in a chunk, so that every array between two layers fits in `CHUNK_BYTES`."""
     shape, largest = x.shape[1:], 1
     for i, layer in runs:
         with naming_layer(model, i):
             shape = layer.output_shape(shape)
         largest = max(largest, math.prod(shape))
-    fit = max(CHUNK_BYTES // (largest * x.itemsize), 1)
-    return -(-len(x) // max(-(-len(x) // fit), 1)) or 1  # chunks of nearly the same size
+    chunks = ceil_div(len(x), max(CHUNK_BYTES // (largest * x.itemsize), 1))
+    return max(ceil_div(len(x), max(chunks, 1)), 1)  # chunks of nearly the same size
 
 
 def naming_layer(model: Sequential, index: int) -> AbstractContextManager[None]:
-    """Say in which layer an error came up."""
+    """Name the layer in which an error arose."""
     return naming(f"layer {index} ({type(model.layers[index]).__name__})")

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicompress.arrays import Array, as_float, float_array, frozen, normal_axis, same_dtype
+from minicompress.arrays import (
+    Array,
+    as_float,
+    float_array,
+    frozen,
+    normal_axis,
+    same_dtype,
+    widened,
+)
 from minicompress.errors import CompressionError
-from minicompress.nn.activations import computed_dtype
 from minicompress.nn.kernels.windows import column_sums, gradient
 from minicompress.nn.stateless import Layer, Pullback, Shape
 from minicompress.representation import Rep
@@ -45,7 +52,7 @@ def batch_norm(
     array([[3.]])
     """
     x, scale, offset, mean, inverse = _norm_operands(x, scale, offset, mean, variance, epsilon)
-    y: Array = (x.astype(mean.dtype, copy=False) - mean) * (scale * inverse) + offset
+    y: Array = (widened(x) - mean) * (scale * inverse) + offset
     return y.astype(x.dtype, copy=False)
 
 
@@ -54,31 +61,12 @@ def batch_norm_vjp(
 ) -> tuple[Array, Array, Array]:
     """The vector-Jacobian product of `batch_norm`; the statistics are constants.
 
-    Parameters
-    ----------
-    dy : ndarray like `x`
-    x, scale, mean, variance, epsilon
-        As given to `batch_norm`.
-
-    Returns
-    -------
-    dx : ndarray like `x`
-    dscale, doffset : (C,) ndarray
-
-    Raises
-    ------
-    CompressionError
-        As `batch_norm`, or `dy` is not of the shape and dtype of `x`.
-
-    Examples
-    --------
-    >>> one = np.ones(1)
-    >>> batch_norm_vjp(np.array([[5.0]]), np.array([[3.0]]), 2 * one, one, 3 * one, epsilon=1.0)
-    (array([[5.]]), array([5.]), array([5.]))
+    ``dx = dy * scale / sqrt(variance + epsilon)``; `dscale` and `doffset` are the sums over all but
+    the last axis of ``dy * (x - mean) / sqrt(variance + epsilon)`` and of ``dy``.
     """
     x, scale, _, mean, inverse = _norm_operands(x, scale, scale, mean, variance, epsilon)
-    dy = gradient(dy, x.shape, x).astype(mean.dtype, copy=False)
-    normal = (x.astype(mean.dtype, copy=False) - mean) * inverse
+    dy = widened(gradient(dy, x.shape, x))
+    normal = (widened(x) - mean) * inverse
     return (
         (dy * (scale * inverse)).astype(x.dtype, copy=False),
         column_sums(dy * normal).astype(x.dtype, copy=False),
@@ -102,9 +90,7 @@ def _norm_operands(
         raise CompressionError("variance must not be negative")
     if as_float(epsilon, "epsilon", 0.0) == 0.0:
         raise CompressionError("epsilon must be positive, not 0")
-    scale, offset, mean, variance = (
-        v.astype(computed_dtype(x), copy=False) for v in small.values()
-    )
+    scale, offset, mean, variance = map(widened, small.values())
     inverse: Array = 1 / np.sqrt(np.add(variance, epsilon, dtype=variance.dtype))
     return x, scale, offset, mean, inverse
 
@@ -141,11 +127,10 @@ class BatchNorm(Layer):
 
     def __post_init__(self) -> None:
         arrays = {n: float_array(v, n, ndim=1) for n, v in self.parameters().items()}  # type: ignore[arg-type]
-        # The operation has all the checks; no row is enough for them.
+        # A batch without rows runs all checks of the operation.
         nothing = np.empty((0, arrays["scale"].size), arrays["scale"].dtype)
         batch_norm(nothing, **arrays, epsilon=self.epsilon)
-        for name, array in arrays.items():
-            object.__setattr__(self, name, frozen(array))
+        self._set(**{name: frozen(array) for name, array in arrays.items()})
 
     def parameters(self) -> dict[str, Rep]:
         return {n: getattr(self, n) for n in ("scale", "offset", "mean", "variance")}

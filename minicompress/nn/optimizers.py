@@ -1,8 +1,7 @@
 """Optimizers as pairs of pure functions, and schedules of the learning rate.
 
 ``init(model)`` gives the state for a model, ``update(model, gradients, state)`` the next model and
-the next state. Both are values: neither is written to once it is handed out, so a training can go
-on from any of them.
+the next state. Models and states are never changed, so a training can go on from any of them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, as_float, as_int, flag, freeze
+from minicompress.arrays import Array, as_float, as_int, flag, freeze, widened
 from minicompress.errors import CompressionError
 from minicompress.nn.network import Gradients, Sequential, parameters, with_parameters
 
@@ -29,7 +28,8 @@ class Optimizer(NamedTuple):
     init : callable
         ``init(model) -> state``
     update : callable
-        ``update(model, gradients, state) -> (model, state)``; what has no gradient stays as it is.
+        ``update(model, gradients, state) -> (model, state)``; a weight without a gradient stays as
+        it is.
     """
 
     init: Callable[[Sequential], Any]
@@ -58,7 +58,7 @@ def sgd(
     nesterov: bool = False,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Stochastic gradient descent, as PyTorch has it.
+    """Stochastic gradient descent, as in PyTorch.
 
     ``g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v``, and with `nesterov`
     ``w -= learning_rate * (g + momentum * v)``.
@@ -70,7 +70,7 @@ def sgd(
     nesterov : bool
         Needs momentum.
     weight_decay : float
-        Coupled: a penalty ``weight_decay / 2 * sum(w ** 2)``, on biases too.
+        Coupled: a penalty ``weight_decay / 2 * sum(w ** 2)``, also on biases.
 
     Returns
     -------
@@ -108,20 +108,19 @@ def sgd(
         model: Sequential, gradients: Gradients, state: SGDState
     ) -> tuple[Sequential, SGDState]:
         step_size = rate(state.step)
-        new, velocity = [], [dict(v) for v in state.velocity]
-        for i, weights in enumerate(_trained(model, gradients)):
-            new.append(dict[str, Any]())
-            for name, (weight, g) in weights.items():
-                if weight_decay:
-                    g = g + weight_decay * weight
-                if momentum:
-                    v = state.velocity[i][name] * momentum
-                    v += g
-                    velocity[i][name] = freeze(v)
-                    g = g + momentum * v if nesterov else v
-                stepped = g * step_size
-                new[i][name] = _cast(np.subtract(weight, stepped, out=stepped), weight)
-        return with_parameters(model, tuple(new)), SGDState(state.step + 1, tuple(velocity))
+
+        def rule(w: Array, g: Array, *v: Array) -> tuple[Array, ...]:
+            if weight_decay:
+                g = g + weight_decay * w
+            if momentum:
+                velocity = v[0] * momentum
+                velocity += g
+                v, g = (velocity,), g + momentum * velocity if nesterov else velocity
+            stepped = g * step_size
+            return np.subtract(w, stepped, out=stepped), *v
+
+        model, velocity = _updated(model, gradients, rule, *([state.velocity] if momentum else []))
+        return model, SGDState(state.step + 1, *velocity or [()])
 
     return Optimizer(init, update)
 
@@ -134,7 +133,7 @@ def adam(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Adam; with `weight_decay` it is AdamW, whose decay does not pass through the moments.
+    """Adam; with `weight_decay` AdamW, in which the decay does not enter the moments.
 
     ``m = beta1 m + (1 - beta1) g; s = beta2 s + (1 - beta2) g ** 2; w -= learning_rate *
     ((m / (1 - beta1 ** t)) / (sqrt(s / (1 - beta2 ** t)) + epsilon) + weight_decay * w)``,
@@ -146,12 +145,12 @@ def adam(
     beta1, beta2 : float, 0 <= beta < 1
     epsilon : float, positive
     weight_decay : float
-        Decoupled; on biases too.
+        Decoupled; also on biases.
 
     Returns
     -------
     Optimizer
-        Its moments are float32 for float16 weights, whose squares would underflow.
+        The moments of float16 weights are float32, since squares in float16 underflow.
 
     Raises
     ------
@@ -186,29 +185,28 @@ def adam(
     ) -> tuple[Sequential, AdamState]:
         t = state.step + 1
         step_size = rate(state.step)
-        # The corrections of both moments, gathered in two numbers for each step:
+        # Both corrections of the moments are two numbers for each step:
         # (m / c1) / (sqrt(s / c2) + epsilon) = (m * sqrt(c2) / c1) / (sqrt(s) + epsilon * sqrt(c2))
         root = math.sqrt(1 - beta2**t)
         factor, floor = step_size * root / (1 - beta1**t), epsilon * root
-        new, mean, square = [], [dict(m) for m in state.mean], [dict(s) for s in state.square]
-        for i, weights in enumerate(_trained(model, gradients)):
-            new.append(dict[str, Any]())
-            for name, (weight, g) in weights.items():
-                m, s = mean[i][name] * beta1, square[i][name] * beta2
-                spare = np.multiply(g, 1 - beta1, dtype=m.dtype)  # one buffer for all that follows
-                m += spare
-                np.multiply(g, g, out=spare, dtype=m.dtype)
-                spare *= 1 - beta2
-                s += spare
-                np.sqrt(s, out=spare)
-                spare += floor
-                np.divide(m, spare, out=spare)
-                spare *= factor
-                if weight_decay:
-                    spare += (step_size * weight_decay) * weight
-                mean[i][name], square[i][name] = freeze(m), freeze(s)
-                new[i][name] = _cast(np.subtract(weight, spare, out=spare), weight)
-        return with_parameters(model, tuple(new)), AdamState(t, tuple(mean), tuple(square))
+
+        def rule(w: Array, g: Array, m: Array, s: Array) -> tuple[Array, ...]:
+            m, s = m * beta1, s * beta2
+            spare = np.multiply(g, 1 - beta1, dtype=m.dtype)  # one buffer for all that follows
+            m += spare
+            np.multiply(g, g, out=spare, dtype=m.dtype)
+            spare *= 1 - beta2
+            s += spare
+            np.sqrt(s, out=spare)
+            spare += floor
+            np.divide(m, spare, out=spare)
+            spare *= factor
+            if weight_decay:
+                spare += (step_size * weight_decay) * w
+            return np.subtract(w, spare, out=spare), m, s
+
+        model, moments = _updated(model, gradients, rule, state.mean, state.square)
+        return model, AdamState(t, *moments)
 
     return Optimizer(init, update)
 
@@ -226,7 +224,7 @@ def constant_lr(value: float) -> Schedule:
 
 
 def cosine_lr(initial: float, steps: int, final: float = 0.0) -> Schedule:
-    """Half a cosine from `initial` at step 0 to `final` at `steps` and ever after, both exactly.
+    """Half a cosine, from exactly `initial` at step 0 to exactly `final` at `steps` and later.
 
     Parameters
     ----------
@@ -260,7 +258,7 @@ def cosine_lr(initial: float, steps: int, final: float = 0.0) -> Schedule:
 
 
 def step_lr(initial: float, drop: float, every: int) -> Schedule:
-    """`initial`, multiplied by `drop` after `every` so many steps.
+    """`initial`, multiplied by `drop` once every `every` steps.
 
     Parameters
     ----------
@@ -283,14 +281,14 @@ def step_lr(initial: float, drop: float, every: int) -> Schedule:
 
 
 def _schedule(learning_rate: float | Schedule) -> Schedule:
-    """A function of the step; what a caller's own gives is checked, and made a plain float."""
+    """The learning rate as a function of the step; what a caller's function gives is checked."""
     if callable(learning_rate):
         return lambda step: as_float(learning_rate(step), "learning_rate(step)", 0.0)
     return constant_lr(as_float(learning_rate, "learning_rate", 0.0))
 
 
 def _zeros(model: Sequential) -> Moments:
-    """Where the moments start, for every parameter; float16 gets float32 ones."""
+    """Zero for every parameter: where the moments start."""
     moments = []
     for i, weights in enumerate(parameters(model)):
         for name, weight in weights.items():
@@ -299,33 +297,32 @@ def _zeros(model: Sequential) -> Moments:
                     f"layer {i}: {name} is {type(weight).__name__}, and only plain arrays can be "
                     "trained: take decoded(model)"
                 )
-        moments.append({name: freeze(_zero(weight)) for name, weight in weights.items()})
+        moments.append({n: freeze(np.zeros_like(widened(w))) for n, w in weights.items()})  # type: ignore[arg-type]
     return tuple(moments)
 
 
-def _zero(weight: Any) -> Array:
-    return np.zeros(weight.shape, np.promote_types(weight.dtype, np.float32))
-
-
-def _trained(model: Sequential, gradients: Gradients) -> list[dict[str, tuple[Array, Array]]]:
-    """For every layer the weights that have a gradient, with it."""
+def _updated(
+    model: Sequential, gradients: Gradients, rule: Callable[..., tuple[Array, ...]], *old: Moments
+) -> tuple[Sequential, list[Moments]]:
+    """Update each weight that has a gradient: ``rule(weight, gradient, *moments)`` gives it anew,
+    and its moments after it."""
     if len(gradients) != len(model.layers):
         raise CompressionError(
             f"gradients must hold one dict for each of {len(model.layers)} layers, "
             f"not {len(gradients)}"
         )
-    trained = []
+    new: list[dict[str, Any]] = [{} for _ in gradients]
+    moments = [[dict(layer) for layer in moment] for moment in old]
     for i, (weights, slopes) in enumerate(zip(parameters(model), gradients, strict=True)):
         for name, slope in slopes.items():
-            shape = np.shape(weights[name]) if name in weights else None  # type: ignore[arg-type]
-            if shape != slope.shape:
+            weight: Any = weights.get(name)
+            if weight is None or weight.shape != slope.shape:
+                shape = None if weight is None else weight.shape
                 raise CompressionError(
                     f"layer {i}: the gradient of {name} has shape {slope.shape}, the weight {shape}"
                 )
-        trained.append({name: (weights[name], slope) for name, slope in slopes.items()})
-    return trained  # type: ignore[return-value]
-
-
-def _cast(updated: Array, weight: Array) -> Array:
-    """The new weight in the dtype of the old, read-only."""
-    return freeze(updated.astype(weight.dtype, copy=False))
+            made, *after = rule(weight, slope, *(moment[i][name] for moment in moments))
+            new[i][name] = freeze(made.astype(weight.dtype, copy=False))
+            for moment, value in zip(moments, after, strict=True):
+                moment[i][name] = freeze(value)
+    return with_parameters(model, tuple(new)), [tuple(moment) for moment in moments]

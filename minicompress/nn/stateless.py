@@ -1,7 +1,7 @@
-"""What a layer is, and the layers that hold no weights.
+"""What a layer is, and the layers that have no weights.
 
-A layer is a frozen value: its fields are all there is to it, and they are the arguments of the
-operation that it stands for. Training makes new layers; nothing changes one.
+A layer is a frozen value. Its fields are the weights and the options of one operation. Training
+makes new layers; nothing changes a layer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import numpy as np
 from minicompress.arrays import Array, Value, as_float, flag, freeze, generator
 from minicompress.errors import CompressionError
 from minicompress.nn import activations, pooling
-from minicompress.nn.convolution import Padding, Pair, conv_output_hw, pair, resolve_padding
+from minicompress.nn.kernels.windows import (
+    Geometry,
+    Padding,
+    Pair,
+    geometry,
+    normal_padding,
+    pair,
+)
 from minicompress.representation import Rep
 
 Shape: TypeAlias = tuple[int, ...]
@@ -25,12 +32,13 @@ Pullback: TypeAlias = Callable[[Array], tuple[Array | None, dict[str, Array]]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Layer(Value):
-    """Base of all layers. One of your own needs `forward`, `output_shape` and, to train it, `vjp`.
+    """Base of all layers.
 
-    It is a dataclass like those below, and lists its weights, if any, in `parameters`: arrays that
-    are not in there cannot be seen. `summary` counts it if its class defines `parameters` and
-    `macs(input_shape)`, the multiply-accumulates for one input. Files, ONNX, integers and
-    certificates know this package's layers only. A class derived from one of them is not that one.
+    To write your own, derive a frozen dataclass with `forward`, `output_shape` and, to train it,
+    `vjp`. List its weights, if any, in `parameters`: no other array is stored, counted or trained.
+    `summary` counts it if its class defines `parameters` and `macs(input_shape)`, the
+    multiply-accumulates for one input. Files, ONNX, integers and certificates know this package's
+    layers only, and not the classes derived from them, which may compute something else.
     """
 
     def forward(self, x: Array) -> Array:
@@ -49,17 +57,17 @@ class Layer(Value):
         Parameters
         ----------
         x : ndarray, the batch
-            The pullback reads it again: do not write to it, nor to `y`, in between.
+            The pullback reads it and `y` again: do not write to them before.
         rng : numpy.random.Generator, optional
             For `Dropout`, which does nothing without one.
         input_gradient : bool
-            False spares the work for the first of the pullback's results, which is then None.
+            False saves the work for the gradient by `x`, which is then None.
 
         Returns
         -------
         y : ndarray
         pullback : callable
-            Takes the gradient by `y`; returns the one by `x` and a dict of those by the weights.
+            From the gradient by `y` to the gradient by `x` and a dict of those by the weights.
         """
         raise NotImplementedError
 
@@ -67,16 +75,21 @@ class Layer(Value):
         """The weights, arrays or representations, by the names of their fields."""
         return {}
 
+    def options(self) -> dict[str, Any]:
+        """The fields that are not weights, by their names."""
+        weights = self.parameters()
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in weights}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Operation(Layer):
-    """A function of this package as a layer: the fields are the names of its options."""
+    """A function of this package as a layer; the fields are its options."""
 
     function: ClassVar[Callable[..., Array]]
     function_vjp: ClassVar[Callable[..., Array]]
 
     def forward(self, x: Array) -> Array:
-        return type(self).function(x, **self._options())
+        return type(self).function(x, **self.options())
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -85,13 +98,10 @@ class _Operation(Layer):
         self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
     ) -> tuple[Array, Pullback]:
         def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            dx = type(self).function_vjp(dy, x, **self._options()) if input_gradient else None
+            dx = type(self).function_vjp(dy, x, **self.options()) if input_gradient else None
             return dx, {}
 
         return self.forward(x), pullback
-
-    def _options(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,8 +137,8 @@ class ReLU(_Operation):
     def vjp(
         self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
     ) -> tuple[Array, Pullback]:
-        # The output is positive where the input is, and the next layer keeps it anyway: with it
-        # the pullback lets go of the input, which is as large.
+        # The output is positive where the input is. The next layer keeps the output anyway, so the
+        # memory of the input is free.
         y = activations.relu(x)
         return y, lambda dy: (activations.relu_vjp(dy, y) if input_gradient else None, {})
 
@@ -153,8 +163,7 @@ class LeakyReLU(_Operation):
     function_vjp = staticmethod(activations.leaky_relu_vjp)
 
     def __post_init__(self) -> None:
-        slope = as_float(self.negative_slope, "negative_slope", 0.0, 1.0)
-        object.__setattr__(self, "negative_slope", slope)
+        self._set(negative_slope=as_float(self.negative_slope, "negative_slope", 0.0, 1.0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,7 +198,7 @@ class Tanh(_Operation):
 class Softmax(_Operation):
     """Probabilities from logits, along the last axis.
 
-    For the loss take the logits: `softmax_cross_entropy` holds the softmax already.
+    Train on the logits: `softmax_cross_entropy` contains the softmax already.
 
     Examples
     --------
@@ -203,25 +212,25 @@ class Softmax(_Operation):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Pool2D(_Operation):
-    """What the pooling layers share: the windows."""
+    """The windows of the pooling layers."""
 
     window: Pair
     stride: Pair | None = None
     padding: Padding = "valid"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "window", pair(self.window, "window", 1))
-        if self.stride is not None:
-            object.__setattr__(self, "stride", pair(self.stride, "stride", 1))
-        pads = resolve_padding(self.padding, (1, 1), (1, 1))
-        if not isinstance(self.padding, str):
-            object.__setattr__(self, "padding", pads)
+        stride = None if self.stride is None else pair(self.stride, "stride", 1)
+        window, padding = pair(self.window, "window", 1), normal_padding(self.padding)
+        self._set(window=window, stride=stride, padding=padding)
+
+    def geometry(self, input_hw: Shape) -> Geometry:
+        """Where the windows lie in an image of this height and width."""
+        stride = self.window if self.stride is None else self.stride
+        return geometry(input_hw, self.window, stride, self.padding)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         h, w, channels = image_shape(input_shape)
-        window, stride = pair(self.window, "window", 1), self.stride
-        stride = window if stride is None else stride
-        return *conv_output_hw((h, w), window, stride=stride, padding=self.padding), channels
+        return *self.geometry((h, w)).output, channels
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -234,7 +243,7 @@ class MaxPool2D(_Pool2D):
     stride : int or (int, int), optional
         The window's size by default.
     padding : as for `Conv2D`
-        Counts as minus infinity.
+        Counts as minus infinity, so it is never the maximum.
 
     Examples
     --------
@@ -270,8 +279,7 @@ class AvgPool2D(_Pool2D):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        include = flag(self.count_include_pad, "count_include_pad")
-        object.__setattr__(self, "count_include_pad", include)
+        self._set(count_include_pad=flag(self.count_include_pad, "count_include_pad"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -287,15 +295,19 @@ class GlobalAvgPool2D(_Operation):
     function = staticmethod(pooling.global_avg_pool2d)
     function_vjp = staticmethod(pooling.global_avg_pool2d_vjp)
 
+    def geometry(self, input_hw: Shape) -> Geometry:
+        """One window: the whole image."""
+        return geometry(input_hw, input_hw)
+
     def output_shape(self, input_shape: Shape) -> Shape:
         return image_shape(input_shape)[2:]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dropout(Layer):
-    """In training, zero each entry with probability `rate` and scale the rest by 1 / (1 - rate).
+    """In training, set each entry to 0 with probability `rate`; divide the others by 1 - rate.
 
-    Everywhere else, and in `vjp` without `rng`, the identity.
+    `forward`, and `vjp` without `rng`, leave the input as it is.
 
     Parameters
     ----------
@@ -318,7 +330,7 @@ class Dropout(Layer):
         rate = as_float(self.rate, "rate", 0.0, 1.0)
         if rate == 1.0:
             raise CompressionError("rate must be less than 1, or nothing is left")
-        object.__setattr__(self, "rate", rate)
+        self._set(rate=rate)
 
     def forward(self, x: Array) -> Array:
         return x
@@ -337,8 +349,34 @@ class Dropout(Layer):
 
 
 def image_shape(input_shape: Shape, channels: int | None = None) -> Shape:
-    """Check the shape of an image, (H, W, C), with as many channels as needed."""
+    """Check the shape of an image, (H, W, C), and its number of channels if it is given."""
     if len(input_shape) != 3 or channels not in (None, input_shape[2]):
         wanted = "C" if channels is None else channels
         raise CompressionError(f"the input must have shape (H, W, {wanted}), not {input_shape}")
     return tuple(input_shape)
+
+
+STATELESS_TYPES = frozenset[type[Layer]]({
+    AvgPool2D,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2D,
+    LeakyReLU,
+    MaxPool2D,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Tanh,
+})  # fmt: skip
+"""The layers above, by their exact type."""
+
+
+def same_options(a: Layer, b: Layer) -> bool:
+    """Whether two layers have the same type and the same options; weights are not compared.
+
+    Examples
+    --------
+    >>> same_options(MaxPool2D(2), MaxPool2D((2, 2))), same_options(MaxPool2D(2), AvgPool2D(2))
+    (True, False)
+    """
+    return type(a) is type(b) and a.options() == b.options()

@@ -1,10 +1,9 @@
 """Training: `fit`, which may train a model seen through a view, and `evaluate`.
 
-A view is how compression takes part in training. `fit` keeps a latent model; in every step it looks
-at it through the view (rounded, masked, its weights shared ...), takes the gradient there and
-applies the update to the latent. Rounding kills a small update for good only when the rounded
-weights themselves are kept; behind a view small updates add up (Courbariaux et al., 2015; the
-"straight-through" gradient of Bengio et al., 2013).
+A view is how compression takes part in training. `fit` keeps a latent model. In every step the view
+makes the model that is run from it: rounded, masked, with shared weights. The gradient is taken
+there, and the latent model is updated. So updates that are smaller than a rounding step add up, and
+are not lost (Courbariaux et al., 2015; the "straight-through" gradient of Bengio et al., 2013).
 """
 
 from __future__ import annotations
@@ -16,26 +15,34 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, as_int, finite_array, generator, integer_array
+from minicompress.arrays import (
+    Array,
+    Value,
+    as_int,
+    ceil_div,
+    finite_array,
+    generator,
+    integer_array,
+)
 from minicompress.errors import CompressionError, naming
 from minicompress.nn.losses import softmax_cross_entropy
 from minicompress.nn.network import Gradients, Sequential, apply, finite_model, finite_outputs, vjp
 from minicompress.nn.optimizers import Optimizer
 
-# Of outputs and classes, and of the targets where there are any: the mean, and its gradient.
+# loss(outputs, classes), or loss(outputs, classes, targets): the mean, and its gradient by outputs.
 Loss: TypeAlias = Callable[..., tuple[float, Array]]
 
 
 class View(NamedTuple):
-    """A model as seen, with the way back for its gradients.
+    """The model that a view makes of the latent model, and how its gradients go back.
 
     Parameters
     ----------
     model : Sequential
         Of plain arrays.
     pullback : callable
-        ``pullback(gradients)`` gives the latent model's gradients for those of `model`. For a
-        shared codebook: each member gets the sum of its cluster's.
+        ``pullback(gradients)`` gives the latent model's gradients from those of `model`. With a
+        shared codebook, each weight gets the sum of the gradients of its cluster.
     """
 
     model: Sequential
@@ -48,12 +55,12 @@ LatentView: TypeAlias = Callable[[Sequential, int], Sequential | View]
 
 
 class TrainingState(NamedTuple):
-    """Where a training stands: with it in place of a model, `fit` goes on as if it had not ended.
+    """Where a training stands. Given to `fit` in place of a model, the training goes on from there.
 
     Parameters
     ----------
     latent : Sequential
-        The model that is updated; what is seen of it is a view.
+        The model that is updated, and that a view looks at.
     optimizer : object
         The optimizer's state.
     step : int
@@ -67,19 +74,19 @@ class TrainingState(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class History(Value):
-    """How a training went, one entry for every epoch that was run.
+    """How a training went: one entry for every epoch that was run.
 
     Parameters
     ----------
     train_loss, train_accuracy : tuple of float
-        Means over the examples as each was met, so while the model was changing; accuracy is a
-        fraction.
+        Means over the examples, each measured when its batch was trained on, so while the model was
+        changing. Accuracy is a fraction.
     validation_loss, validation_accuracy : tuple of float
         After the epoch; empty without validation data.
     stopped_early : bool
-        Whether patience ran out.
+        Whether `patience` ended the training.
     state : TrainingState or None
-        After the last epoch, also where the model returned is that of an earlier one.
+        After the last epoch, even if the model that `fit` returns is from an earlier one.
     """
 
     train_loss: tuple[float, ...] = ()
@@ -117,49 +124,48 @@ def fit(
     ----------
     model : Sequential or TrainingState
         Of plain arrays: where the latent model starts. Or the ``history.state`` of an earlier
-        training, which then goes on: momentum, schedules and the view's steps with it.
+        training, which then goes on with its momentum, its schedules and the view's steps.
     x : (N, ...) ndarray of the model's dtype, finite, N at least 1
     y : (N,) ndarray of integers
         The classes.
     optimizer : Optimizer
-        `sgd` or `adam`, or your own.
+        `sgd`, `adam` or your own.
     epochs : int
-        Times that all examples are gone through; may be 0.
+        Passes over all examples; may be 0.
     batch_size : int
-        Examples in a step; the last step of an epoch takes what is left.
+        Examples in a step; the last step of an epoch takes the rest.
     rng : numpy.random.Generator
         For the order of the examples and for `Dropout`.
     view : callable, optional
-        ``view(latent, step)`` gives the model, or `View`, at which output and gradient are taken;
-        without a pullback of its own the gradient goes straight through to the latent. `step` is
-        the number of updates made so far.
+        ``view(latent, step)`` gives the model or the `View` that is run; `step` is the number of
+        updates made so far. If it gives a model, the latent model gets its gradients unchanged.
     loss : callable
         ``loss(outputs, y) -> (mean loss, its gradient by the outputs)``
     targets : (N, ...) ndarray, optional
-        What the loss has to know of each example beside its class, as a teacher's outputs for
-        `distillation`: it is then called as ``loss(outputs, y, targets)``.
+        More that the loss needs of each example, such as a teacher's outputs for `distillation`.
+        The loss is then called as ``loss(outputs, y, targets)``.
     validation : (x, y), optional
-        To report after every epoch; by the same loss, or by `softmax_cross_entropy` if there are
-        targets, which are not known for these examples.
+        Evaluated after every epoch with the same loss, or with `softmax_cross_entropy` if there are
+        targets, which these examples have not.
     patience : int, optional
-        Stop once the validation loss has not become lower for so many epochs, and return the model
-        of the epoch where it was lowest.
+        Stop when the validation loss has not become lower for this many epochs, and return the
+        model of the epoch with the lowest one.
     progress : callable, optional
         ``progress(step, total_steps, loss)`` after every step; `step` counts from 1.
 
     Returns
     -------
     model : Sequential
-        The view of the final latent model, at the number of all updates.
+        The final latent model, seen through the view.
     history : History
 
     Raises
     ------
     CompressionError
-        Data do not fit each other, labels are not integers, a number is out of range, `patience`
-        comes without `validation`, or the model holds representations. Inputs, targets or weights
-        to start from are NaN or infinite. A loss becomes so, or the weights do by the end of an
-        epoch: the message names the step and the epoch.
+        Shapes do not fit, labels are not integers, a number is out of range, `patience` is given
+        without `validation`, or the model holds representations. Inputs, targets or initial weights
+        are NaN or infinite. The loss becomes NaN or infinite at a step, or the weights by the end
+        of an epoch; the message names the step and the epoch.
 
     Notes
     -----
@@ -190,13 +196,12 @@ def fit(
             raise CompressionError(f"targets must have {len(x)} rows as x, not {len(targets)}")
         if targets.dtype.kind == "f":
             finite_array(targets, "targets")
-    look = _looking(view)
     if isinstance(model, Sequential):
         model = TrainingState(model, optimizer.init(model), 0)
     latent, state, step = model
     finite_model(latent)
-    first, total_steps = step, epochs * math.ceil(len(x) / batch_size)
-    seen, lowest, best_epoch = look(latent, step).model, math.inf, 0
+    first, total_steps = step, epochs * ceil_div(len(x), batch_size)
+    best, lowest, best_epoch = _seen(view, latent, step).model, math.inf, 0
     history = History(state=model)
     measure = loss if targets is None else softmax_cross_entropy
 
@@ -204,42 +209,45 @@ def fit(
         loss_sum, hits, order = 0.0, 0, rng.permutation(len(x))
         for start in range(0, len(x), batch_size):
             rows = order[start : start + batch_size]
-            labels = y[rows]
+            known = (y[rows],) if targets is None else (y[rows], targets[rows])
             where = f"step {step - first + 1} of {total_steps} (epoch {epoch})"
-            at, to_latent = look(latent, step)
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
-                outputs, pullback = vjp(at, x[rows], rng=rng, input_gradient=False)
-                known = () if targets is None else (targets[rows],)
-                batch_loss, doutputs = loss(outputs, labels, *known)
+            seen, to_latent = _seen(view, latent, step)
+            with np.errstate(over="ignore", invalid="ignore"):  # the check of the loss finds them
+                outputs, pullback = vjp(seen, x[rows], rng=rng, input_gradient=False)
+                batch_loss, doutputs = loss(outputs, *known)
                 if not math.isfinite(batch_loss):
                     raise CompressionError(f"{where}: the loss is {batch_loss}. {DIVERGED}")
                 gradients = to_latent(pullback(doutputs)[1])
                 latent, state = optimizer.update(latent, gradients, state)
             step += 1
             loss_sum += float(batch_loss) * len(rows)
-            hits += _hits(outputs, labels)
+            hits += _hits(outputs, y[rows])
             if progress is not None:
                 progress(step - first, total_steps, float(batch_loss))
-        last = look(latent, step).model
+        last = _seen(view, latent, step).model
         try:
             finite_model(latent)
-            if last is not latent:
-                finite_model(last)
+            finite_model(last)
         except CompressionError as error:
             raise CompressionError(f"after {where}: {error}. {DIVERGED}") from error
-        measured = None
+        measured: tuple[float, ...] = ()
         if validation is not None:
             with naming(f"validation after {where}"):
                 measured = evaluate(last, *validation, loss=measure)
-        now = TrainingState(latent, state, step)
-        history = _extended(history, loss_sum / len(x), hits / len(x), measured, now)
-        if patience is None or measured is None:
-            seen = last
+        history = History(
+            (*history.train_loss, loss_sum / len(x)),
+            (*history.train_accuracy, hits / len(x)),
+            history.validation_loss + measured[:1],
+            history.validation_accuracy + measured[1:],
+            state=TrainingState(latent, state, step),
+        )
+        if patience is None:
+            best = last
         elif measured[0] < lowest:
-            seen, lowest, best_epoch = last, measured[0], epoch
+            best, lowest, best_epoch = last, measured[0], epoch
         elif epoch - best_epoch >= patience:
-            return seen, replace(history, stopped_early=True)
-    return seen, history
+            return best, replace(history, stopped_early=True)
+    return best, history
 
 
 def evaluate(
@@ -250,7 +258,7 @@ def evaluate(
     batch_size: int | None = None,
     loss: Loss = softmax_cross_entropy,
 ) -> tuple[float, float]:
-    """The mean loss and the fraction of right answers.
+    """The mean loss and the fraction of correct answers.
 
     Parameters
     ----------
@@ -267,14 +275,13 @@ def evaluate(
     -------
     loss : float
     accuracy : float
-        The largest output decides; among equal ones the first.
+        The answer is the class of the largest output; of equal ones, the first.
 
     Raises
     ------
     CompressionError
-        Data do not fit each other, or there are none. Inputs, outputs or the loss are NaN or
-        infinite: NaN is no class, and infinity is what was too large for the dtype, of which
-        nobody knows whether it is the largest. The message names the first input.
+        Shapes do not fit, or there are no examples. Inputs, outputs or the loss are NaN or
+        infinite; the message names the first such input.
 
     Examples
     --------
@@ -295,8 +302,8 @@ def evaluate(
 def scored(outputs: Array, y: Array, loss: Loss) -> tuple[float, float]:
     """Loss and accuracy of outputs that may be NaN or infinite.
 
-    The loss is infinite unless all is finite, so that nothing is taken for better than a number;
-    an input whose outputs are not finite is answered wrong.
+    Then the loss is infinite, which is worse than every number, and an input whose outputs are not
+    all finite counts as a wrong answer.
     """
     right = _hits(outputs, y) / len(y)
     if not np.isfinite(outputs).all():
@@ -307,12 +314,12 @@ def scored(outputs: Array, y: Array, loss: Loss) -> tuple[float, float]:
 
 
 def accuracy(model: Sequential, x: Array, y: Array) -> float:
-    """The fraction of right answers.
+    """The fraction of correct answers.
 
     Parameters
     ----------
     model : Sequential
-        Of logits, or anything else whose largest entry is the answer.
+        The answer is the class of the largest output.
     x : (N, ...) ndarray
     y : (N,) ndarray of integers
         N is at least 1.
@@ -351,42 +358,22 @@ def _data(x: Array, y: Array, x_name: str, y_name: str) -> tuple[Array, Array]:
 
 
 def _answers(model: Sequential, x: Array, batch_size: int | None = None) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # finite_outputs finds them
         return finite_outputs(apply(model, x, batch_size=batch_size))
 
 
-def _looking(view: LatentView | None) -> Callable[[Sequential, int], View]:
-    """The view in its full form: straight through, unless it says otherwise."""
-
-    def look(latent: Sequential, step: int) -> View:
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused
-            seen = latent if view is None else view(latent, step)
-        return seen if isinstance(seen, View) else View(seen, lambda gradients: gradients)
-
-    return look
+def _seen(view: LatentView | None, latent: Sequential, step: int) -> View:
+    """The latent model through the view; its gradients come back unchanged unless the view says."""
+    with np.errstate(over="ignore", invalid="ignore"):  # finite_model finds them
+        seen = latent if view is None else view(latent, step)
+    return seen if isinstance(seen, View) else View(seen, lambda gradients: gradients)
 
 
 def _hits(outputs: Array, labels: Array) -> int:
     if outputs.ndim != 2 or outputs.shape[1] == 0:
         raise CompressionError(
-            f"the network must answer every input with numbers for classes, not with arrays of "
-            f"shape {outputs.shape[1:]}"
+            f"the network's output for an input must be numbers for classes, not an array of shape "
+            f"{outputs.shape[1:]}"
         )
     right = (outputs.argmax(-1) == labels) & np.isfinite(outputs).all(-1)  # NaN is no class
     return int(np.count_nonzero(right))
-
-
-def _extended(
-    history: History,
-    train_loss: float,
-    train_accuracy: float,
-    validated: tuple[float, float] | None,
-    state: TrainingState,
-) -> History:
-    return History(
-        (*history.train_loss, train_loss),
-        (*history.train_accuracy, train_accuracy),
-        history.validation_loss + (() if validated is None else validated[:1]),
-        history.validation_accuracy + (() if validated is None else validated[1:]),
-        state=state,
-    )

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from minicompress.arrays import Array
-from minicompress.nn.layers import LeakyReLU, ReLU, Sigmoid, Tanh
 from minicompress.nn.network import Sequential, finite_model, parameters, with_parameters
+from minicompress.nn.stateless import LeakyReLU, ReLU, Sigmoid, Tanh
 from minicompress.nn.training import TrainingState
 from minicompress.recipes.latent import Latent, latent_parts
 from minicompress.representation import Rep

@@ -74,7 +74,9 @@ def shrink_kernel(
         hw = (images.shape[1], images.shape[2])
     dilations = pair(layer.dilation, "dilation", 1)
     pads, after = (
-        resolve_padding(layer.padding, hw, k, stride=layer.stride, dilation=dilations)
+        resolve_padding(
+            layer.padding, hw, k, stride=pair(layer.stride, "stride", 1), dilation=dilations
+        )
         for k in (old, new)
     )
     offsets = [

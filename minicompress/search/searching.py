@@ -169,7 +169,8 @@ def search_plan(
     --------
     >>> import numpy as np
     >>> from minicompress.compressors.quantization import quantize
-    >>> from minicompress.nn.layers import Dense, ReLU
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import ReLU
     >>> from minicompress.storage.container import dumps
     >>> rng = np.random.default_rng(0)
     >>> model = Sequential((Dense(rng.normal(size=(4, 8))), ReLU(), Dense(rng.normal(size=(8, 3)))))

@@ -15,15 +15,14 @@ import numpy as np
 from minicompress.arrays import as_int, choice, freeze
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.kernels.windows import Padding, Pair, pair, resolve_padding
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.network import Sequential, finite_model
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,
-    Layer,
     LeakyReLU,
     MaxPool2D,
     ReLU,
@@ -31,7 +30,6 @@ from minicompress.nn.layers import (
     Softmax,
     Tanh,
 )
-from minicompress.nn.network import Sequential, finite_model
 from minicompress.representation import Rep, dtype_of, shape_of
 from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
 from minicompress.storage.coding import Template, code_rep

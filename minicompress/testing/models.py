@@ -12,15 +12,14 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from minicompress.arrays import Array, DType
 from minicompress.integers import code_dtype, code_range, qparam_shape, scale_dtypes
-from minicompress.nn.layers import (
+from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.network import Sequential
+from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.stateless import (
     AvgPool2D,
-    BatchNorm,
-    Conv2D,
-    Dense,
     Dropout,
     Flatten,
     GlobalAvgPool2D,
-    Layer,
     LeakyReLU,
     MaxPool2D,
     ReLU,
@@ -28,7 +27,6 @@ from minicompress.nn.layers import (
     Softmax,
     Tanh,
 )
-from minicompress.nn.network import Sequential
 from minicompress.representation import Clustered, LowRank, Quantized, Rep, Sparse
 from minicompress.testing.strategies import DTYPES, contents
 
