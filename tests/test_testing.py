@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import at_most
 from hypothesis import given, settings
 
 from minicompress.compressors.pruning import prune_magnitude
@@ -364,7 +365,7 @@ def test_every_cell_is_visited_by_a_check():
     assert len(weight_cells()) == 3 * (2 * len(KINDS) + 1)
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(kernels(empty=False))
 def test_layouts_hold_the_same_entries_and_share_nothing(w):
     for layout in LAYOUTS:
