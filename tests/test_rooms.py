@@ -128,11 +128,12 @@ def test_a_bare_import_brings_neither_test_nor_plot_packages():
 
 def seeded_draws(source):
     """Property tests and strategies that make a generator: arrays that could not shrink."""
+    lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             decorators = " ".join(ast.unparse(d) for d in node.decorator_list)
             if re.search(r"\b(given|composite)\b", decorators):
-                body = "\n".join(map(ast.unparse, node.body))
+                body = "\n".join(lines[node.lineno : node.end_lineno])
                 if re.search(r"default_rng\((?!\d+\))|RandomState|randoms\(|random_module", body):
                     yield node.name
 
