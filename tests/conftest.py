@@ -25,5 +25,3 @@ settings.register_profile("default", UNTIMED, max_examples=15, derandomize=True,
 settings.register_profile("ci", UNTIMED, max_examples=60, derandomize=True, database=None)
 settings.register_profile("thorough", UNTIMED, max_examples=5_000, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-collect_ignore = ["mutate.py"]  # a command of its own, for which cosmic-ray must be there
