@@ -5,9 +5,9 @@
 
 cosmic-ray makes the mutants: an operator exchanged, a number moved, a comparison turned, a branch
 inverted. A sample is drawn from all of them; each is written into a copy of the project, and the
-tests of its module run until one fails, then those of the modules that build on it. What survives
-is printed with its line. Mutants of annotations, which nobody runs, and those that are no Python
-are left out. What came out of it last is in MUTATION.md beside this file.
+tests of its module run until one fails, then those of its room. A mutant that survives is printed
+with its line. Mutants of annotations, which nobody runs, and those that are no Python are left out.
+The figures of the last run are in MUTATION.md beside this file.
 """
 
 from __future__ import annotations
@@ -27,33 +27,68 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator, operator_names
-
 ROOT = Path(__file__).parents[1]
-TESTS = {
-    "arrays.py": "arrays representation",
-    "norms.py": "norms lowrank",
-    "integers.py": "integers quantization",
-    "qparams.py": "qparams quantization",
-    "subscripts.py": "representation",
-    "representation.py": "representation",
-    "compressors/svd.py": "lowrank",
-    "compressors/tucker.py": "tucker",
-    "compressors/pruning.py": "pruning prune_channels",
-    "compressors/schedules.py": "schedules",
-    "compressors/quantization.py": "quantization rounding",
-    "compressors/rounding.py": "rounding",
-    "compressors/clustering.py": "clustering",
-    "compressors/chaining.py": "chain",
+PACKAGE = ROOT / "minicompress"
+FOUNDATION = "arrays norms representation integers qparams"
+COMPRESSORS = (
+    "svd tucker pruning prune_channels schedules quantization rounding clustering chaining float16"
+)
+# The tests of each room, quick ones first. Those of the module itself run before them.
+ROOMS = {
+    "": f"{FOUNDATION} svd pruning quantization clustering chaining not_finite public datasets cli",
+    "compressors/bounds": f"{COMPRESSORS} norms public",
+    "compressors": f"{COMPRESSORS} {FOUNDATION} not_finite public",
+    "nn/kernels": "winograd convolution pooling layers network",
+    "nn": "activations losses optimizers architectures pooling network layers training convolution "
+    "unknown_layers not_finite public in_one_file",
+    "integer": "requantization integer_layers conversion unknown_layers public",
+    "storage": "format entropy container damaged_files not_finite public",
+    "analysis": "accounting sensitivities table unknown_layers public",
+    "certify": "lipschitz certificates certification unknown_layers public",
+    "rewrite": "structure smaller_kernels unknown_layers not_finite public",
+    "search": "plan searching sensitivities public",
+    "recipes": "structure recipe rate rate_price rate_recipe dead_units deep_compression public",
+    "early_exit": "exits exit_file exit_training thresholds public",
+    "interchange": "c_memory c_names c onnx_graph onnx_weights onnx_file array_names state_dict "
+    "unknown_layers public",
+    "testing": "checks",
+    "experiments": "table comparison certification report cli examples",
 }
-# What a survivor of its own tests still has to get past.
-WIDER = "arrays norms integers qparams representation lowrank pruning quantization chain public"
+# Of modules that are tested in the file of another one.
+ELSEWHERE = {
+    "subscripts": "representation",
+    "randomized": "svd",
+    "factors": "layers",
+    "tables": "table",
+    "zonotope": "certificates",
+    "huffman": "entropy",
+    "range_coder": "entropy",
+    "strategies": "checks",
+    "laws": "checks",
+    "__main__": "cli",
+}
+
+
+def checked_by(file: str) -> list[str]:
+    """The test files that a mutant of this file has to get past, its own first."""
+    path = Path(file)
+    room = "" if len(path.parts) == 1 else path.parent.as_posix()
+    own = ELSEWHERE.get(path.stem, path.stem)
+    names = dict.fromkeys([own, *ROOMS[room].split()])
+    return [f"tests/test_{t}.py" for t in names if (ROOT / f"tests/test_{t}.py").exists()]
+
+
+def compressors() -> list[str]:
+    """What is mutated unless told: the compressors and what they are built on."""
+    files = [*PACKAGE.glob("*.py"), *(PACKAGE / "compressors").rglob("*.py")]
+    others = {"__init__", "__main__", "cli", "datasets", "errors"}
+    return sorted(f.relative_to(PACKAGE).as_posix() for f in files if f.stem not in others)
+
 
 SECONDS = 60
 """Of processor time, which does not depend on what else runs: a mutant that needs more never ends.
 
-Each of the two runs takes half of it where nothing is wrong.
+A run in which every test passes takes half of it.
 """
 
 ONLY_HERE = f"""
@@ -85,7 +120,10 @@ def without_annotations(source: str) -> str:
 
 def mutants(file: str) -> list[tuple[str, str, int]]:
     """All mutants of a file: its name, the operator, and where it strikes."""
-    source = (ROOT / "minicompress" / file).read_text()
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    source = (PACKAGE / file).read_text()
     original, found = without_annotations(source), []
     for name in sorted(operator_names()):
         if "Variable" in name:  # they ask for names of variables to exchange
@@ -103,44 +141,38 @@ def mutants(file: str) -> list[tuple[str, str, int]]:
     return found
 
 
+def broken(copy: Path, tests: list[str]) -> str:
+    """The first test that fails in a copy, or another reason why the tests do not pass."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=copy,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "default"},
+            capture_output=True,
+            text=True,
+            timeout=60 * SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return "did not end"
+    if done.returncode == 0:
+        return ""
+    failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
+    return (failed or ["did not start" if done.returncode > 0 else "did not end"])[0]
+
+
 def run(mutant: tuple[str, str, int], copy: Path) -> dict:
     """Whether the tests kill a mutant, and how it differs."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
     file, name, occurrence = mutant
     target = copy / "minicompress" / file
-    source = (ROOT / "minicompress" / file).read_text()
+    source = (PACKAGE / file).read_text()
     changed = mutate_code(source, get_operator(name)(), occurrence)
     assert changed is not None
     target.write_text(changed)
-    start, killed = time.monotonic(), ""
-    own = [f"tests/test_{t}.py" for t in TESTS[file].split()]
-    wider = [f"tests/test_{t}.py" for t in WIDER.split() if f"tests/test_{t}.py" not in own]
-    for tests in (own, wider):
-        try:
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-B",
-                    "-m",
-                    "pytest",
-                    "-x",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    *tests,
-                ],
-                cwd=copy,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                timeout=60 * SECONDS,
-            )
-            failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
-            ended = "did not start" if done.returncode > 0 else "did not end"
-            killed = (failed or [ended])[0] if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            killed = "did not end"
-        if killed:
-            break
+    start = time.monotonic()
+    killed = broken(copy, checked_by(file))
     target.write_text(source)
     lines = difflib.unified_diff(source.splitlines(), changed.splitlines(), lineterm="", n=0)
     diff = [line for line in lines if line[:1] in "-+@" and line[:3] not in ("---", "+++")]
@@ -153,7 +185,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=list(TESTS), help="files under minicompress/")
+    parser.add_argument(
+        "--only", nargs="*", default=compressors(), help="files under minicompress/"
+    )
     parser.add_argument("--log", type=Path, help="a line of JSON for each mutant")
     options = parser.parse_args()
     everything = [m for file in options.only for m in mutants(file)]
@@ -170,6 +204,10 @@ def main() -> None:
             with (copy / "tests" / "conftest.py").open("a") as conftest:
                 conftest.write(ONLY_HERE)
             copies.put(copy)
+        for room in {Path(file).parent for file in options.only}:
+            tests = checked_by(next(f for f in options.only if Path(f).parent == room))
+            if failed := broken(copy, tests):
+                sys.exit(f"without any mutant: {failed}")
 
         def job(mutant: tuple[str, str, int]) -> dict:
             copy = copies.get()

@@ -296,10 +296,10 @@ def test_the_form_of_weights_is_the_one_meant(digits_models, kind, tmp_path):
 
 
 @needs_cc
-def test_every_layer_on_every_digit(digits_models, tmp_path, sanitizers):
+def test_every_layer_on_digits(digits_models, tmp_path, sanitizers):
     x, _ = load_digits("test")
     cases = [
-        (part, model.quantize_input(x))
+        (part, model.quantize_input(x[::5]))
         for model in digits_models.values()
         for part in prefixes(model)
         if not isinstance(part.layers[-1], IntegerFlatten)

@@ -9,7 +9,8 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -460,7 +461,7 @@ def test_planted_fault_is_found(name, monkeypatch):
         law_all(ball_certificate)
 
 
-@settings(max_examples=40)
+@at_most(40)
 @given(pairs(), st.sampled_from([0.125, 0.5]))
 def test_a_larger_ball_has_no_smaller_bound(pair, eps):
     small, large = (ball_certificate(*pair, eps=e) for e in (eps, 2 * eps))

@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import at_most, contract_seconds
+from hypothesis import given
 from hypothesis import strategies as st
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
@@ -58,17 +59,17 @@ CHAINS = {
     "pruned, clustered": ((half, two_values), weights()),
     "pruned, clustered, quantized": ((half, two_values, int8), weights()),
     "clustered, quantized": ((two_values, int4), weights()),
-    "low rank, quantized": ((low, int8), matrices()),
-    "low rank, pruned, quantized": ((low, half, int8), matrices()),
-    "channel svd, quantized": ((partial(channel_svd, energy=0.9), int8), kernels()),
-    "spatial svd, quantized": ((partial(spatial_svd, energy=0.9), int8), kernels()),
+    "low rank, quantized": ((low, int8), matrices(max_size=20)),
+    "low rank, pruned, quantized": ((low, half, int8), matrices(max_size=20)),
+    "channel svd, quantized": ((partial(channel_svd, energy=0.9), int8), kernels(max_size=24)),
+    "spatial svd, quantized": ((partial(spatial_svd, energy=0.9), int8), kernels(max_size=24)),
 }
 
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_hybrid_keeps_the_contract_of_a_compressor(name):
     steps, domain = CHAINS[name]
-    check_compressor(lambda w: chain(*steps)(w), domain, seconds=1.0)
+    check_compressor(lambda w: chain(*steps)(w), domain, seconds=contract_seconds())
 
 
 def test_hybrids_are_nesting():
@@ -125,7 +126,7 @@ def test_the_error_of_disjoint_steps_is_exactly_pythagorean():
     assert error > 25
 
 
-@settings(max_examples=25)
+@at_most(25)
 @given(matrices(kinds=("integers", "ordinary", "constant"), empty=False))
 def test_the_product_rule_bounds_quantized_factors(w):
     if norms.norm_of(w, "max") > 1e100:
@@ -150,7 +151,11 @@ def test_a_step_that_moves_survivors_gets_the_triangle_rule():
         moved = Sparse(rep.shape, rep.indices, rep.values * 0.5)
         return Compressed(moved, _certificate(w, moved))
 
-    check_compressor(lambda w: chain(shrinking, int4)(w), weights(kinds=("ordinary",)), seconds=1.0)
+    check_compressor(
+        lambda w: chain(shrinking, int4)(w),
+        weights(kinds=("ordinary",)),
+        seconds=contract_seconds(),
+    )
     w = np.array([1.0, 10.0])
     _, cert = chain(shrinking, int4)(w)
     assert cert.bound > math.hypot(shrinking(w).cert.bound, 0.0)

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import contract_seconds
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -343,7 +344,7 @@ CONTRACTS = {
 
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_contract(name):
-    check_compressor(CONTRACTS[name], seconds=0.5)
+    check_compressor(CONTRACTS[name], seconds=contract_seconds())
 
 
 def test_deep_compression_is_a_chain():

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import at_most
 from container_models import (
     F4,
     F8,
@@ -23,7 +24,7 @@ from container_models import (
     quantized,
     with_checksum,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minicompress as mc
@@ -106,7 +107,7 @@ def test_no_weight_makes_loading_warn():
     law_round_trip(dumps, loads, model)
 
 
-@settings(max_examples=200)
+@at_most(200)
 @given(st.binary(max_size=40), st.binary(max_size=60))
 def test_any_bytes_are_refused_or_are_a_model(bulk, coded):
     try:

@@ -1,15 +1,21 @@
 """Every example runs, prints its table, and draws where there is something to draw with."""
 
 import importlib.util
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from noise_mnist import write_noise_mnist
+
+import minicompress as mc
+from minicompress.search.searching import search_plan
+from minicompress.testing.checks import check_compressor
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(file.stem for file in (ROOT / "examples").glob("[0-9]*.py"))
@@ -23,6 +29,13 @@ HEADS = {
     "08_deep_compression": "step        bytes  times smaller  accuracy",
     "09_search": "budget  bytes    loss  accuracy  plan, layer by layer",
     "10_early_exit": "threshold  accuracy       MACs   share",
+}
+FEWER = {
+    "07_three_bounds": {"RADII": (1 / 256, 1 / 64, 1 / 16), "IMAGES": 5},
+    "09_search": {
+        "search_plan": lambda *args, **options: search_plan(*args, **options | {"rounds": 1}),
+        "CHOICES": {f"int{b}": partial(mc.quantize, num_bits=b) for b in (2, 4)},
+    },
 }
 # How the methods of lesson 5 begin.
 KINDS = ("int4", "prun", "shar", "half")
@@ -41,16 +54,31 @@ OTHERS = {
 }
 
 
-def run(name, folder, *arguments, first_on_path=ROOT):
-    path = os.pathsep.join(map(str, (first_on_path, ROOT)))
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path, "MPLCONFIGDIR": str(folder)},
-        timeout=120,
-    )
+def load(name):
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs an example in this process and a folder of its own; returns what it prints.
+
+    Keywords exchange constants of the script: for fewer images or epochs.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *arguments, **constants):
+        monkeypatch.syspath_prepend((ROOT / "examples" / name).parent)
+        module = load(name)
+        vars(module).update(constants)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        module.main(*arguments[: len(inspect.signature(module.main).parameters)])
+        return capsys.readouterr().out
+
+    return call
 
 
 def table(printed, name):
@@ -85,23 +113,22 @@ def test_lessons_are_numbered_and_short():
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_example(name, tmp_path):
-    done = run(name, tmp_path, tmp_path / "figure.png")
-    assert done.returncode == 0, done.stderr
-    rows = table(done.stdout, name)
-    assert len(rows) >= 5
+def test_example(name, run, tmp_path):
+    printed = run(name, **FEWER.get(name, {}))
+    rows = table(printed, name)
+    assert len(rows) >= 3
     assert len({len(row) for row in rows}) == 1
     if importlib.util.find_spec("matplotlib"):
-        assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     else:
-        assert "no figure" in done.stdout
+        assert "no figure" in printed
 
     # What each lesson says is to be seen must be there to be seen.
     if name == "01_train":
         assert rows[0][1] > 4 * rows[-1][1]  # loss
         assert rows[1][3] > 95
         assert rows[-1][2] > rows[-1][3]
-        assert "the same seed, the same file: True" in done.stdout
+        assert "the same seed, the same file: True" in printed
     if name == "02_low_rank_curve":
         assert all(abs(bound - error) <= 0.001 for _, _, bound, error, *_ in rows)
         assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
@@ -116,7 +143,7 @@ def test_example(name, tmp_path):
         assert rows[0][4] > 97
         assert all(row[6] < row[2] for row in rows)  # a scale for each channel has smaller bounds
     if name == "05_hybrids":
-        lines = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+        lines = {line.split("  ")[0]: line for line in printed.splitlines()}
         nested = "Sparse(Clustered(Quantized(8 bits)))"
         assert lines["prune 30%, share 16, int8"].endswith(nested)
         figures = dict(zip((line for line in lines if line[:4] in KINDS), rows, strict=True))
@@ -141,38 +168,44 @@ def test_example(name, tmp_path):
         assert macs[-1] < 0.2 * macs[0]
 
 
-def test_the_first_figure_is_drawn_from_what_the_command_writes(tmp_path):
+def test_the_first_figure_is_drawn_from_what_the_command_writes(run, tmp_path):
     command = [sys.executable, "-m", "minicompress", "--epochs", "1", "--json", "comparison.json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    done = run("accuracy_against_bytes", tmp_path, "comparison.json")
-    assert done.returncode == 0, done.stderr
+    run("accuracy_against_bytes", tmp_path / "comparison.json")
     if importlib.util.find_spec("matplotlib"):
         figure = tmp_path / "accuracy_against_bytes.png"
         assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_example_does_without_matplotlib(tmp_path):
+def test_an_example_is_a_script_and_does_without_matplotlib(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "matplotlib.py").write_text("raise ImportError('hidden by a test')\n")
-    done = run("04_quantize_bit_by_bit", tmp_path, first_on_path=hidden)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "04_quantize_bit_by_bit.py")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (hidden, ROOT)))},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "no figure: matplotlib is not installed" in done.stdout
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_a_figure_is_left_in_the_working_directory_unless_told(tmp_path):
+def test_a_figure_is_left_where_it_is_told(run, tmp_path):
     if not importlib.util.find_spec("matplotlib"):
         pytest.skip("nothing to draw with")
-    done = run("04_quantize_bit_by_bit", tmp_path)
-    assert (tmp_path / "04_quantize_bit_by_bit.png").exists(), done.stderr
+    run("01_train", "figure.png", EPOCHS=1)
+    assert (tmp_path / "figure.png").exists()
+    assert not (tmp_path / "01_train.png").exists()
 
 
-def test_no_bound_is_below_its_error_and_none_is_only_large(tmp_path):
-    done = run("how_tight", tmp_path, 25)
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines()[1:]:
+def test_no_bound_is_below_its_error_and_none_is_only_large(run):
+    printed = run("how_tight", 25)
+    for line in printed.splitlines()[1:]:
         name, (largest, median, norm) = line[:36].strip(), line[36:].split()
         assert 0 < float(largest) <= 1
         # The laws of the SVD and of pruning are equalities, and half a step is nearly reached.
@@ -182,54 +215,57 @@ def test_no_bound_is_below_its_error_and_none_is_only_large(tmp_path):
             assert float(median) > 0.5
 
 
-def test_a_compressor_of_ones_own_is_caught_and_mended(tmp_path):
-    done = run("06_your_own_compressor", tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line]
+def test_a_compressor_of_ones_own_is_caught_and_mended(run):
+    printed = run("06_your_own_compressor", check_compressor=partial(check_compressor, seconds=1.0))
+    lines = [line for line in printed.splitlines() if line]
     assert lines[0].startswith("first_try: law '")
     assert lines[1].startswith("second_try: law '")
     assert lines[2] == "mended: keeps every law"
 
 
-def test_the_cluster_says_what_is_not_there(tmp_path):
-    done = run("search_on_a_cluster", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_cluster_says_what_is_not_there(run):
+    printed = run("search_on_a_cluster")
     if not importlib.util.find_spec("dask"):
-        assert done.stdout == "dask is not installed: python -m pip install distributed\n"
+        assert printed == "dask is not installed: python -m pip install distributed\n"
 
 
-def test_the_comparison_with_others_says_what_is_not_there(tmp_path):
-    done = run("against_others", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) >= 3
+def test_the_comparison_with_others_says_what_is_not_there(run):
+    printed = run("against_others")
+    assert len(printed.splitlines()) >= 3
 
 
-def test_deep_compression_ends_in_a_file(tmp_path):
+def test_deep_compression_ends_in_a_file(run, tmp_path):
     write_noise_mnist(tmp_path)
-    done = run("deep_compression", tmp_path, "--network", "lenet_300_100", "--folder", tmp_path)
-    assert done.returncode == 0, done.stderr
+    printed = run("deep_compression", "--network", "lenet_300_100", "--folder", tmp_path)
     size = (tmp_path / "deep_compression.mcz").stat().st_size
     ratio = 1_066_440 / size  # 266,610 parameters
-    last = done.stdout.splitlines()[-1]
+    last = printed.splitlines()[-1]
     assert last.startswith(f"deep_compression.mcz: {size:,} bytes, {ratio:.1f} times less")
     assert ratio > 30
-    ours, papers = (part.splitlines() for part in done.stdout.split("\n\n")[1:3])
+    ours, papers = (part.splitlines() for part in printed.split("\n\n")[1:3])
     kept = [line.split()[1] for line in ours if line[:1].isdigit()]
     assert kept == ["7.0", "9.0", "26.0"]
     assert [line.split()[1] for line in papers if line[:1].isdigit()] == ["8", "9", "26"]
 
 
-def test_a_record_is_trained_taken_up_again_and_summed_up(tmp_path):
+def test_a_record_is_trained_taken_up_again_and_summed_up(run, tmp_path, capsys):
     write_noise_mnist(tmp_path)
     out = tmp_path / "runs"
     where = ("--folder", tmp_path, "--out", out)
-    done = run("records/train", tmp_path, "lenet5", *where)
-    assert done.returncode == 2
-    assert "lenet5 goes on from lenet5_accurate: run that to its end first" in done.stderr
-    for name in ("lenet5_accurate", "lenet5"):
-        done = run("records/train", tmp_path, name, *where)
-        assert done.returncode == 0, done.stderr
-    assert " store " in done.stdout.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        run("records/train", "lenet5", *where)
+    assert (
+        "lenet5 goes on from lenet5_accurate: run that to its end first" in capsys.readouterr().err
+    )
+    few = {
+        "lenet5_accurate": load("records/train")
+        .RUNS["lenet5_accurate"]
+        ._replace(dense=2, anneal=4, cool=2),
+        "lenet5": load("records/train").RUNS["lenet5"]._replace(anneal=4, cool=2),
+    }
+    for name in few:
+        printed = run("records/train", name, *where, TEACHER_EPOCHS=2, RUNS=few)
+    assert " store " in printed.splitlines()[-1]
     before = (out / "lenet5-0.mcz").read_bytes()
     steps = sorted((out / "lenet5-0").glob("*.mcz"))
     steps[-1].unlink()  # as if it had been broken off before its last step
@@ -237,18 +273,16 @@ def test_a_record_is_trained_taken_up_again_and_summed_up(tmp_path):
     history["history"].pop()
     (out / "lenet5-0" / "history.json").write_text(json.dumps(history))
     (out / "lenet5-0.mcz").unlink()
-    assert run("records/train", tmp_path, "lenet5", *where).returncode == 0
+    run("records/train", "lenet5", *where, TEACHER_EPOCHS=2, RUNS=few)
     assert (out / "lenet5-0.mcz").read_bytes() == before
-    done = run("records/summary", tmp_path, *where)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("lenet5 "))
+    printed = run("records/summary", *where)
+    line = next(line for line in printed.splitlines() if line.startswith("lenet5 "))
     assert line.split()[2:5] == [*[f"{len(before):,}"] * 2, f"{1_724_320 / len(before):.0f}x"]
 
 
-def test_c_sizes_are_a_table(tmp_path):
-    done = run("c_sizes", tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_c_sizes_are_a_table(run):
+    printed = run("c_sizes")
+    lines = printed.splitlines()
     int8 = [float(line.split()[3].rstrip("%")) for line in lines if line.split()[:1] == ["8"]]
     assert len(int8) == 2
     assert max(int8) < 100 / 3

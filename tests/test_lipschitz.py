@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -64,7 +65,7 @@ geometries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(st.data(), geometries)
 def test_the_bound_is_above_the_exact_norm(data, geometry):
     kernel = data.draw(
@@ -149,7 +150,7 @@ def law_output_bound(bound, f, g, points, shape):
         assert difference <= limit + 1e-9
 
 
-@settings(max_examples=25)
+@at_most(25)
 @given(st.data())
 def test_no_input_of_the_ball_is_beyond_the_bound(data):
     parts = (integers(2, 2, 1, 2), integers(2), integers(8, 2))

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -63,7 +64,7 @@ from minicompress.storage.container import dumps, loads
 
 F = np.float32
 RNG = np.random.default_rng(0)
-SOME = settings(max_examples=25)
+SOME = at_most(25)
 BAD = st.sampled_from([np.nan, np.inf, -np.inf])
 
 

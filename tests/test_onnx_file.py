@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from budgets import at_most
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx_laws import (
     HALF,
@@ -223,7 +224,7 @@ def test_low_rank_kernels_are_chains(name):
 
 
 @needs_onnx
-@settings(max_examples=40)
+@at_most(40)
 @given(models(), st.sampled_from([13, 20, 21, 25]), st.data())
 def test_drawn_models(model, opset, data):
     dtypes = {dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()}

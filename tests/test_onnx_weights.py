@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from budgets import at_most
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx_laws import HALF, MATRIX, ROWS, F, law_outputs, law_weights, needs_onnx, onnx, storage
 
@@ -25,7 +26,7 @@ from minicompress.testing.models import reps
 
 
 @needs_onnx
-@settings(max_examples=40)
+@at_most(40)
 @given(st.sampled_from([F, HALF]).flatmap(lambda d: reps((5, 3), d)), st.sampled_from([17, 21]))
 def test_drawn_weights(rep, opset):
     assume(not isinstance(rep, LowRank))

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import contract_seconds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -160,7 +161,7 @@ CONTRACTS = {
 
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_contract(name):
-    check_compressor(CONTRACTS[name], weights(min_ndim=1), seconds=0.3)
+    check_compressor(CONTRACTS[name], weights(min_ndim=1), seconds=contract_seconds())
 
 
 # -- prune_n_m ------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -279,7 +280,7 @@ def law_mse_knows_no_unit(impl, w, exponent, options):
     assert plain.zero_point == moved.zero_point
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(
     arrays(np.float64, st.integers(1, 8), elements=st.integers(-1000, 1000).map(float)).filter(
         np.any
@@ -356,7 +357,7 @@ def law_mse_is_the_best_tried(impl, w, **options):
     assert not_above(best, found, w)  # no other range is tried
 
 
-@settings(max_examples=15)
+@at_most(15)
 @given(
     arrays(np.float64, st.integers(1, 6), elements=st.integers(-40, 40).map(lambda k: k / 8)),
     st.sampled_from([2, 3, 4]),

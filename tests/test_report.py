@@ -387,7 +387,12 @@ def test_names_are_escaped(found, page):
     assert "<b>" not in changed
 
 
-def test_the_command_writes_the_page(found, page, tmp_path, capsys):
+def test_the_command_writes_the_page(found, page, tmp_path, capsys, monkeypatch):
+    def gathered(data, name, **options):
+        assert (name, options["epochs"], options["seed"]) == ("digits", 1, 3)
+        return found  # which the test above gathers once more
+
+    monkeypatch.setattr("minicompress.cli.gather", gathered)
     out = tmp_path / "report.html"
     assert main(["report", "--epochs", "1", "--seed", "3", "--out", str(out)]) == 0
     assert out.read_text(encoding="utf-8") == page  # the same seed, the same bytes

@@ -1,12 +1,14 @@
 """The rooms of the house: who imports whom, how long a file is, what a bare import brings."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mutate import ELSEWHERE, checked_by
 
 PACKAGE = Path(__file__).parents[1] / "minicompress"
 
@@ -37,6 +39,7 @@ ROOMS = [f"{room}/{m}".lstrip(" /") for room, names in ORDER.items() for m in na
 
 FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
 MODULES = [f.removesuffix(".py") for f in FILES if not f.endswith("__init__.py")]
+DOORS = {file.removesuffix("/__init__.py") for file in FILES if file.endswith("/__init__.py")}
 LONGEST = 400
 
 
@@ -50,7 +53,6 @@ def imports(source, package):
             if node.level:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, *([base] if base else [])])
-            yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
@@ -70,7 +72,11 @@ def broken_rules(module, source):
         target = next((m for m in (path, path.rpartition("/")[0]) if m in ROOMS), None)
         if target and target not in above:
             yield f"{module} imports {target}, which stands below it"
+        if target is None and name != "minicompress.__version__":
+            yield f"{module} imports {name} through a door, not from the file that has it"
         target_room = path.split("/")[0]
+        if target_room == "experiments" and room not in {"experiments", "cli"}:
+            yield f"{module} imports {path}: only cli imports experiments"
         if {room, target_room} == {"nn", "compressors"}:
             yield f"{module} imports {path}: nn and compressors know nothing of each other"
         if target_room == "testing" and room not in {"testing", "cli"}:
@@ -92,6 +98,40 @@ def test_the_list_of_rooms_names_each_once():
     assert len(set(ROOMS)) == len(ROOMS)
 
 
+def names_of(door):
+    """What stands in the `__all__` of a door; None if it has none."""
+    for node in ast.parse((PACKAGE / door / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return None
+
+
+# Nobody enters these from outside: the door of compressors and of nn has their names, cli has main.
+WITHOUT_NAMES = {"compressors/bounds", "nn/kernels", "experiments"}
+
+
+@pytest.mark.parametrize("door", sorted(DOORS))
+def test_every_room_has_a_door_with_names(door):
+    assert bool(names_of(door)) == (door not in WITHOUT_NAMES)
+    assert importlib.import_module(f"minicompress.{door.replace('/', '.')}").__doc__
+
+
+def test_no_function_has_the_name_of_a_room():
+    rooms = {door.rpartition("/")[2] for door in DOORS}
+    for module in MODULES:
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+        assert not rooms & {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_mutant_of_every_module_is_tested(module):
+    """By a file that has its name, or one that `mutate.py` tells, and by those of its room."""
+    tests = checked_by(f"{module}.py")
+    own = ELSEWHERE.get(module.rpartition("/")[2])
+    assert own is None or tests[0] == f"tests/test_{own}.py"
+    assert tests
+
+
 WRONG = {
     "nn/layers": "from minicompress.compressors.lowrank import truncated_svd",
     "compressors/pruning": "from minicompress.nn import layers",
@@ -101,6 +141,9 @@ WRONG = {
     "analysis/accounting": "from hypothesis import given",
     "compressors/chaining": "from minicompress.testing.strategies import weights",
     "search/searching": "import torch.nn",
+    "recipes/recipe": "from minicompress.storage import save",
+    "certify/attacks": "import minicompress.nn",
+    "__main__": "from minicompress.experiments import budget",
 }
 
 
@@ -128,11 +171,12 @@ def test_a_bare_import_brings_neither_test_nor_plot_packages():
 
 def seeded_draws(source):
     """Property tests and strategies that make a generator: arrays that could not shrink."""
+    lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             decorators = " ".join(ast.unparse(d) for d in node.decorator_list)
             if re.search(r"\b(given|composite)\b", decorators):
-                body = "\n".join(map(ast.unparse, node.body))
+                body = "\n".join(lines[node.lineno : node.end_lineno])
                 if re.search(r"default_rng\((?!\d+\))|RandomState|randoms\(|random_module", body):
                     yield node.name
 

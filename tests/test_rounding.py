@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import contract_seconds
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -442,7 +443,7 @@ CONTRACT = {
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_contract(name):
-    check_compressor(*CONTRACT[name], seconds=0.6)
+    check_compressor(*CONTRACT[name], seconds=contract_seconds())
 
 
 # ---- what is refused

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from budgets import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -44,7 +45,7 @@ def law_least_squares(shrink, layer, x):
     assert np.square(target - fitted).sum() <= worse + 1e-10 * np.square(target).sum()
 
 
-@settings(max_examples=20)
+@at_most(20)
 @given(integers(5, 5, 2, 2), integers(3, 6, 6, 2))
 def test_fitting_is_never_worse_than_cutting(kernel, x):
     law_least_squares(shrink_kernel, mc.Conv2D(kernel, np.ones(2), padding="same"), x)
@@ -93,7 +94,7 @@ def test_a_composed_kernel_is_found_again():
     assert parts[1].padding == "valid" or parts[1].padding == ((0, 0), (0, 0))
 
 
-@settings(max_examples=20)
+@at_most(20)
 @given(integers(5, 5, 1, 2), integers(2), integers(1, 8, 7, 1), st.sampled_from([1, 2]))
 def test_two_kernels_are_the_convolution_by_their_product(kernel, bias, x, stride):
     layer = mc.Conv2D(kernel, bias, stride=stride, padding=2)
@@ -111,7 +112,7 @@ def test_two_kernels_are_the_convolution_by_their_product(kernel, bias, x, strid
     assert (np.abs(both - whole) <= 2 * 60 * 2.0**-53 * size * 18 + 1e-300).all()
 
 
-@settings(max_examples=10)
+@at_most(10)
 @given(integers(5, 5, 2, 2))
 def test_the_error_of_splitting_never_grows(kernel):
     layer, errors = mc.Conv2D(kernel), []

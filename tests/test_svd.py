@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import contract_seconds
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -428,7 +429,7 @@ CONTRACTS = {
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_contract(name):
     compressor, domain = CONTRACTS[name]
-    check_compressor(compressor, domain, seconds=0.4)
+    check_compressor(compressor, domain, seconds=contract_seconds())
 
 
 W, K = np.ones((3, 4)), np.ones((2, 2, 3, 4))

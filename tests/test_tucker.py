@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import contract_seconds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -400,7 +401,7 @@ CONTRACTS = {
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_contract(name):
     compressor, domain = CONTRACTS[name]
-    check_compressor(compressor, domain, seconds=0.6)
+    check_compressor(compressor, domain, seconds=contract_seconds())
 
 
 def test_half_precision_does_not_overflow():

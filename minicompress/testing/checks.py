@@ -73,7 +73,7 @@ def check_compressor(
     --------
     >>> from functools import partial
     >>> from minicompress.compressors.pruning import prune_magnitude
-    >>> check_compressor(partial(prune_magnitude, amount=0.5), seconds=1.0)
+    >>> check_compressor(partial(prune_magnitude, amount=0.5), seconds=0.5)
     >>> def forgetful(weight):  # prunes, but says that nothing was lost
     ...     rep, cert = prune_magnitude(weight, amount=0.5)
     ...     return Compressed(rep, cert._replace(bound=0.0, measured=0.0))

@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from budgets import at_most
 from hypothesis import given, settings
 
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
-from minicompress.compressors.svd import truncated_svd
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.stateless import AvgPool2D, Flatten, ReLU, Sigmoid, Softmax, Tanh
@@ -23,7 +23,6 @@ from minicompress.testing.strategies import (
     LAYOUTS,
     in_layout,
     kernels,
-    matrices,
     weight_cells,
     weights,
 )
@@ -287,22 +286,6 @@ def test_planted_wrong_compressors_are_caught(name):
         check_compressor(PLANTED[name])
 
 
-HONEST = {
-    "pruning": (half, weights()),
-    "pruning in max": (partial(prune_magnitude, count=0, norm="max"), weights()),
-    "pruning in spectral": (partial(prune_magnitude, amount=1.0, norm="spectral"), weights()),
-    "int4": (int4, weights()),
-    "int8 per channel": (partial(quantize, axis=-1, norm="max"), matrices()),
-    "svd": (partial(truncated_svd, energy=0.5), matrices()),
-}
-
-
-@pytest.mark.parametrize("name", HONEST)
-def test_honest_compressors_pass(name):
-    compressor, domain = HONEST[name]
-    check_compressor(compressor, domain, seconds=1.5)
-
-
 def test_the_message_names_the_law_the_input_and_both_numbers():
     with pytest.raises(AssertionError) as caught:
         check_compressor(lies(bound=lambda c: c.measured / 2), seconds=3.0)
@@ -314,7 +297,7 @@ def test_the_message_names_the_law_the_input_and_both_numbers():
 
 def test_a_check_ends_in_time():
     start = time.monotonic()
-    check_compressor(half, seconds=1.0)
+    check_compressor(half, seconds=0.3)
     assert time.monotonic() - start < 8.0  # generous: one array more than the second allows
 
 
@@ -359,12 +342,12 @@ def test_every_cell_is_visited_by_a_check():
             visited.add((w.dtype.newbyteorder("="), min(w.size, 2)))
         return half(w)
 
-    check_compressor(watch, seconds=4.0)
+    check_compressor(watch, seconds=1.0)
     assert visited == {(dtype, n) for dtype in DTYPES for n in (0, 1, 2)}
     assert len(weight_cells()) == 3 * (2 * len(KINDS) + 1)
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(kernels(empty=False))
 def test_layouts_hold_the_same_entries_and_share_nothing(w):
     for layout in LAYOUTS:
