@@ -31,7 +31,7 @@ from minicompress.representation import (
 )
 from minicompress.testing.checks import check_compressor
 from minicompress.testing.laws import exact_error_power
-from minicompress.testing.strategies import kernels, matrices, weights
+from minicompress.testing.strategies import conv_kernels, matrices, weights
 
 half = partial(prune_magnitude, amount=0.5)
 int4 = partial(quantize, num_bits=4)
@@ -61,8 +61,8 @@ CHAINS = {
     "clustered, quantized": ((two_values, int4), weights()),
     "low rank, quantized": ((low, int8), matrices(max_size=20)),
     "low rank, pruned, quantized": ((low, half, int8), matrices(max_size=20)),
-    "channel svd, quantized": ((partial(channel_svd, energy=0.9), int8), kernels(max_size=24)),
-    "spatial svd, quantized": ((partial(spatial_svd, energy=0.9), int8), kernels(max_size=24)),
+    "channel svd, quantized": ((partial(channel_svd, energy=0.9), int8), conv_kernels(max_size=24)),
+    "spatial svd, quantized": ((partial(spatial_svd, energy=0.9), int8), conv_kernels(max_size=24)),
 }
 
 

@@ -21,8 +21,8 @@ from minicompress.testing.strategies import (
     DTYPES,
     KINDS,
     LAYOUTS,
+    conv_kernels,
     in_layout,
-    kernels,
     weight_cells,
     weights,
 )
@@ -348,7 +348,7 @@ def test_every_cell_is_visited_by_a_check():
 
 
 @at_most(30)
-@given(kernels(empty=False))
+@given(conv_kernels(empty=False))
 def test_layouts_hold_the_same_entries_and_share_nothing(w):
     for layout in LAYOUTS:
         other = in_layout(w, layout)

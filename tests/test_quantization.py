@@ -19,7 +19,7 @@ from minicompress.norms import error_norm, norm_of
 from minicompress.qparams import Grid, QParams, choose_qparams, fake_quantize
 from minicompress.representation import Certificate, Compressed, Quantized, decode
 from minicompress.testing.checks import check_compressor, check_pure
-from minicompress.testing.strategies import kernels, matrices, weights
+from minicompress.testing.strategies import conv_kernels, matrices, weights
 
 DTYPES = [np.float16, np.float32, np.float64]
 U64 = Fraction(2) ** -53
@@ -478,7 +478,7 @@ CONTRACT = {
     "mse": (partial(quantize, num_bits=3, method="mse"), None),
     "percentile": (partial(quantize, num_bits=4, method="percentile", percentile=60.0), None),
     "per column": (partial(quantize, num_bits=4, axis=-1, norm="spectral"), matrices()),
-    "per channel": (partial(quantize, num_bits=4, axis=2, norm="max"), kernels()),
+    "per channel": (partial(quantize, num_bits=4, axis=2, norm="max"), conv_kernels()),
     "per block": (partial(quantize, num_bits=5, axis=0, block_size=2), weights(min_ndim=1)),
 }
 

@@ -24,7 +24,7 @@ from minicompress.errors import CompressionError
 from minicompress.qparams import Grid, QParams, choose_qparams
 from minicompress.representation import decode
 from minicompress.testing.checks import check_compressor, check_pure
-from minicompress.testing.strategies import LAYOUTS, in_layout, kernels, matrices, weights
+from minicompress.testing.strategies import LAYOUTS, conv_kernels, in_layout, matrices, weights
 
 DTYPES = [np.float16, np.float32, np.float64]
 UNIT_STEP = QParams(np.array(1.0), np.array(0), num_bits=5)
@@ -433,7 +433,7 @@ CONTRACT = {
     "stochastic": (partial(seeded, num_bits=3, symmetric=False, norm="max"), weights()),
     "stochastic, power of two": (partial(seeded, num_bits=4, power_of_two=True), weights()),
     "compensated": (partial(calibrated, num_bits=3, norm="max"), matrices()),
-    "compensated, per channel": (partial(calibrated, num_bits=4, axis=-1), kernels()),
+    "compensated, per channel": (partial(calibrated, num_bits=4, axis=-1), conv_kernels()),
     "compensated, few inputs": (
         partial(calibrated, count=1, num_bits=2, axis=0, symmetric=False, power_of_two=True),
         matrices(),

@@ -33,11 +33,11 @@ from minicompress.errors import CompressionError
 from minicompress.norms import UNIT
 from minicompress.representation import Certificate, Compressed, LowRank, decode, num_params
 from minicompress.testing.checks import check_compressor, check_pure
-from minicompress.testing.strategies import kernels, matrices
+from minicompress.testing.strategies import conv_kernels, matrices
 
 DOUBLE = [np.dtype("f8")]
 small = matrices(dtypes=DOUBLE, kinds=["integers", "ordinary"], empty=False)
-bricks = kernels(dtypes=DOUBLE, kinds=["integers", "ordinary"], empty=False)
+bricks = conv_kernels(dtypes=DOUBLE, kinds=["integers", "ordinary"], empty=False)
 
 
 def ranked(strategy):
@@ -421,8 +421,8 @@ CONTRACTS = {
     "budget, max": (partial(truncated_svd, max_params=12, norm="max"), matrices()),
     "randomized": (partial(randomized, rank=1, oversampling=1), matrices(empty=False)),
     "randomized, max": (partial(randomized, rank=1, norm="max"), matrices(empty=False)),
-    "channels": (partial(channel_svd, energy=0.7), kernels()),
-    "spatial": (partial(spatial_svd, max_params=12, norm="max"), kernels()),
+    "channels": (partial(channel_svd, energy=0.7), conv_kernels()),
+    "spatial": (partial(spatial_svd, max_params=12, norm="max"), conv_kernels()),
 }
 
 

@@ -26,10 +26,10 @@ from minicompress.errors import CompressionError
 from minicompress.norms import UNIT
 from minicompress.representation import Certificate, Compressed, LowRank, decode, num_params
 from minicompress.testing.checks import check_compressor, check_pure
-from minicompress.testing.strategies import kernels
+from minicompress.testing.strategies import conv_kernels
 
 METHODS = ["hosvd", "sthosvd"]
-bricks = kernels(dtypes=[np.dtype("f8")], kinds=["integers", "ordinary"], empty=False)
+bricks = conv_kernels(dtypes=[np.dtype("f8")], kinds=["integers", "ordinary"], empty=False)
 
 
 def size(w):
@@ -390,11 +390,11 @@ def test_no_rank_and_no_entries():
 
 
 CONTRACTS = {
-    "ranks": (partial(tucker2, rank_in=1, rank_out=1), kernels(empty=False)),
-    "energy": (partial(tucker2, energy=0.6), kernels()),
-    "hosvd, energy": (partial(tucker2, energy=0.6, method="hosvd"), kernels()),
-    "budget, spectral": (partial(tucker2, max_params=20, norm="spectral"), kernels()),
-    "budget, max": (partial(tucker2, max_params=20, method="hosvd", norm="max"), kernels()),
+    "ranks": (partial(tucker2, rank_in=1, rank_out=1), conv_kernels(empty=False)),
+    "energy": (partial(tucker2, energy=0.6), conv_kernels()),
+    "hosvd, energy": (partial(tucker2, energy=0.6, method="hosvd"), conv_kernels()),
+    "budget, spectral": (partial(tucker2, max_params=20, norm="spectral"), conv_kernels()),
+    "budget, max": (partial(tucker2, max_params=20, method="hosvd", norm="max"), conv_kernels()),
 }
 
 

@@ -54,6 +54,7 @@ class _Affine(Layer):
     bias: Rep | None = None
 
     ndim: ClassVar[int]
+    option_names: ClassVar[tuple[str, ...]] = ()
     function: ClassVar[Callable[..., Array]]
     function_vjp: ClassVar[Callable[..., tuple[Array | None, Array, Array]]]
 
@@ -74,7 +75,8 @@ class _Affine(Layer):
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 
     def options(self) -> dict[str, Any]:
-        return {name: value for name, value in super().options().items() if name != "bias"}
+        """What the operation takes beside arrays; a derived layer may have fields of its own."""
+        return {name: getattr(self, name) for name in self.option_names}
 
     def forward(self, x: Array) -> Array:
         for part in plain_layers(self):
@@ -140,6 +142,7 @@ class Conv2D(_Affine):
     groups: int = 1
 
     ndim: ClassVar[int] = 4
+    option_names = ("stride", "padding", "dilation", "groups")
     function = staticmethod(conv2d)
     function_vjp = staticmethod(conv2d_vjp)
 

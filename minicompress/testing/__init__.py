@@ -2,14 +2,14 @@
 
 from minicompress.testing.checks import check_codec, check_compressor, check_layer, check_pure
 from minicompress.testing.models import models
-from minicompress.testing.strategies import kernels, matrices, weights
+from minicompress.testing.strategies import conv_kernels, matrices, weights
 
 __all__ = [
     "check_codec",
     "check_compressor",
     "check_layer",
     "check_pure",
-    "kernels",
+    "conv_kernels",
     "matrices",
     "models",
     "weights",

@@ -140,7 +140,7 @@ def matrices(**domain: Any) -> SearchStrategy[Array]:
     return weights(min_ndim=2, max_ndim=2, **domain)
 
 
-def kernels(**domain: Any) -> SearchStrategy[Array]:
+def conv_kernels(**domain: Any) -> SearchStrategy[Array]:
     """`weights` of four dimensions: (kh, kw, in, out), as of a convolution."""
     return weights(min_ndim=4, max_ndim=4, **domain)
 
