@@ -141,15 +141,23 @@ def latent_parts(latent: Sequential) -> Latent:
     Raises
     ------
     CompressionError
-        It is not made by `latent_model`, or a layer's parameters are not a weight and a bias.
+        It is not made by `latent_model`, a layer's parameters are not a weight and a bias, or a
+        step has grown beyond its dtype.
     """
     if not is_latent(latent):
         raise CompressionError("latent must be a model of latent_model: its last layer holds steps")
     network = Sequential(latent.layers[:-1])
-    lengths = decode(parameters(latent)[-1]["weight"]).astype(np.float64).tolist()
+    last = decode(parameters(latent)[-1]["weight"])
+    lengths, dtype = last.astype(np.float64).tolist(), scale_dtypes(last.dtype)[0]
     steps = tuple({"bias": StepLength(BIAS_STEP, BIAS_STEP)} for _ in network.layers)
     for i, first, growth in zip(weights(network), *lengths, strict=True):
-        steps[i]["weight"] = StepLength(first, first * math.exp(min(growth, 700.0)))
+        now = first * math.exp(min(growth, 700.0))
+        if not now <= np.finfo(dtype).max:
+            raise CompressionError(
+                f"layer {i}: its step has grown to {now:.3g}, too much for {dtype}; "
+                "take a smaller learning rate"
+            )
+        steps[i]["weight"] = StepLength(first, now)
     for i, layer in enumerate(network.layers):
         if not layer.parameters().keys() <= steps[i].keys():
             raise CompressionError(f"layer {i} must be a Dense or Conv2D to have steps: {layer!r}")
