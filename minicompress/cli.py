@@ -18,7 +18,7 @@ from functools import partial
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
-from minicompress.analysis.tables import wrap
+from minicompress.tables import wrap
 from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.experiments.budget import format_search, searched

@@ -13,7 +13,7 @@ from mutate import ELSEWHERE, checked_by
 PACKAGE = Path(__file__).parents[1] / "minicompress"
 
 ORDER = {
-    "": "errors arrays norms subscripts integers qparams representation datasets",
+    "": "errors arrays tables norms subscripts integers qparams representation datasets",
     "compressors/bounds": "svd tucker pruning clustering quantization chaining",
     "compressors": "svd randomized tucker pruning schedules quantization stochastic "
     "compensated exact_clustering clustering chaining",
@@ -22,7 +22,7 @@ ORDER = {
     "normalization layers network optimizers training architectures",
     "integer": "requantization stateless layers model conversion",
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
-    "analysis": "tables accounting sensitivities",
+    "analysis": "accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
     "rewrite": "batch_norm channels dense low_rank smaller_kernels",
     "search": "weights plan knapsack choices searching",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minicompress.analysis.tables import wrap
+from minicompress.tables import wrap
 from minicompress.experiments.comparison import BEFORE_RETRAINING, RETRAINED, TRAINED, Row
 from minicompress.experiments.table import format_table, legend, read_table
 

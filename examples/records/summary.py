@@ -14,7 +14,7 @@ import numpy as np
 from train import RUNS
 
 import minicompress as mc
-from minicompress.analysis.tables import aligned
+from minicompress.tables import aligned
 from minicompress.experiments.file_evaluation import evaluate_file
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from minicompress.analysis.tables import aligned
+from minicompress.tables import aligned
 from minicompress.arrays import Array, Value, as_int
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape, factor_layers

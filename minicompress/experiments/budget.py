@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import Sensitivity
-from minicompress.analysis.tables import aligned, wrap
+from minicompress.tables import aligned, wrap
 from minicompress.arrays import as_int
 from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.clustering import cluster

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicompress.analysis.tables import aligned, wrap
+from minicompress.tables import aligned, wrap
 from minicompress.arrays import as_int
 from minicompress.certify.attacks import attack
 from minicompress.certify.certificates import ball_certificates

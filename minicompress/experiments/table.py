@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from minicompress.analysis.tables import aligned
+from minicompress.tables import aligned
 from minicompress.experiments.comparison import BEFORE_RETRAINING, RETRAINED, Row
 
 NARROW = ("method", "bytes", "ratio", "MACs", "accuracy", "change", "bound", "error  ")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minicompress.analysis.tables import aligned
+from minicompress.tables import aligned
 from minicompress.arrays import Array
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError

@@ -1,4 +1,4 @@
-"""Activations and reshaping, forward and backward.
+"""Activations, forward and backward.
 
 ``f_vjp(dy, x)`` takes the input of ``f(x)``, not its output, and gives the gradient by `x`. All
 arrays have the dtype of `x`; float16 is computed in float32 and rounded once.
@@ -7,12 +7,16 @@ arrays have the dtype of `x`; float16 is computed in float32 and rounded once.
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import special
 
-from minicompress.arrays import Array, as_float, float_array, normal_axis, widened
-from minicompress.nn.kernels.windows import gradient
+from minicompress.arrays import Array, as_float, float_array, normal_axis, same_dtype, widened
+from minicompress.errors import CompressionError
+from minicompress.nn.kernels.windows import column_sums, gradient
 
 
 def relu(x: Array) -> Array:
@@ -48,6 +52,54 @@ def relu_vjp(dy: Array, x: Array) -> Array:
     x = float_array(x, "x")
     dx: Array = np.multiply(gradient(dy, x.shape, x), x > 0)
     return dx
+
+
+def clip(x: Array, low: float = -math.inf, high: float = math.inf) -> Array:
+    """``min(max(x, low), high)``.
+
+    Parameters
+    ----------
+    x : ndarray of float16, float32 or float64, any shape
+    low, high : float, low <= high
+        Rounded to the dtype of `x`; infinite for no limit.
+
+    Returns
+    -------
+    y : ndarray like `x`
+        NaN stays NaN.
+
+    Raises
+    ------
+    CompressionError
+        `x` is not a float array, or `low` is greater than `high`.
+
+    Examples
+    --------
+    >>> clip(np.array([-1.0, 2.0, 7.0]), 0, 6)
+    array([0., 2., 6.])
+    """
+    x, (low, high) = float_array(x, "x"), limits(low, high)
+    with np.errstate(over="ignore"):  # a limit beyond float16 is no limit
+        y: Array = np.clip(x, x.dtype.type(low), x.dtype.type(high))
+    return y
+
+
+def clip_vjp(dy: Array, x: Array, low: float = -math.inf, high: float = math.inf) -> Array:
+    """The vector-Jacobian product of `clip`: ``dy`` where ``low < x < high``, else 0."""
+    x, (low, high) = float_array(x, "x"), limits(low, high)
+    dx: Array = np.multiply(gradient(dy, x.shape, x), (x > low) & (x < high))
+    return dx
+
+
+def limits(low: Any, high: Any) -> tuple[float, float]:
+    """Check the limits of `clip`."""
+    for name, value in (("low", low), ("high", high)):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or math.isnan(value):
+            raise CompressionError(f"{name} must be a number or infinite, not {value!r}")
+    if low > high:
+        raise CompressionError(f"low must not be greater than high, not {low} and {high}")
+    return float(low), float(high)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
@@ -119,10 +171,7 @@ def sigmoid(x: Array) -> Array:
 
 def sigmoid_vjp(dy: Array, x: Array) -> Array:
     """The vector-Jacobian product of `sigmoid`: ``dy * sigmoid(x) * sigmoid(-x)``."""
-    x = float_array(x, "x")
-    dy, z = gradient(dy, x.shape, x), widened(x)
-    dx: Array = dy * (special.expit(z) * special.expit(-z))
-    return dx.astype(x.dtype, copy=False)
+    return _times(dy, x, lambda z: special.expit(z) * special.expit(-z))
 
 
 def tanh(x: Array) -> Array:
@@ -153,10 +202,141 @@ def tanh(x: Array) -> Array:
 
 def tanh_vjp(dy: Array, x: Array) -> Array:
     """The vector-Jacobian product of `tanh`: ``dy * (1 - tanh(x)) * (1 + tanh(x))``."""
+    return _times(dy, x, lambda z: (1 - np.tanh(z)) * (1 + np.tanh(z)))
+
+
+def hard_sigmoid(x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
+    """``min(max(alpha * x + beta, 0), 1)``.
+
+    Parameters
+    ----------
+    x : ndarray of float16, float32 or float64, any shape
+    alpha, beta : float
+        The defaults are those of ONNX.
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        `x` is not a float array.
+
+    Examples
+    --------
+    >>> hard_sigmoid(np.array([-4.0, 0.0, 1.0]), 0.25)
+    array([0.  , 0.5 , 0.75])
+    """
     x = float_array(x, "x")
-    dy, y = gradient(dy, x.shape, x), np.tanh(widened(x))
-    dx: Array = (dy * ((1 - y) * (1 + y))).astype(x.dtype, copy=False)
-    return dx
+    return _hard_sigmoid(widened(x), alpha, beta).astype(x.dtype, copy=False)
+
+
+def hard_sigmoid_vjp(dy: Array, x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
+    """The vector-Jacobian product of `hard_sigmoid`: ``alpha * dy`` between the ends, else 0."""
+    return _times(dy, x, lambda z: z.dtype.type(alpha) * _between(z, alpha, beta))
+
+
+def hard_swish(x: Array) -> Array:
+    """``x * min(max(x / 6 + 1 / 2, 0), 1)``.
+
+    Parameters
+    ----------
+    x : ndarray of float16, float32 or float64, any shape
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        `x` is not a float array.
+
+    Examples
+    --------
+    >>> hard_swish(np.array([-6.0, 3.0, 6.0]))
+    array([-0.,  3.,  6.])
+    """
+    x = float_array(x, "x")
+    y: Array = widened(x) * _hard_sigmoid(widened(x), 1 / 6, 0.5)
+    return y.astype(x.dtype, copy=False)
+
+
+def hard_swish_vjp(dy: Array, x: Array) -> Array:
+    """The vector-Jacobian product of `hard_swish`: its slope is ``x / 3 + 1 / 2`` in (-3, 3)."""
+    return _times(
+        dy, x, lambda z: _hard_sigmoid(z, 1 / 6, 0.5) + z / 6 * _between(z, 1 / 6, 0.5)
+    )
+
+
+def silu(x: Array) -> Array:
+    """``x * sigmoid(x)``.
+
+    Parameters
+    ----------
+    x : ndarray of float16, float32 or float64, any shape
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        `x` is not a float array.
+
+    Examples
+    --------
+    >>> silu(np.array([0.0, 1000.0]))
+    array([   0., 1000.])
+    """
+    x = float_array(x, "x")
+    y: Array = widened(x) * special.expit(widened(x))
+    return y.astype(x.dtype, copy=False)
+
+
+def silu_vjp(dy: Array, x: Array) -> Array:
+    """The vector-Jacobian product of `silu`: its slope is ``s + x * s * (1 - s)``, s the sigmoid."""
+    return _times(
+        dy, x, lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z)
+    )
+
+
+def prelu(x: Array, slope: Array) -> Array:
+    """``x`` where it is positive, ``slope * x`` elsewhere, with a slope for each channel.
+
+    Parameters
+    ----------
+    x : (..., C) ndarray of float16, float32 or float64
+    slope : (C,) ndarray of the dtype of `x`
+        Of any value.
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        Shapes or dtypes do not fit.
+
+    Examples
+    --------
+    >>> prelu(np.array([[-2.0, -2.0]]), np.array([0.5, 2.0]))
+    array([[-1., -4.]])
+    """
+    x, slope = _with_slope(x, slope)
+    return np.where(x > 0, x, x * slope)
+
+
+def prelu_vjp(dy: Array, x: Array, slope: Array) -> tuple[Array, Array]:
+    """The vector-Jacobian product of `prelu`: the gradients by `x` and by `slope`."""
+    x, slope = _with_slope(x, slope)
+    dy = gradient(dy, x.shape, x)
+    dx: Array = dy * np.where(x > 0, x.dtype.type(1), slope)
+    dslope = column_sums(widened(dy) * np.minimum(widened(x), 0))
+    return dx, dslope.astype(x.dtype, copy=False)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -200,41 +380,32 @@ def softmax_vjp(dy: Array, x: Array, axis: int = -1) -> Array:
     return dx.astype(x.dtype, copy=False)
 
 
-def flatten(x: Array) -> Array:
-    """Each example as one row, its entries in C order.
-
-    Parameters
-    ----------
-    x : (N, ...) ndarray of float16, float32 or float64
-
-    Returns
-    -------
-    y : (N, size of an example) ndarray of the dtype of `x`
-        A view of `x` where one exists.
-
-    Raises
-    ------
-    CompressionError
-        `x` is not a float array or has no axis.
-
-    Examples
-    --------
-    >>> flatten(np.zeros((2, 3, 4))).shape
-    (2, 12)
-    """
-    x = float_array(x, "x")
-    normal_axis(0, "axis", x.ndim)
-    return x.reshape(len(x), math.prod(x.shape[1:]))
-
-
-def flatten_vjp(dy: Array, x: Array) -> Array:
-    """The vector-Jacobian product of `flatten`: `dy` in the shape of `x`."""
-    x = float_array(x, "x")
-    normal_axis(0, "axis", x.ndim)
-    return gradient(dy, (len(x), math.prod(x.shape[1:])), x).reshape(x.shape)
-
-
 def _softmax(x: Array, axis: int) -> Array:
     """In the dtype of the computation; scipy refuses an axis of length 0."""
     y: Array = special.softmax(widened(x), axis) if x.shape[axis] else x
     return y
+
+
+def _times(dy: Array, x: Array, slope: Callable[[Array], Array]) -> Array:
+    """``dy`` times a function's slope at `x`, in the dtype of the computation, rounded once."""
+    x = float_array(x, "x")
+    dx: Array = gradient(dy, x.shape, x) * slope(widened(x))
+    return dx.astype(x.dtype, copy=False)
+
+
+def _hard_sigmoid(z: Array, alpha: float, beta: float) -> Array:
+    return np.clip(z.dtype.type(alpha) * z + z.dtype.type(beta), z.dtype.type(0), z.dtype.type(1))
+
+
+def _between(z: Array, alpha: float, beta: float) -> Array:
+    """Where a hard sigmoid is neither 0 nor 1."""
+    inner = z.dtype.type(alpha) * z + z.dtype.type(beta)
+    return (inner > 0) & (inner < 1)
+
+
+def _with_slope(x: Array, slope: Array) -> tuple[Array, Array]:
+    x, slope = float_array(x, "x"), float_array(slope, "slope", ndim=1)
+    same_dtype(x=x, slope=slope)
+    if x.ndim == 0 or slope.shape != x.shape[-1:]:
+        raise CompressionError(f"slope must have shape {x.shape[-1:]}, not {slope.shape}")
+    return x, slope

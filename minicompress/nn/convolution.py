@@ -7,12 +7,13 @@ is a correlation: the kernel is not flipped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minicompress.arrays import Array, as_int, flag, float_array, same_dtype, widened
 from minicompress.errors import CompressionError
-from minicompress.nn.kernels.direct import direct_conv2d, direct_conv2d_vjp
+from minicompress.nn.kernels.direct import direct_adjoint, direct_conv2d, direct_conv2d_vjp
 from minicompress.nn.kernels.windows import (
     Geometry,
     Padding,
@@ -21,6 +22,8 @@ from minicompress.nn.kernels.windows import (
     geometry,
     gradient,
     image_array,
+    pair,
+    resolve_padding,
 )
 from minicompress.nn.kernels.winograd import winograd_conv2d, winograd_conv2d_vjp
 
@@ -109,6 +112,130 @@ def conv2d_vjp(
     dx = _joined(dxs).astype(x.dtype, copy=False) if wanted else None
     dweight, dbias = (_joined(d).astype(x.dtype, copy=False) for d in (dweights, dbiases))
     return dx, dweight, dbias
+
+
+def conv_transpose2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Padding = "valid",
+    output_padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Array:
+    """The transposed convolution: every pixel adds its multiple of the kernel to the output.
+
+    ``y[n, s*i + d*p, s*j + d*q, o] += x[n, i, j, c] * w[p, q, c, o]`` for all n, i, j, p, q, c, o,
+    cut by the padding, plus ``bias[o]``.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) ndarray of float16, float32 or float64
+    weight : (kh, kw, C // groups, O) ndarray of the dtype of `x`
+        Group g of the outputs reads group g of the inputs only.
+    bias : (O,) ndarray of the dtype of `x`, or None
+    stride, dilation : int or (int, int)
+    padding : "valid", "same", int, (ph, pw) or ((top, bottom), (left, right))
+        What is cut off the output; "same" makes it `stride` times as large as the input.
+    output_padding : int or (int, int)
+        Rows and columns added to the output at the end; less than `stride`.
+    groups : int
+        Divides C and O.
+
+    Returns
+    -------
+    y : (N, oh, ow, O) ndarray of the dtype of `x`
+        ``oh = (H - 1) * stride + dilation * (kh - 1) + 1 - padding + output_padding``
+
+    Raises
+    ------
+    CompressionError
+        Shapes or dtypes do not fit each other, or nothing of the output is left.
+
+    Notes
+    -----
+    It is the vector-Jacobian product of a convolution by its input: of the one from O to C channels
+    with the same kernel and the same windows (Dumoulin and Visin, 2016).
+
+    Examples
+    --------
+    >>> conv_transpose2d(np.ones((1, 2, 2, 1)), np.ones((2, 2, 1, 1)))[0, :, :, 0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]])
+    """
+    x, weight, bias = _operands(x, weight, bias, groups)
+    shape, g = transposed_geometry(
+        x.shape[1:3], weight.shape[:2], stride, padding, output_padding, dilation
+    )
+    kernels = [k.swapaxes(2, 3) for k in np.split(widened(weight), groups, axis=-1)]
+    xs = np.split(widened(x), groups, axis=-1)
+    ys = [
+        direct_adjoint(part, kernel, (len(x), *shape, kernel.shape[2]), g)
+        for part, kernel in zip(xs, kernels, strict=True)
+    ]
+    y = _joined(ys)
+    if bias is not None:
+        y += bias
+    return y.astype(x.dtype, copy=False)
+
+
+def conv_transpose2d_vjp(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: Pair = 1,
+    padding: Padding = "valid",
+    output_padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    input_gradient: bool = True,
+) -> tuple[Array | None, Array, Array]:
+    """The vector-Jacobian product of `conv_transpose2d`: by `x`, `weight` and the bias.
+
+    `dx` is the convolution of `dy`, and `dweight` that convolution's gradient by its kernel.
+    """
+    x, weight, _ = _operands(x, weight, None, groups)
+    shape, g = transposed_geometry(
+        x.shape[1:3], weight.shape[:2], stride, padding, output_padding, dilation
+    )
+    dy = gradient(dy, (len(x), *shape, weight.shape[3]), x)
+    kernel = _joined([k.swapaxes(2, 3) for k in np.split(weight, groups, axis=-1)])
+    options: dict[str, Any] = {"stride": g.stride, "padding": g.pads, "dilation": g.dilation}
+    wanted = flag(input_gradient, "input_gradient")
+    dx = conv2d(dy, kernel, groups=groups, **options) if wanted else None
+    _, dkernel, _ = conv2d_vjp(x, dy, kernel, groups=groups, **options, input_gradient=False)
+    dweight = _joined([k.swapaxes(2, 3) for k in np.split(dkernel, groups, axis=-1)])
+    return dx, dweight, column_sums(widened(dy)).astype(x.dtype, copy=False)
+
+
+def transposed_geometry(
+    input_hw: Any,
+    kernel_hw: Any,
+    stride: Pair,
+    padding: Padding,
+    output_padding: Pair,
+    dilation: Pair,
+) -> tuple[tuple[int, int], Geometry]:
+    """The output's height and width, and the windows of the convolution that goes back."""
+    size, kernel = pair(input_hw, "input_hw", 1), pair(kernel_hw, "kernel_hw", 1)
+    steps, rates = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+    more = pair(output_padding, "output_padding", 0)
+    if more[0] >= steps[0] or more[1] >= steps[1]:
+        raise CompressionError(f"output_padding must be less than stride {steps}, not {more}")
+    large = (size[0] * steps[0], size[1] * steps[1])
+    pads = resolve_padding(padding, large, kernel, steps, rates)
+    if padding != "same":
+        large = tuple(  # type: ignore[assignment]
+            (n - 1) * s + d * (k - 1) + 1 - sum(p) + m
+            for n, s, d, k, p, m in zip(size, steps, rates, kernel, pads, more, strict=True)
+        )
+    if min(large) < 1:
+        raise CompressionError(f"padding {pads} leaves nothing of the output: {large}")
+    return large, geometry(large, kernel, steps, pads, rates)
 
 
 def dense(x: Array, weight: Array, bias: Array | None = None) -> Array:

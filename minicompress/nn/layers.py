@@ -16,7 +16,15 @@ import numpy as np
 
 from minicompress.arrays import FLOATS, Array, as_int, float_array, frozen
 from minicompress.errors import CompressionError
-from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
+from minicompress.nn.convolution import (
+    conv2d,
+    conv2d_vjp,
+    conv_transpose2d,
+    conv_transpose2d_vjp,
+    dense,
+    dense_vjp,
+    transposed_geometry,
+)
 from minicompress.nn.factors import rearranged
 from minicompress.nn.kernels.windows import (
     Geometry,
@@ -28,10 +36,9 @@ from minicompress.nn.kernels.windows import (
     resolve_padding,
 )
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import STATELESS_TYPES, image_shape
-from minicompress.nn.stateless import Layer as Layer
-from minicompress.nn.stateless import Pullback as Pullback
-from minicompress.nn.stateless import Shape as Shape
+from minicompress.nn.layer import Layer, Pullback, Shape, image_shape
+from minicompress.nn.pointwise import PReLU
+from minicompress.nn.stateless import STATELESS_TYPES
 from minicompress.representation import (
     Clustered,
     LowRank,
@@ -148,12 +155,7 @@ class Conv2D(_Affine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups, outputs = as_int(self.groups, "groups", 1), shape_of(self.weight)[3]
-        if outputs % groups:
-            raise CompressionError(f"groups must divide the {outputs} outputs, not be {groups}")
-        stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
-        padding = normal_padding(self.padding)
-        self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
+        _set_geometry(self)
 
     @classmethod
     def from_oihw(cls, weight: Array, bias: Array | None = None, **options: Any) -> Conv2D:
@@ -176,6 +178,59 @@ class Conv2D(_Affine):
         _, _, channels, outputs = shape_of(self.weight)
         image = image_shape(input_shape, channels * self.groups)
         return *self.geometry(image[:2]).output, outputs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ConvTranspose2D(_Affine):
+    """A transposed convolution as a layer: `conv_transpose2d` with its weight, bias and options.
+
+    Parameters
+    ----------
+    weight : (kh, kw, in // groups, out) ndarray or rep
+    bias : (out,) ndarray or rep, optional
+    stride, padding, output_padding, dilation, groups
+        As for `conv_transpose2d`.
+
+    Raises
+    ------
+    CompressionError
+        A shape, dtype or number is not as above.
+
+    Examples
+    --------
+    >>> layer = ConvTranspose2D(np.ones((2, 2, 16, 8)), stride=2)
+    >>> layer.output_shape((7, 7, 16))
+    (14, 14, 8)
+    """
+
+    _: KW_ONLY
+    stride: Pair = 1
+    padding: Padding = "valid"
+    output_padding: Pair = 0
+    dilation: Pair = 1
+    groups: int = 1
+
+    ndim: ClassVar[int] = 4
+    option_names = ("stride", "padding", "output_padding", "dilation", "groups")
+    function = staticmethod(conv_transpose2d)
+    function_vjp = staticmethod(conv_transpose2d_vjp)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set_geometry(self)
+        self._set(output_padding=pair(self.output_padding, "output_padding", 0))
+
+    def geometry(self, input_hw: Shape) -> tuple[tuple[int, int], Geometry]:
+        """The output's height and width, and the windows of the convolution that goes back."""
+        kernel = shape_of(self.weight)[:2]
+        return transposed_geometry(
+            input_hw, kernel, self.stride, self.padding, self.output_padding, self.dilation
+        )
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        _, _, channels, outputs = shape_of(self.weight)
+        image = image_shape(input_shape, channels * self.groups)
+        return *self.geometry(image[:2])[0], outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -220,7 +275,17 @@ class Dense(_Affine):
         return (outputs,)
 
 
-LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {BatchNorm, Conv2D, Dense}
+def _set_geometry(self: Conv2D | ConvTranspose2D) -> None:
+    """Check the options of a convolution, and keep pairs as pairs."""
+    groups, outputs = as_int(self.groups, "groups", 1), shape_of(self.weight)[3]
+    if outputs % groups:
+        raise CompressionError(f"groups must divide the {outputs} outputs, not be {groups}")
+    stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
+    padding = normal_padding(self.padding)
+    self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {BatchNorm, Conv2D, ConvTranspose2D, Dense, PReLU}
 """The layers that are known, by their exact type: a derived one may compute something else."""
 
 

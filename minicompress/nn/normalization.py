@@ -17,7 +17,7 @@ from minicompress.arrays import (
 )
 from minicompress.errors import CompressionError
 from minicompress.nn.kernels.windows import column_sums, gradient
-from minicompress.nn.stateless import Layer, Pullback, Shape
+from minicompress.nn.layer import Layer, Pullback, Shape
 from minicompress.representation import Rep
 
 
@@ -74,6 +74,71 @@ def batch_norm_vjp(
     )
 
 
+def normalize_batch(x: Array, scale: Array, offset: Array, epsilon: float = 1e-5) -> Array:
+    """Batch normalization with the mean and the variance of the batch itself, as in training.
+
+    Parameters
+    ----------
+    x : (..., C) ndarray of float16, float32 or float64
+        At least one row; the statistics are over all axes but the last.
+    scale, offset : (C,) ndarray of the dtype of `x`
+    epsilon : float
+        Positive.
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        As `batch_norm`, or there is no row.
+
+    Notes
+    -----
+    The variance is the mean squared deviation, divided by the number of rows (Ioffe and Szegedy,
+    2015).
+
+    Examples
+    --------
+    >>> normalize_batch(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), 1e-12)
+    array([[-1.],
+           [ 1.]])
+    """
+    return batch_norm(x, scale, offset, *batch_statistics(x), epsilon)
+
+
+def normalize_batch_vjp(
+    dy: Array, x: Array, scale: Array, epsilon: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """The vector-Jacobian product of `normalize_batch`: the statistics depend on `x`, too.
+
+    With z the normalized x and m rows, ``dx = scale / deviation * (dy - sum(dy) / m - z * sum(dy *
+    z) / m)``; `dscale` and `doffset` are ``sum(dy * z)`` and ``sum(dy)``.
+    """
+    x, scale, _, mean, inverse = _norm_operands(x, scale, scale, *batch_statistics(x), epsilon)
+    dy = widened(gradient(dy, x.shape, x))
+    z = (widened(x) - mean) * inverse
+    rows = z.size // z.shape[-1]
+    dscale, doffset = column_sums(dy * z), column_sums(dy)
+    dx = (scale * inverse) * (dy - doffset / rows - z * (dscale / rows))
+    return tuple(d.astype(x.dtype, copy=False) for d in (dx, dscale, doffset))  # type: ignore[return-value]
+
+
+def batch_statistics(x: Array) -> tuple[Array, Array]:
+    """The mean and the variance of each channel, over all axes but the last, in the dtype of `x`.
+
+    Computed in float64 from the deviations, so a large mean costs no precision.
+    """
+    x = float_array(x, "x")
+    if x.size == 0:
+        raise CompressionError("the statistics of a batch need at least one row")
+    rows = x.reshape(-1, x.shape[-1])
+    mean = rows.mean(0, dtype=np.float64)
+    variance = np.square(rows - mean).mean(0)
+    return mean.astype(x.dtype), variance.astype(x.dtype)
+
+
 def _norm_operands(
     x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float
 ) -> tuple[Array, Array, Array, Array, Array]:
@@ -97,10 +162,10 @@ def _norm_operands(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BatchNorm(Layer):
-    """Batch normalization with given statistics, on the last axis.
+    """Batch normalization, on the last axis: ``scale * (x - mean) / sqrt(variance + epsilon) + offset``.
 
-    ``scale * (x - mean) / sqrt(variance + epsilon) + offset``. The statistics are constants: they
-    are among the parameters, but training has gradients for `scale` and `offset` only.
+    `mean` and `variance` are parameters without a gradient. In training (`vjp` with `rng`) the
+    statistics of the batch stand in for them, and `fit` estimates them anew from training data.
 
     Parameters
     ----------
@@ -148,10 +213,15 @@ class BatchNorm(Layer):
     def vjp(
         self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
     ) -> tuple[Array, Pullback]:
+        if rng is None:
+            statistics, y = (self.mean, self.variance), self.forward(x)
+            backward = batch_norm_vjp
+        else:
+            statistics, y = (), normalize_batch(x, self.scale, self.offset, self.epsilon)
+            backward = normalize_batch_vjp
+
         def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            dx, dscale, doffset = batch_norm_vjp(
-                dy, x, self.scale, self.mean, self.variance, self.epsilon
-            )
+            dx, dscale, doffset = backward(dy, x, self.scale, *statistics, self.epsilon)
             return dx if input_gradient else None, {"scale": dscale, "offset": doffset}
 
-        return self.forward(x), pullback
+        return y, pullback

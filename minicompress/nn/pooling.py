@@ -16,6 +16,7 @@ from minicompress.nn.kernels.windows import (
     BLOCK_BYTES,
     Geometry,
     Padding,
+    Pads,
     Pair,
     Scratch,
     blocks,
@@ -26,12 +27,18 @@ from minicompress.nn.kernels.windows import (
     inner_padding,
     pair,
     put_taps,
+    resolve_padding,
     taps,
 )
 
 
 def max_pool2d(
-    x: Array, window: Pair, *, stride: Pair | None = None, padding: Padding = "valid"
+    x: Array,
+    window: Pair,
+    *,
+    stride: Pair | None = None,
+    padding: Padding = "valid",
+    ceil_mode: bool = False,
 ) -> Array:
     """The maximum of every window, channel by channel.
 
@@ -44,6 +51,9 @@ def max_pool2d(
     padding : as for `conv2d`
         Padding counts as minus infinity, so it is never the maximum. Each side must be narrower
         than the window: no window may lie wholly in the padding.
+    ceil_mode : bool
+        Whether a last window that reaches beyond the padded image counts, too, if it starts in the
+        image (or in the padding before it).
 
     Returns
     -------
@@ -61,19 +71,25 @@ def max_pool2d(
     array([[ 5.,  7.],
            [13., 15.]])
     """
-    x, g = _window(x, window, stride, padding)
+    x, g = _window(x, window, stride, padding, ceil_mode)
     return _pooled(np.maximum, x, g, -np.inf)
 
 
 def max_pool2d_vjp(
-    dy: Array, x: Array, window: Pair, *, stride: Pair | None = None, padding: Padding = "valid"
+    dy: Array,
+    x: Array,
+    window: Pair,
+    *,
+    stride: Pair | None = None,
+    padding: Padding = "valid",
+    ceil_mode: bool = False,
 ) -> Array:
     """The vector-Jacobian product of `max_pool2d`: the gradient of a window goes to its maximum.
 
     Among equal ones it goes to the first in row-major order; in a window with NaN, to the first
     pixel.
     """
-    x, g = _window(x, window, stride, padding)
+    x, g = _window(x, window, stride, padding, ceil_mode)
     dy = gradient(dy, (len(x), *g.output, x.shape[3]), x)
     dx: Array = np.zeros(x.shape, x.dtype)
     scratch = Scratch(x.dtype)
@@ -99,13 +115,14 @@ def avg_pool2d(
     *,
     stride: Pair | None = None,
     padding: Padding = "valid",
+    ceil_mode: bool = False,
     count_include_pad: bool = False,
 ) -> Array:
     """The mean of every window, channel by channel.
 
     Parameters
     ----------
-    x, window, stride, padding
+    x, window, stride, padding, ceil_mode
         As for `max_pool2d`, but padding counts as zeros.
     count_include_pad : bool
         True divides every sum by the size of the window. By default the mean is over the pixels of
@@ -128,9 +145,9 @@ def avg_pool2d(
     >>> avg_pool2d(image, 2, padding=1, stride=1, count_include_pad=True)[0, :, 0, 0]
     array([0.25, 0.5 , 0.25])
     """
-    x, g = _window(x, window, stride, padding)
+    x, g = _window(x, window, stride, padding, ceil_mode)
     sums = _pooled(np.add, widened(x), g, 0.0)
-    sums /= _counts(x, g, count_include_pad)
+    sums /= _counts(x, g, padding, count_include_pad)
     return sums.astype(x.dtype, copy=False)
 
 
@@ -141,28 +158,32 @@ def avg_pool2d_vjp(
     *,
     stride: Pair | None = None,
     padding: Padding = "valid",
+    ceil_mode: bool = False,
     count_include_pad: bool = False,
 ) -> Array:
     """The vector-Jacobian product of `avg_pool2d`: each pixel of a window gets an equal share."""
-    x, g = _window(x, window, stride, padding)
+    x, g = _window(x, window, stride, padding, ceil_mode)
     dy = gradient(dy, (len(x), *g.output, x.shape[3]), x)
-    share = widened(dy) / _counts(x, g, count_include_pad)
+    share = widened(dy) / _counts(x, g, padding, count_include_pad)
     dx: Array = np.zeros(x.shape, share.dtype)
     put_taps(dx, np.broadcast_to(share, (*g.kernel, *share.shape)), slice(0, g.output[0]), g)
     return dx.astype(x.dtype, copy=False)
 
 
-def global_avg_pool2d(x: Array) -> Array:
+def global_avg_pool2d(x: Array, keep_axes: bool = False) -> Array:
     """The mean of each channel over the whole image.
 
     Parameters
     ----------
     x : (N, H, W, C) ndarray of float16, float32 or float64
         H and W at least 1.
+    keep_axes : bool
+        Whether the result is a batch of images of one pixel.
 
     Returns
     -------
     y : (N, C) ndarray of the dtype of `x`
+        (N, 1, 1, C) with `keep_axes`.
 
     Raises
     ------
@@ -175,26 +196,27 @@ def global_avg_pool2d(x: Array) -> Array:
     array([[1.5]])
     """
     x = image_array(x)
-    y: Array = widened(x).mean((1, 2)).astype(x.dtype, copy=False)
-    return y
+    y: Array = widened(x).mean((1, 2), keepdims=flag(keep_axes, "keep_axes"))
+    return y.astype(x.dtype, copy=False)
 
 
-def global_avg_pool2d_vjp(dy: Array, x: Array) -> Array:
+def global_avg_pool2d_vjp(dy: Array, x: Array, keep_axes: bool = False) -> Array:
     """The vector-Jacobian product of `global_avg_pool2d`: ``dx = dy / (H * W)``."""
     x = image_array(x)
-    dy = gradient(dy, (len(x), x.shape[3]), x)
-    share = widened(dy) / (x.shape[1] * x.shape[2])
-    return np.broadcast_to(share[:, None, None, :], x.shape).astype(x.dtype)
+    n, h, w, c = x.shape
+    dy = gradient(dy, (n, 1, 1, c) if flag(keep_axes, "keep_axes") else (n, c), x)
+    share = widened(dy).reshape(n, 1, 1, c) / (h * w)
+    return np.broadcast_to(share, x.shape).astype(x.dtype)
 
 
 def _window(
-    x: Array, window: Pair, stride: Pair | None, padding: Padding
+    x: Array, window: Pair, stride: Pair | None, padding: Padding, ceil_mode: bool
 ) -> tuple[Array, Geometry]:
     x = image_array(x)
     size = pair(window, "window", 1)
-    g = geometry(x.shape[1:3], size, size if stride is None else stride, padding)
-    inner_padding(g.pads, size)
-    return x, g
+    steps = size if stride is None else stride
+    inner_padding(geometry(x.shape[1:3], size, steps, padding).pads, size)
+    return x, geometry(x.shape[1:3], size, steps, padding, ceil_mode=flag(ceil_mode, "ceil_mode"))
 
 
 def _blocks(x: Array, g: Geometry) -> Iterator[tuple[slice, slice]]:
@@ -226,11 +248,19 @@ def _reduced(operation: np.ufunc, part: Array, g: Geometry, axis: int, count: in
     return total
 
 
-def _counts(x: Array, g: Geometry, count_include_pad: bool) -> Array:
-    """The number by which each window's sum is divided, (oh, ow, 1)."""
-    ones = widened(np.ones((1, *x.shape[1:3], 1), x.dtype))
-    outside = 1.0 if flag(count_include_pad, "count_include_pad") else 0.0
-    everything = cut(ones, slice(0, g.output[0]), g, outside)
-    rows = _reduced(np.add, everything, g, 0, g.output[0])
-    counts: Array = _reduced(np.add, rows, g, 1, g.output[1])[0]
+def _counts(x: Array, g: Geometry, padding: Padding, count_include_pad: bool) -> Array:
+    """The number by which each window's sum is divided, (oh, ow, 1).
+
+    What a window reads beyond the padded image (`ceil_mode`) never counts.
+    """
+    size = x.shape[1:3]
+    counted: Pads = ((0, 0), (0, 0))
+    if flag(count_include_pad, "count_include_pad"):
+        counted = resolve_padding(padding, size, g.kernel, g.stride)
+    lengths = []
+    for axis in (0, 1):
+        first = np.arange(g.output[axis]) * g.stride[axis] - g.pads[axis][0]
+        low, high = -counted[axis][0], size[axis] + counted[axis][1]
+        lengths.append(np.minimum(first + g.kernel[axis], high) - np.maximum(first, low))
+    counts: Array = np.multiply.outer(*lengths)[..., None].astype(widened(x[:0]).dtype)
     return counts

@@ -1,21 +1,13 @@
-"""What a layer is, and the layers that have no weights.
-
-A layer is a frozen value. Its fields are the weights and the options of one operation. Training
-makes new layers; nothing changes a layer.
-"""
+"""Layers without weights that move, pool or join values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
 
-import numpy as np
-
-from minicompress.arrays import Array, Value, as_float, flag, freeze, generator
+from minicompress.arrays import as_float, as_int, flag
 from minicompress.errors import CompressionError
-from minicompress.nn import activations, pooling
+from minicompress.nn import joins, pooling, rearranging
 from minicompress.nn.kernels.windows import (
     Geometry,
     Padding,
@@ -24,88 +16,23 @@ from minicompress.nn.kernels.windows import (
     normal_padding,
     pair,
 )
-from minicompress.representation import Rep
-
-Shape: TypeAlias = tuple[int, ...]
-Pullback: TypeAlias = Callable[[Array], tuple[Array | None, dict[str, Array]]]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Layer(Value):
-    """Base of all layers.
-
-    To write your own, derive a frozen dataclass with `forward`, `output_shape` and, to train it,
-    `vjp`. List its weights, if any, in `parameters`: no other array is stored, counted or trained.
-    `summary` counts it if its class defines `parameters` and `macs(input_shape)`, the
-    multiply-accumulates for one input. Files, ONNX, integers and certificates know this package's
-    layers only, and not the classes derived from them, which may compute something else.
-    """
-
-    def forward(self, x: Array) -> Array:
-        """The output for a batch; the batch is the first axis of both."""
-        raise NotImplementedError
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape for an input's, both without the batch axis."""
-        raise NotImplementedError
-
-    def vjp(
-        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
-    ) -> tuple[Array, Pullback]:
-        """The output and its vector-Jacobian product.
-
-        Parameters
-        ----------
-        x : ndarray, the batch
-            The pullback reads it and `y` again: do not write to them before.
-        rng : numpy.random.Generator, optional
-            For `Dropout`, which does nothing without one.
-        input_gradient : bool
-            False saves the work for the gradient by `x`, which is then None.
-
-        Returns
-        -------
-        y : ndarray
-        pullback : callable
-            From the gradient by `y` to the gradient by `x` and a dict of those by the weights.
-        """
-        raise NotImplementedError
-
-    def parameters(self) -> dict[str, Rep]:
-        """The weights, arrays or representations, by the names of their fields."""
-        return {}
-
-    def options(self) -> dict[str, Any]:
-        """The fields that are not weights, by their names."""
-        weights = self.parameters()
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in weights}
+from minicompress.nn.layer import Layer, Operation, Shape, image_shape
+from minicompress.nn.pointwise import (
+    Clip,
+    Dropout,
+    HardSigmoid,
+    HardSwish,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Operation(Layer):
-    """A function of this package as a layer; the fields are its options."""
-
-    function: ClassVar[Callable[..., Array]]
-    function_vjp: ClassVar[Callable[..., Array]]
-
-    def forward(self, x: Array) -> Array:
-        return type(self).function(x, **self.options())
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def vjp(
-        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
-    ) -> tuple[Array, Pullback]:
-        def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            dx = type(self).function_vjp(dy, x, **self.options()) if input_gradient else None
-            return dx, {}
-
-        return self.forward(x), pullback
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Flatten(_Operation):
+class Flatten(Operation):
     """Each example as one row, its entries in C order.
 
     Examples
@@ -114,119 +41,32 @@ class Flatten(_Operation):
     (512,)
     """
 
-    function = staticmethod(activations.flatten)
-    function_vjp = staticmethod(activations.flatten_vjp)
+    function = staticmethod(rearranging.flatten)
+    function_vjp = staticmethod(rearranging.flatten_vjp)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (math.prod(input_shape),)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ReLU(_Operation):
-    """The positive part: ``max(x, 0)``.
-
-    Examples
-    --------
-    >>> ReLU().forward(np.array([[-1.0, 2.0]]))
-    array([[0., 2.]])
-    """
-
-    function = staticmethod(activations.relu)
-    function_vjp = staticmethod(activations.relu_vjp)
-
-    def vjp(
-        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
-    ) -> tuple[Array, Pullback]:
-        # The output is positive where the input is. The next layer keeps the output anyway, so the
-        # memory of the input is free.
-        y = activations.relu(x)
-        return y, lambda dy: (activations.relu_vjp(dy, y) if input_gradient else None, {})
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LeakyReLU(_Operation):
-    """``x`` where it is positive, ``negative_slope * x`` elsewhere.
-
-    Parameters
-    ----------
-    negative_slope : float, 0 <= negative_slope <= 1
-
-    Examples
-    --------
-    >>> LeakyReLU(0.25).forward(np.array([[-2.0, 2.0]]))
-    array([[-0.5,  2. ]])
-    """
-
-    negative_slope: float = 0.01
-
-    function = staticmethod(activations.leaky_relu)
-    function_vjp = staticmethod(activations.leaky_relu_vjp)
-
-    def __post_init__(self) -> None:
-        self._set(negative_slope=as_float(self.negative_slope, "negative_slope", 0.0, 1.0))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Sigmoid(_Operation):
-    """``1 / (1 + exp(-x))``.
-
-    Examples
-    --------
-    >>> Sigmoid().forward(np.array([[0.0]]))
-    array([[0.5]])
-    """
-
-    function = staticmethod(activations.sigmoid)
-    function_vjp = staticmethod(activations.sigmoid_vjp)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Tanh(_Operation):
-    """The hyperbolic tangent.
-
-    Examples
-    --------
-    >>> Tanh().forward(np.array([[0.0]]))
-    array([[0.]])
-    """
-
-    function = staticmethod(activations.tanh)
-    function_vjp = staticmethod(activations.tanh_vjp)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Softmax(_Operation):
-    """Probabilities from logits, along the last axis.
-
-    Train on the logits: `softmax_cross_entropy` contains the softmax already.
-
-    Examples
-    --------
-    >>> Softmax().forward(np.array([[0.0, 0.0]]))
-    array([[0.5, 0.5]])
-    """
-
-    function = staticmethod(activations.softmax)
-    function_vjp = staticmethod(activations.softmax_vjp)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Pool2D(_Operation):
+class _Pool2D(Operation):
     """The windows of the pooling layers."""
 
     window: Pair
     stride: Pair | None = None
     padding: Padding = "valid"
+    ceil_mode: bool = False
 
     def __post_init__(self) -> None:
         stride = None if self.stride is None else pair(self.stride, "stride", 1)
         window, padding = pair(self.window, "window", 1), normal_padding(self.padding)
-        self._set(window=window, stride=stride, padding=padding)
+        ceil_mode = flag(self.ceil_mode, "ceil_mode")
+        self._set(window=window, stride=stride, padding=padding, ceil_mode=ceil_mode)
 
     def geometry(self, input_hw: Shape) -> Geometry:
         """Where the windows lie in an image of this height and width."""
         stride = self.window if self.stride is None else self.stride
-        return geometry(input_hw, self.window, stride, self.padding)
+        return geometry(input_hw, self.window, stride, self.padding, ceil_mode=self.ceil_mode)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         h, w, channels = image_shape(input_shape)
@@ -244,6 +84,8 @@ class MaxPool2D(_Pool2D):
         The window's size by default.
     padding : as for `Conv2D`
         Counts as minus infinity, so it is never the maximum.
+    ceil_mode : bool
+        Whether a last window that reaches beyond the padded image counts, too.
 
     Examples
     --------
@@ -261,7 +103,7 @@ class AvgPool2D(_Pool2D):
 
     Parameters
     ----------
-    window, stride, padding
+    window, stride, padding, ceil_mode
         As for `MaxPool2D`.
     count_include_pad : bool
         Whether the padding counts, as zeros, in the mean.
@@ -283,8 +125,13 @@ class AvgPool2D(_Pool2D):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GlobalAvgPool2D(_Operation):
+class GlobalAvgPool2D(Operation):
     """The mean of each channel over the whole image.
+
+    Parameters
+    ----------
+    keep_axes : bool
+        Whether the output is an image of one pixel, (1, 1, C), and not (C,).
 
     Examples
     --------
@@ -292,91 +139,198 @@ class GlobalAvgPool2D(_Operation):
     (64,)
     """
 
+    keep_axes: bool = False
+
     function = staticmethod(pooling.global_avg_pool2d)
     function_vjp = staticmethod(pooling.global_avg_pool2d_vjp)
+
+    def __post_init__(self) -> None:
+        self._set(keep_axes=flag(self.keep_axes, "keep_axes"))
 
     def geometry(self, input_hw: Shape) -> Geometry:
         """One window: the whole image."""
         return geometry(input_hw, input_hw)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        return image_shape(input_shape)[2:]
+        channels = image_shape(input_shape)[2]
+        return (1, 1, channels) if self.keep_axes else (channels,)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dropout(Layer):
-    """In training, set each entry to 0 with probability `rate`; divide the others by 1 - rate.
-
-    `forward`, and `vjp` without `rng`, leave the input as it is.
+class Upsample2D(Operation):
+    """Every pixel repeated: an image that is a whole number of times larger.
 
     Parameters
     ----------
-    rate : float, 0 <= rate < 1
-
-    Notes
-    -----
-    The expected output is the input (Srivastava et al., 2014; "inverted dropout").
+    factor : int or (int, int)
 
     Examples
     --------
-    >>> y, _ = Dropout(0.5).vjp(np.ones((1, 4)), rng=np.random.default_rng(0))
-    >>> y
-    array([[2., 2., 2., 0.]])
+    >>> Upsample2D(2).output_shape((8, 8, 16))
+    (16, 16, 16)
     """
 
-    rate: float
+    factor: Pair
+
+    function = staticmethod(rearranging.upsample2d)
+    function_vjp = staticmethod(rearranging.upsample2d_vjp)
 
     def __post_init__(self) -> None:
-        rate = as_float(self.rate, "rate", 0.0, 1.0)
-        if rate == 1.0:
-            raise CompressionError("rate must be less than 1, or nothing is left")
-        self._set(rate=rate)
+        self._set(factor=pair(self.factor, "factor", 1))
 
-    def forward(self, x: Array) -> Array:
-        return x
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(input_shape)
-
-    def vjp(
-        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
-    ) -> tuple[Array, Pullback]:
-        if rng is None:
-            return x, lambda dy: (dy if input_gradient else None, {})
-        kept = generator(rng).random(x.shape, dtype=np.float32) >= self.rate
-        factors = freeze(np.multiply(kept, 1 / (1 - self.rate), dtype=x.dtype))
-        return x * factors, lambda dy: (dy * factors if input_gradient else None, {})
+    def output_shape(self, *input_shapes: Shape) -> Shape:
+        (h, w, channels), (down, across) = image_shape(*input_shapes), pair(self.factor, "factor", 1)
+        return h * down, w * across, channels
 
 
-def image_shape(input_shape: Shape, channels: int | None = None) -> Shape:
-    """Check the shape of an image, (H, W, C), and its number of channels if it is given."""
-    if len(input_shape) != 3 or channels not in (None, input_shape[2]):
-        wanted = "C" if channels is None else channels
-        raise CompressionError(f"the input must have shape (H, W, {wanted}), not {input_shape}")
-    return tuple(input_shape)
+@dataclass(frozen=True, eq=False, repr=False)
+class ChannelShuffle(Operation):
+    """The channels of several groups, dealt out in turn (Zhang et al., 2018).
 
-
-STATELESS_TYPES = frozenset[type[Layer]]({
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-})  # fmt: skip
-"""The layers above, by their exact type."""
-
-
-def same_options(a: Layer, b: Layer) -> bool:
-    """Whether two layers have the same type and the same options; weights are not compared.
+    Parameters
+    ----------
+    groups : int
+        Divides the channels. The channels 0 1 2 3 4 5 of 2 groups become 0 3 1 4 2 5.
 
     Examples
     --------
-    >>> same_options(MaxPool2D(2), MaxPool2D((2, 2))), same_options(MaxPool2D(2), AvgPool2D(2))
-    (True, False)
+    >>> import numpy as np
+    >>> ChannelShuffle(2).forward(np.arange(6.0)[None, None, None]).ravel()
+    array([0., 3., 1., 4., 2., 5.])
     """
-    return type(a) is type(b) and a.options() == b.options()
+
+    groups: int
+
+    function = staticmethod(rearranging.channel_shuffle)
+    function_vjp = staticmethod(rearranging.channel_shuffle_vjp)
+
+    def __post_init__(self) -> None:
+        self._set(groups=as_int(self.groups, "groups", 1))
+
+    def output_shape(self, *input_shapes: Shape) -> Shape:
+        shape = image_shape(*input_shapes)
+        if shape[2] % self.groups:
+            raise CompressionError(f"groups={self.groups} must divide the {shape[2]} channels")
+        return shape
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LocalResponseNorm(Operation):
+    """Each channel divided by a power of the squares around it (Krizhevsky et al., 2012).
+
+    ``x / (bias + alpha / size * sum of x ** 2 over `size` channels around it) ** beta``
+
+    Parameters
+    ----------
+    size : int
+    alpha, beta, bias : float
+        `alpha` not negative, `bias` positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> LocalResponseNorm(1, alpha=3.0, beta=0.5).forward(np.ones((1, 1, 1, 1))).item()
+    0.5
+    """
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    bias: float = 1.0
+
+    function = staticmethod(rearranging.local_response_norm)
+    function_vjp = staticmethod(rearranging.local_response_norm_vjp)
+
+    def __post_init__(self) -> None:
+        size, alpha = as_int(self.size, "size", 1), as_float(self.alpha, "alpha", 0.0)
+        beta, bias = as_float(self.beta, "beta", -math.inf), as_float(self.bias, "bias", 0.0)
+        if bias == 0:
+            raise CompressionError("bias must be positive, not 0")
+        self._set(size=size, alpha=alpha, beta=beta, bias=bias)
+
+    def output_shape(self, *input_shapes: Shape) -> Shape:
+        return image_shape(*input_shapes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(Operation):
+    """The sum of values of one shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Add().forward(np.array([[1.0]]), np.array([[2.0]]))
+    array([[3.]])
+    """
+
+    num_inputs = None
+    function = staticmethod(joins.add)
+    function_vjp = staticmethod(joins.add_vjp)
+
+    def output_shape(self, *input_shapes: Shape) -> Shape:
+        return joins.equal_shapes(input_shapes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Multiply(Operation):
+    """The product of two values: of one shape, or an image (H, W, C) and a gate (1, 1, C).
+
+    Examples
+    --------
+    >>> Multiply().output_shape((8, 8, 16), (1, 1, 16))
+    (8, 8, 16)
+    """
+
+    num_inputs = 2
+    function = staticmethod(joins.multiply)
+    function_vjp = staticmethod(joins.multiply_vjp)
+
+    def output_shape(self, *input_shapes: Shape) -> Shape:
+        return joins.gated_shape(*input_shapes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Concat(Operation):
+    """Values side by side along the last axis, the channels.
+
+    Examples
+    --------
+    >>> Concat().output_shape((8, 8, 16), (8, 8, 4))
+    (8, 8, 20)
+    """
+
+    num_inputs = None
+    function = staticmethod(joins.concat)
+    function_vjp = staticmethod(joins.concat_vjp)
+
+    def output_shape(self, *input_shapes: Shape) -> Shape:
+        return joins.joined_shape(input_shapes)
+
+
+POINTWISE_TYPES = frozenset[type[Layer]]({
+    Clip,
+    Dropout,
+    HardSigmoid,
+    HardSwish,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Tanh,
+})  # fmt: skip
+"""Layers that treat every number by itself, in the same way."""
+
+STATELESS_TYPES = POINTWISE_TYPES | {
+    Add,
+    AvgPool2D,
+    ChannelShuffle,
+    Concat,
+    Flatten,
+    GlobalAvgPool2D,
+    LocalResponseNorm,
+    MaxPool2D,
+    Multiply,
+    Softmax,
+    Upsample2D,
+}
+"""The layers without weights, by their exact type."""

@@ -12,6 +12,7 @@ gradient is one more row of the kernel's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 
@@ -54,21 +55,36 @@ def direct_conv2d_vjp(
     The window matrices are gathered again: that is faster than keeping them.
     """
     kh, kw, c, channels = weight.shape
+    dkernel: Array = np.zeros((kh * kw * c + 1, channels), x.dtype)
+    for images, rows, windows in _window_matrices(x, g, block_bytes):
+        part = np.ascontiguousarray(dy[images, rows])
+        dkernel += windows.T @ part.reshape(len(windows), channels)
+    dx = direct_adjoint(dy, weight, x.shape, g, block_bytes) if input_gradient else None
+    return dx, dkernel[:-1].reshape(weight.shape), dkernel[-1]
+
+
+def direct_adjoint(
+    dy: Array,
+    weight: Array,
+    shape: tuple[int, ...],
+    g: Geometry,
+    block_bytes: int = BLOCK_BYTES,
+) -> Array:
+    """The gradient by the images (of this shape), which is also the transposed convolution."""
+    kh, kw, c, channels = weight.shape
     # One product per place in the window: its gradients then lie together image by image, and
     # adding them up takes half as long as from the rows of a window matrix.
     places = np.ascontiguousarray(weight.reshape(kh * kw, c, channels).swapaxes(1, 2))
-    dkernel: Array = np.zeros((kh * kw * c + 1, channels), x.dtype)
-    dx: Array | None = np.zeros(x.shape, x.dtype) if input_gradient else None
-    scratch = Scratch(x.dtype)
-    for images, rows, windows in _window_matrices(x, g, block_bytes):
+    dx: Array = np.zeros(shape, dy.dtype)
+    scratch = Scratch(dy.dtype)
+    row_bytes = g.output[1] * (kh * kw * c) * dy.itemsize
+    for images, rows in blocks(len(dy), g.output[0], row_bytes, block_bytes):
         part = np.ascontiguousarray(dy[images, rows])
-        dproducts = part.reshape(len(windows), channels)
-        dkernel += windows.T @ dproducts
-        if dx is not None:
-            dtaps = scratch.array(kh, kw, *part.shape[:3], c)
-            np.matmul(dproducts, places, out=dtaps.reshape(kh * kw, len(windows), c))
-            put_taps(dx[images], dtaps, rows, g)
-    return dx, dkernel[:-1].reshape(weight.shape), dkernel[-1]
+        dtaps = scratch.array(kh, kw, *part.shape[:3], c)
+        products = part.reshape(prod(part.shape[:3]), channels)
+        np.matmul(products, places, out=dtaps.reshape(kh * kw, len(products), c))
+        put_taps(dx[images], dtaps, rows, g)
+    return dx
 
 
 def _window_matrices(

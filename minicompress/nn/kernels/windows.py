@@ -52,7 +52,13 @@ class Geometry(NamedTuple):
 
 
 def geometry(
-    input_hw: Any, kernel_hw: Any, stride: Pair = 1, padding: Padding = "valid", dilation: Pair = 1
+    input_hw: Any,
+    kernel_hw: Any,
+    stride: Pair = 1,
+    padding: Padding = "valid",
+    dilation: Pair = 1,
+    *,
+    ceil_mode: bool = False,
 ) -> Geometry:
     """Where the windows of a convolution or a pooling lie, checked.
 
@@ -65,6 +71,9 @@ def geometry(
     stride, dilation : int or (int, int)
     padding : "valid", "same", int, (int, int) or ((int, int), (int, int))
         As for `resolve_padding`.
+    ceil_mode : bool
+        Round the division up, and not down, if the last window then starts before the padding at
+        the end. What it reads beyond the padded image is more padding at the end.
 
     Raises
     ------
@@ -87,6 +96,12 @@ def geometry(
             f"{padded[0]} x {padded[1]}"
         )
     output = [(n - e) // s + 1 for n, e, s in zip(padded, extent, strides, strict=True)]
+    if ceil_mode:
+        for axis, (n, s, (before, after)) in enumerate(zip(sizes, strides, pads, strict=True)):
+            if output[axis] * s < n + before and (padded[axis] - extent[axis]) % s:
+                beyond = output[axis] * s + extent[axis] - padded[axis]
+                pads = (*pads[:axis], (before, after + beyond), *pads[axis + 1 :])  # type: ignore[assignment]
+                output[axis] += 1
     return Geometry(kernels, strides, dilations, pads, (output[0], output[1]))
 
 

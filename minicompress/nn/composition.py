@@ -1,0 +1,143 @@
+"""Networks written by composition: chains, branches that are joined, and shortcuts.
+
+Each function returns a flat `Network`; a network among its parts is written out layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from minicompress.errors import CompressionError
+from minicompress.nn.layers import Layer
+from minicompress.nn.network import Network, layer_tuple
+from minicompress.nn.stateless import Add
+
+Part: TypeAlias = "Layer | Network | Sequence[Layer | Network]"
+
+
+def Sequential(parts: Sequence[Layer | Network]) -> Network:
+    """A chain: every part reads the output of the part before it.
+
+    Parameters
+    ----------
+    parts : sequence of Layer and Network
+        The layers of a network among them become layers of the result.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    CompressionError
+        An entry is neither a layer nor a network, or a network before the last has several outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicompress.nn.layers import Dense
+    >>> from minicompress.nn.stateless import ReLU
+    >>> network = Sequential((Dense(np.array([[1.0, -1.0]])), ReLU()))
+    >>> network(np.array([[3.0], [-4.0]]))
+    array([[3., 0.],
+           [0., 4.]])
+    """
+    return _composed((parts,), None)
+
+
+def Parallel(branches: Sequence[Part], join: Layer) -> Network:
+    """Branches that read the same value, and a layer that joins their outputs.
+
+    Parameters
+    ----------
+    branches : sequence
+        Each is a layer, a network, or a sequence of them, which is a chain; ``()`` passes the value
+        on.
+    join : Layer
+        `Add`, `Multiply`, `Concat`, or another layer that reads several values. It reads the
+        branches' outputs in order.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    CompressionError
+        As `Sequential`, or the layer does not join so many branches.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicompress.nn.stateless import Concat, ReLU
+    >>> Parallel((ReLU(), ()), Concat())(np.array([[-1.0, 2.0]]))
+    array([[ 0.,  2., -1.,  2.]])
+    """
+    return _composed(branches, join)
+
+
+def Residual(*parts: Layer | Network) -> Network:
+    """A chain whose input is added to its output (He et al., 2016).
+
+    The chain must keep the shape. `Parallel` with `Add` has a layer on the shortcut, too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicompress.nn.layers import Dense
+    >>> Residual(Dense(2 * np.eye(2)))(np.array([[1.0, 2.0]]))
+    array([[3., 6.]])
+    """
+    return Parallel(((), parts), Add())
+
+
+def _composed(branches: Sequence[Part], join: Layer | None) -> Network:
+    layers: list[Layer] = []
+    inputs: list[tuple[int, ...]] = []
+    ends: list[int] = []
+    for branch in branches:
+        outputs: tuple[int, ...] = (0,)
+        for part in (branch,) if isinstance(branch, Layer | Network) else branch:
+            if len(outputs) > 1:
+                raise CompressionError(
+                    f"a network with {len(outputs)} outputs can only be the last part of a chain"
+                )
+            if not isinstance(part, Network):
+                (part,) = layer_tuple((part,), "parts")
+                part = Network((part,), ((0,),), (1,))
+            # Value 0 of the part is the chain's last value; the others follow what is there.
+            place = [outputs[0], *range(len(layers) + 1, len(layers) + len(part.layers) + 1)]
+            layers += part.layers
+            inputs += [tuple(place[value] for value in reads) for reads in part.inputs]
+            outputs = tuple(place[value] for value in part.outputs)
+        ends += outputs
+    if join is not None:
+        layers, inputs, ends = [*layers, join], [*inputs, tuple(ends)], [len(layers) + 1]
+    return Network(tuple(layers), tuple(inputs), tuple(ends))
+
+
+def replaced(network: Network, chains: Sequence[Sequence[Layer]]) -> Network:
+    """The network with a chain of layers in place of each layer.
+
+    An empty chain passes on the layer's input.
+
+    Examples
+    --------
+    >>> from minicompress.nn.stateless import Dropout, ReLU
+    >>> replaced(Sequential((Dropout(0.5), ReLU())), ((), (ReLU(), ReLU()))).inputs
+    ((0,), (1,))
+    """
+    layers: list[Layer] = []
+    inputs: list[tuple[int, ...]] = []
+    place = [0]
+    for chain, reads in zip(chains, network.inputs, strict=True):
+        reads = tuple(place[value] for value in reads)
+        for layer in chain:
+            layers.append(layer)
+            inputs.append(reads)
+            reads = (len(layers),)
+        place.append(reads[0])
+    return Network(tuple(layers), tuple(inputs), tuple(place[v] for v in network.outputs))
+
+
