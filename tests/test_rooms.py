@@ -18,8 +18,9 @@ ORDER = {
     "compressors": "svd randomized tucker pruning schedules quantization stochastic "
     "compensated exact_clustering clustering chaining",
     "nn/kernels": "windows direct winograd",
-    "nn": "convolution pooling activations losses factors stateless "
-    "normalization layers network optimizers training architectures",
+    "nn": "convolution pooling activations rearranging losses factors layer joins pointwise "
+    "stateless normalization layers network composition parameters gradient statistics "
+    "optimizers training architectures",
     "integer": "requantization stateless layers model conversion",
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
     "analysis": "accounting sensitivities",

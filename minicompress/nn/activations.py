@@ -265,9 +265,7 @@ def hard_swish(x: Array) -> Array:
 
 def hard_swish_vjp(dy: Array, x: Array) -> Array:
     """The vector-Jacobian product of `hard_swish`: its slope is ``x / 3 + 1 / 2`` in (-3, 3)."""
-    return _times(
-        dy, x, lambda z: _hard_sigmoid(z, 1 / 6, 0.5) + z / 6 * _between(z, 1 / 6, 0.5)
-    )
+    return _times(dy, x, lambda z: _hard_sigmoid(z, 1 / 6, 0.5) + z / 6 * _between(z, 1 / 6, 0.5))
 
 
 def silu(x: Array) -> Array:
@@ -298,9 +296,7 @@ def silu(x: Array) -> Array:
 
 def silu_vjp(dy: Array, x: Array) -> Array:
     """The vector-Jacobian product of `silu`: its slope is ``s + x * s * (1 - s)``, s the sigmoid."""
-    return _times(
-        dy, x, lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z)
-    )
+    return _times(dy, x, lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z))
 
 
 def prelu(x: Array, slope: Array) -> Array:

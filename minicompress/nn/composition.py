@@ -139,5 +139,3 @@ def replaced(network: Network, chains: Sequence[Sequence[Layer]]) -> Network:
             reads = (len(layers),)
         place.append(reads[0])
     return Network(tuple(layers), tuple(inputs), tuple(place[v] for v in network.outputs))
-
-

@@ -9,6 +9,7 @@ import numpy as np
 
 from minicompress.arrays import Array
 from minicompress.nn.network import Gradients, Network, input_batch, last_readers, naming_layer
+from minicompress.nn.parameters import as_tuple
 
 
 def vjp(
@@ -82,14 +83,10 @@ def vjp(
                 continue
             with naming_layer(network, i):
                 dxs, gradients[i] = pulls[i](dvalue)
-            for value, dx in zip(network.inputs[i], _tuple(dxs), strict=True):
+            for value, dx in zip(network.inputs[i], as_tuple(dxs), strict=True):
                 if needed[value] and dx is not None:
                     known[value] = known[value] + dx if value in known else dx
         return known.get(0) if input_gradient else None, tuple(gradients)
 
     ys = tuple(values[value] for value in outputs)
     return ys if len(ys) > 1 else ys[0], pullback
-
-
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -35,8 +35,8 @@ from minicompress.nn.kernels.windows import (
     pair,
     resolve_padding,
 )
-from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.layer import Layer, Pullback, Shape, image_shape
+from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.pointwise import PReLU
 from minicompress.nn.stateless import STATELESS_TYPES
 from minicompress.representation import (
@@ -285,7 +285,13 @@ def _set_geometry(self: Conv2D | ConvTranspose2D) -> None:
     self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
-LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {BatchNorm, Conv2D, ConvTranspose2D, Dense, PReLU}
+LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {
+    BatchNorm,
+    Conv2D,
+    ConvTranspose2D,
+    Dense,
+    PReLU,
+}
 """The layers that are known, by their exact type: a derived one may compute something else."""
 
 

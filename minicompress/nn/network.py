@@ -10,9 +10,8 @@ other weights, and nothing changes it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias

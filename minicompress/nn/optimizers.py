@@ -14,7 +14,8 @@ import numpy as np
 
 from minicompress.arrays import Array, as_float, as_int, flag, freeze, widened
 from minicompress.errors import CompressionError
-from minicompress.nn.network import Gradients, Sequential, parameters, with_parameters
+from minicompress.nn.network import Gradients, Network
+from minicompress.nn.parameters import parameters, with_parameters
 
 Schedule: TypeAlias = Callable[[int], float]
 Moments: TypeAlias = tuple[dict[str, Array], ...]
@@ -32,8 +33,8 @@ class Optimizer(NamedTuple):
         it is.
     """
 
-    init: Callable[[Sequential], Any]
-    update: Callable[[Sequential, Gradients, Any], tuple[Sequential, Any]]
+    init: Callable[[Network], Any]
+    update: Callable[[Network, Gradients, Any], tuple[Network, Any]]
 
 
 class SGDState(NamedTuple):
@@ -101,12 +102,10 @@ def sgd(
     if flag(nesterov, "nesterov") and momentum == 0.0:
         raise CompressionError("nesterov=True needs a momentum above 0")
 
-    def init(model: Sequential) -> SGDState:
+    def init(model: Network) -> SGDState:
         return SGDState(0, _zeros(model) if momentum else ())
 
-    def update(
-        model: Sequential, gradients: Gradients, state: SGDState
-    ) -> tuple[Sequential, SGDState]:
+    def update(model: Network, gradients: Gradients, state: SGDState) -> tuple[Network, SGDState]:
         step_size = rate(state.step)
 
         def rule(w: Array, g: Array, *v: Array) -> tuple[Array, ...]:
@@ -177,12 +176,10 @@ def adam(
     if max(beta1, beta2) == 1.0 or as_float(epsilon, "epsilon", 0.0) == 0.0:
         raise CompressionError("beta1 and beta2 must be less than 1 and epsilon more than 0")
 
-    def init(model: Sequential) -> AdamState:
+    def init(model: Network) -> AdamState:
         return AdamState(0, _zeros(model), _zeros(model))
 
-    def update(
-        model: Sequential, gradients: Gradients, state: AdamState
-    ) -> tuple[Sequential, AdamState]:
+    def update(model: Network, gradients: Gradients, state: AdamState) -> tuple[Network, AdamState]:
         t = state.step + 1
         step_size = rate(state.step)
         # Both corrections of the moments are two numbers for each step:
@@ -287,7 +284,7 @@ def _schedule(learning_rate: float | Schedule) -> Schedule:
     return constant_lr(as_float(learning_rate, "learning_rate", 0.0))
 
 
-def _zeros(model: Sequential) -> Moments:
+def _zeros(model: Network) -> Moments:
     """Zero for every parameter: where the moments start."""
     moments = []
     for i, weights in enumerate(parameters(model)):
@@ -302,8 +299,8 @@ def _zeros(model: Sequential) -> Moments:
 
 
 def _updated(
-    model: Sequential, gradients: Gradients, rule: Callable[..., tuple[Array, ...]], *old: Moments
-) -> tuple[Sequential, list[Moments]]:
+    model: Network, gradients: Gradients, rule: Callable[..., tuple[Array, ...]], *old: Moments
+) -> tuple[Network, list[Moments]]:
     """Update each weight that has a gradient: ``rule(weight, gradient, *moments)`` gives it anew,
     and its moments after it."""
     if len(gradients) != len(model.layers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -126,7 +127,7 @@ def finite_layer(layer: Layer) -> None:
             raise CompressionError(f"{name} must be finite, but {fault}")
 
 
-def finite_outputs(outputs: Array, rows: Array | None = None, name: str = "network") -> Array:
+def finite_outputs(outputs: Any, rows: Array | None = None, name: str = "network") -> Any:
     """A network's outputs, unchanged; NaN and infinity are refused, since they name no class.
 
     Raises
@@ -134,14 +135,17 @@ def finite_outputs(outputs: Array, rows: Array | None = None, name: str = "netwo
     CompressionError
         Naming the first input whose outputs are not finite: its index, or its entry of `rows`.
     """
-    if not np.isfinite(outputs).all():
-        finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
-        first = int(finite.argmin())
-        row = first if rows is None else rows[first]
-        raise CompressionError(
-            f"{name} must give finite outputs, but for x[{row}] {not_finite(outputs[first])}: its "
-            f"weights are not finite, or {outputs.dtype} is too narrow for its numbers"
-        )
+    for y in as_tuple(outputs):
+        if not np.isfinite(y).all():
+            first = int(np.isfinite(y).reshape(len(y), -1).all(1).argmin())
+            row = first if rows is None else rows[first]
+            raise CompressionError(
+                f"{name} must give finite outputs, but for x[{row}] {not_finite(y[first])}: its "
+                f"weights are not finite, or {y.dtype} is too narrow for its numbers"
+            )
     return outputs
 
 
+def as_tuple(outputs: Any) -> tuple[Any, ...]:
+    """A network's outputs as a tuple, also where there is only one."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)

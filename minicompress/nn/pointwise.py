@@ -136,7 +136,10 @@ class HardSigmoid(Operation):
     function_vjp = staticmethod(activations.hard_sigmoid_vjp)
 
     def __post_init__(self) -> None:
-        alpha, beta = as_float(self.alpha, "alpha", -math.inf), as_float(self.beta, "beta", -math.inf)
+        alpha, beta = (
+            as_float(self.alpha, "alpha", -math.inf),
+            as_float(self.beta, "beta", -math.inf),
+        )
         self._set(alpha=alpha, beta=beta)
 
 

@@ -161,7 +161,9 @@ def local_response_norm_vjp(
     """
     x = image_array(x)
     z, dy = widened(x), widened(gradient(dy, x.shape, x))
-    inner = _window_sums(dy * z * _powers(z, size, alpha, beta + 1, bias), size // 2, (size - 1) // 2)
+    inner = _window_sums(
+        dy * z * _powers(z, size, alpha, beta + 1, bias), size // 2, (size - 1) // 2
+    )
     dx: Array = dy * _powers(z, size, alpha, beta, bias)
     dx -= z.dtype.type(2 * alpha * beta / size) * z * inner
     return dx.astype(x.dtype, copy=False)
@@ -178,8 +180,9 @@ def _window_sums(x: Array, before: int, after: int) -> Array:
     channels = x.shape[-1]
     total: Array = np.zeros_like(x)
     for shift in range(-min(before, channels), min(after, channels) + 1):
-        here, there = slice(max(-shift, 0), channels - max(shift, 0)), slice(
-            max(shift, 0), channels - max(-shift, 0)
+        here, there = (
+            slice(max(-shift, 0), channels - max(shift, 0)),
+            slice(max(shift, 0), channels - max(-shift, 0)),
         )
         total[..., here] += x[..., there]
     return total

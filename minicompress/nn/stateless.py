@@ -179,7 +179,10 @@ class Upsample2D(Operation):
         self._set(factor=pair(self.factor, "factor", 1))
 
     def output_shape(self, *input_shapes: Shape) -> Shape:
-        (h, w, channels), (down, across) = image_shape(*input_shapes), pair(self.factor, "factor", 1)
+        (h, w, channels), (down, across) = (
+            image_shape(*input_shapes),
+            pair(self.factor, "factor", 1),
+        )
         return h * down, w * across, channels
 
 

@@ -25,9 +25,12 @@ from minicompress.arrays import (
     integer_array,
 )
 from minicompress.errors import CompressionError, naming
+from minicompress.nn.gradient import vjp
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Gradients, Sequential, apply, finite_model, finite_outputs, vjp
+from minicompress.nn.network import Gradients, Network, apply
 from minicompress.nn.optimizers import Optimizer
+from minicompress.nn.parameters import as_tuple, finite_model, finite_outputs
+from minicompress.nn.statistics import has_batch_norm, reestimate_batch_norm
 
 # loss(outputs, classes), or loss(outputs, classes, targets): the mean, and its gradient by outputs.
 Loss: TypeAlias = Callable[..., tuple[float, Array]]
@@ -38,20 +41,21 @@ class View(NamedTuple):
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Of plain arrays.
     pullback : callable
         ``pullback(gradients)`` gives the latent model's gradients from those of `model`. With a
         shared codebook, each weight gets the sum of the gradients of its cluster.
     """
 
-    model: Sequential
+    model: Network
     pullback: Callable[[Gradients], Gradients]
 
 
+EXAMPLES = 1024
 DIVERGED = "Take a smaller learning rate, or a wider float"
 
-LatentView: TypeAlias = Callable[[Sequential, int], Sequential | View]
+LatentView: TypeAlias = Callable[[Network, int], Network | View]
 
 
 class TrainingState(NamedTuple):
@@ -59,7 +63,7 @@ class TrainingState(NamedTuple):
 
     Parameters
     ----------
-    latent : Sequential
+    latent : Network
         The model that is updated, and that a view looks at.
     optimizer : object
         The optimizer's state.
@@ -67,7 +71,7 @@ class TrainingState(NamedTuple):
         The number of updates made so far.
     """
 
-    latent: Sequential
+    latent: Network
     optimizer: Any
     step: int
 
@@ -103,7 +107,7 @@ class History(Value):
 
 
 def fit(
-    model: Sequential | TrainingState,
+    model: Network | TrainingState,
     x: Array,
     y: Array,
     *,
@@ -117,12 +121,12 @@ def fit(
     validation: tuple[Array, Array] | None = None,
     patience: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
-) -> tuple[Sequential, History]:
+) -> tuple[Network, History]:
     """Train a model on shuffled batches.
 
     Parameters
     ----------
-    model : Sequential or TrainingState
+    model : Network or TrainingState
         Of plain arrays: where the latent model starts. Or the ``history.state`` of an earlier
         training, which then goes on with its momentum, its schedules and the view's steps.
     x : (N, ...) ndarray of the model's dtype, finite, N at least 1
@@ -155,7 +159,7 @@ def fit(
 
     Returns
     -------
-    model : Sequential
+    model : Network
         The final latent model, seen through the view.
     history : History
 
@@ -170,6 +174,11 @@ def fit(
     Notes
     -----
     The same arguments and the same state of `rng` give the same bits on the same machine.
+
+    Batch normalizations take the statistics of each batch. After an epoch, those of the model that
+    is measured and returned are estimated from 1,024 examples, drawn at random.
+
+    Of a network with several outputs, which the loss gets as a tuple, the first decides accuracy.
 
     Examples
     --------
@@ -196,7 +205,7 @@ def fit(
             raise CompressionError(f"targets must have {len(x)} rows as x, not {len(targets)}")
         if targets.dtype.kind == "f":
             finite_array(targets, "targets")
-    if isinstance(model, Sequential):
+    if isinstance(model, Network):
         model = TrainingState(model, optimizer.init(model), 0)
     latent, state, step = model
     finite_model(latent)
@@ -224,10 +233,13 @@ def fit(
             hits += _hits(outputs, y[rows])
             if progress is not None:
                 progress(step - first, total_steps, float(batch_loss))
-        last = _seen(view, latent, step).model
         try:
             finite_model(latent)
+            last = _seen(view, latent, step).model
             finite_model(last)
+            if has_batch_norm(last):
+                last = reestimate_batch_norm(last, x[order[:EXAMPLES]])
+                finite_model(last)
         except CompressionError as error:
             raise CompressionError(f"after {where}: {error}. {DIVERGED}") from error
         measured: tuple[float, ...] = ()
@@ -251,7 +263,7 @@ def fit(
 
 
 def evaluate(
-    model: Sequential,
+    model: Network,
     x: Array,
     y: Array,
     *,
@@ -262,7 +274,7 @@ def evaluate(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Its weights may be representations.
     x : (N, ...) ndarray, N at least 1
     y : (N,) ndarray of integers
@@ -299,26 +311,26 @@ def evaluate(
     return found, right
 
 
-def scored(outputs: Array, y: Array, loss: Loss) -> tuple[float, float]:
+def scored(outputs: Any, y: Array, loss: Loss) -> tuple[float, float]:
     """Loss and accuracy of outputs that may be NaN or infinite.
 
     Then the loss is infinite, which is worse than every number, and an input whose outputs are not
     all finite counts as a wrong answer.
     """
     right = _hits(outputs, y) / len(y)
-    if not np.isfinite(outputs).all():
+    if not all(np.isfinite(y).all() for y in as_tuple(outputs)):
         return math.inf, right
     with np.errstate(over="ignore", invalid="ignore"):
         found = float(loss(outputs, y)[0])
     return found if math.isfinite(found) else math.inf, right
 
 
-def accuracy(model: Sequential, x: Array, y: Array) -> float:
+def accuracy(model: Network, x: Array, y: Array) -> float:
     """The fraction of correct answers.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         The answer is the class of the largest output.
     x : (N, ...) ndarray
     y : (N,) ndarray of integers
@@ -357,19 +369,20 @@ def _data(x: Array, y: Array, x_name: str, y_name: str) -> tuple[Array, Array]:
     return x, y
 
 
-def _answers(model: Sequential, x: Array, batch_size: int | None = None) -> Array:
+def _answers(model: Network, x: Array, batch_size: int | None = None) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):  # finite_outputs finds them
         return finite_outputs(apply(model, x, batch_size=batch_size))
 
 
-def _seen(view: LatentView | None, latent: Sequential, step: int) -> View:
+def _seen(view: LatentView | None, latent: Network, step: int) -> View:
     """The latent model through the view; its gradients come back unchanged unless the view says."""
     with np.errstate(over="ignore", invalid="ignore"):  # finite_model finds them
         seen = latent if view is None else view(latent, step)
     return seen if isinstance(seen, View) else View(seen, lambda gradients: gradients)
 
 
-def _hits(outputs: Array, labels: Array) -> int:
+def _hits(outputs: Any, labels: Array) -> int:
+    outputs = as_tuple(outputs)[0]
     if outputs.ndim != 2 or outputs.shape[1] == 0:
         raise CompressionError(
             f"the network's output for an input must be numbers for classes, not an array of shape "

@@ -1,0 +1,76 @@
+"""The statistics of batch normalization, estimated anew from examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minicompress.arrays import Array, finite_array
+from minicompress.errors import CompressionError
+from minicompress.nn.layers import plain_layers
+from minicompress.nn.network import Network, input_batch, last_readers, naming_layer
+from minicompress.nn.normalization import BatchNorm, batch_statistics
+from minicompress.nn.parameters import with_layers
+
+
+def reestimate_batch_norm(network: Network, x: Array) -> Network:
+    """The network whose batch normalizations have the statistics of these inputs.
+
+    Compression changes what a batch normalization reads, so its mean and variance no longer fit.
+    Estimating them again needs no labels and no training, and often wins back most of the accuracy.
+
+    Parameters
+    ----------
+    network : Network
+        Its weights may be representations.
+    x : (N, ...) ndarray of the network's dtype, finite, N at least 1
+        Some hundred examples are enough. They run in one piece, so the memory grows with N.
+
+    Returns
+    -------
+    Network
+        Equal but for `mean` and `variance` of each `BatchNorm`.
+
+    Raises
+    ------
+    CompressionError
+        There is no example, or a layer refuses its input.
+
+    Notes
+    -----
+    One pass: each layer gets the outputs of the layers before it with their new statistics. So each
+    normalized channel has mean 0 and variance 1 over `x`, up to `epsilon` and rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicompress.nn.composition import Sequential
+    >>> one = np.ones(1)
+    >>> network = Sequential((BatchNorm(one, 0 * one, 5 * one, one),))
+    >>> reestimate_batch_norm(network, np.array([[1.0], [3.0]])).layers[0].mean
+    array([2.])
+    """
+    values = {0: finite_array(input_batch(network, x), "x")}
+    if len(values[0]) == 0:
+        raise CompressionError("x must hold at least one example")
+    if not has_batch_norm(network):
+        return network
+    layers = []
+    for i, dropped in enumerate(last_readers(network)):
+        layer, read = network.layers[i], [values[value] for value in network.inputs[i]]
+        with naming_layer(network, i, [value.shape[1:] for value in read]):
+            if isinstance(layer, BatchNorm):
+                mean, variance = batch_statistics(*read)
+                layer = replace(layer, mean=mean, variance=variance)
+            first, *others = plain_layers(layer)
+            values[i + 1] = first.forward(*read)
+            for part in others:
+                values[i + 1] = part.forward(values[i + 1])
+        layers.append(layer)
+        for value in dropped:
+            del values[value]
+    return with_layers(network, layers)
+
+
+def has_batch_norm(network: Network) -> bool:
+    """Whether any layer has statistics."""
+    return any(isinstance(layer, BatchNorm) for layer in network.layers)
