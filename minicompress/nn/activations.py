@@ -295,7 +295,7 @@ def silu(x: Array) -> Array:
 
 
 def silu_vjp(dy: Array, x: Array) -> Array:
-    """The vector-Jacobian product of `silu`: its slope is ``s + x * s * (1 - s)``, s the sigmoid."""
+    """The vector-Jacobian product of `silu`: the slope is ``s + x * s * (1 - s)``, s sigmoid."""
     return _times(dy, x, lambda z: special.expit(z) + z * special.expit(z) * special.expit(-z))
 
 

@@ -293,7 +293,7 @@ def _basic_block(rng: np.random.Generator, inputs: int, outputs: int, stride: in
 def _inverted_residual(
     rng: np.random.Generator, inputs: int, outputs: int, expansion: int, stride: int
 ) -> Network:
-    """1 x 1 convolution to more channels, depthwise 3 x 3, 1 x 1 to fewer; a shortcut if it fits."""
+    """1 x 1 to more channels, depthwise 3 x 3, 1 x 1 to fewer; a shortcut if it fits."""
     inner = inputs * expansion
     expand = () if expansion == 1 else (*_normalized(rng, 1, inputs, inner), Clip(0, 6))
     depthwise = (*_normalized(rng, 3, inner, inner, stride, groups=inner), Clip(0, 6))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Layer
+from minicompress.nn.layer import Layer
 from minicompress.nn.network import Network, layer_tuple
 from minicompress.nn.stateless import Add
 
@@ -35,9 +35,10 @@ def Sequential(parts: Sequence[Layer | Network]) -> Network:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> import numpy as np
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.nn.pointwise import ReLU
     >>> network = Sequential((Dense(np.array([[1.0, -1.0]])), ReLU()))
     >>> network(np.array([[3.0], [-4.0]]))
     array([[3., 0.],
@@ -70,7 +71,8 @@ def Parallel(branches: Sequence[Part], join: Layer) -> Network:
     Examples
     --------
     >>> import numpy as np
-    >>> from minicompress.nn.stateless import Concat, ReLU
+    >>> from minicompress.nn.stateless import Concat
+    >>> from minicompress.nn.pointwise import ReLU
     >>> Parallel((ReLU(), ()), Concat())(np.array([[-1.0, 2.0]]))
     array([[ 0.,  2., -1.,  2.]])
     """
@@ -124,7 +126,8 @@ def replaced(network: Network, chains: Sequence[Sequence[Layer]]) -> Network:
 
     Examples
     --------
-    >>> from minicompress.nn.stateless import Dropout, ReLU
+    >>> from minicompress.nn.composition import Sequential
+    >>> from minicompress.nn.pointwise import Dropout, ReLU
     >>> replaced(Sequential((Dropout(0.5), ReLU())), ((), (ReLU(), ReLU()))).inputs
     ((0,), (1,))
     """

@@ -20,8 +20,8 @@ import numpy as np
 
 from minicompress.arrays import Array, Value, as_int, ceil_div, float_array
 from minicompress.errors import CompressionError, naming
+from minicompress.nn.layer import Layer, Shape
 from minicompress.nn.layers import plain_layers
-from minicompress.nn.stateless import Layer, Shape
 from minicompress.representation import Rep, num_params, shape_of
 from minicompress.tables import aligned
 
@@ -56,13 +56,15 @@ class Network(Value):
     Examples
     --------
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.stateless import Add, ReLU
+    >>> from minicompress.nn.pointwise import ReLU
+    >>> from minicompress.nn.stateless import Add
     >>> Network((Dense(np.ones((2, 2))), ReLU(), Add()), ((0,), (1,), (0, 2)), (3,))
-    layer           reads  parameters
-    ---------------------------------
-    0 Dense(2, 2)   0               4
-    1 ReLU()        1               0
-    2 Add()         0, 2            0
+    layer          reads  parameters
+    --------------------------------
+    0 Dense 2 x 2  0               4
+    1 ReLU         1               0
+    2 Add          0, 2            0
+    outputs        3
     """
 
     layers: tuple[Layer, ...]
@@ -124,7 +126,7 @@ def last_readers(network: Network) -> list[list[int]]:
     Examples
     --------
     >>> from minicompress.nn.composition import Residual
-    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.nn.pointwise import ReLU
     >>> last_readers(Residual(ReLU(), ReLU()))
     [[], [1], [0, 2]]
     """
@@ -173,7 +175,8 @@ def value_shapes(network: Network, input_shape: Shape) -> tuple[Shape, ...]:
     Examples
     --------
     >>> from minicompress.nn.composition import Sequential
-    >>> from minicompress.nn.stateless import Flatten, ReLU
+    >>> from minicompress.nn.stateless import Flatten
+    >>> from minicompress.nn.pointwise import ReLU
     >>> value_shapes(Sequential((ReLU(), Flatten())), (2, 3))
     ((2, 3), (2, 3), (6,))
     """

@@ -162,7 +162,9 @@ def _norm_operands(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BatchNorm(Layer):
-    """Batch normalization, on the last axis: ``scale * (x - mean) / sqrt(variance + epsilon) + offset``.
+    """Batch normalization, on the last axis.
+
+    ``scale * (x - mean) / sqrt(variance + epsilon) + offset``
 
     `mean` and `variance` are parameters without a gradient. In training (`vjp` with `rng`) the
     statistics of the batch stand in for them, and `fit` estimates them anew from training data.

@@ -88,6 +88,7 @@ def sgd(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[1.0]])),))
     >>> optimizer = sgd(0.5)
@@ -162,6 +163,7 @@ def adam(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[1.0]])),))
     >>> optimizer = adam(0.125)

@@ -10,7 +10,8 @@ import numpy as np
 
 from minicompress.arrays import Array, not_finite
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Layer, decoded_layer
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import decoded_layer
 from minicompress.nn.network import Network, Parameters, naming_layer
 
 
@@ -21,7 +22,7 @@ def parameters(network: Network) -> Parameters:
     --------
     >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.nn.pointwise import ReLU
     >>> parameters(Sequential((Dense(np.ones((1, 1))), ReLU())))
     ({'weight': array([[1.]])}, {})
     """

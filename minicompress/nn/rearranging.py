@@ -1,4 +1,4 @@
-"""Operations that move numbers: flat rows, larger images, shuffled channels, local normalization."""
+"""Flat rows, larger images, shuffled channels, and normalization across channels."""
 
 from __future__ import annotations
 

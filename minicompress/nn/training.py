@@ -182,6 +182,7 @@ def fit(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> from minicompress.nn.optimizers import sgd
     >>> model = Sequential((Dense(np.zeros((1, 2))),))
@@ -297,6 +298,7 @@ def evaluate(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[0.0, 0.0]])),))
     >>> loss, right = evaluate(model, np.array([[1.0], [2.0]]), np.array([0, 1]))
@@ -348,6 +350,7 @@ def accuracy(model: Network, x: Array, y: Array) -> float:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[-1.0, 1.0]])),))
     >>> accuracy(model, np.array([[-1.0], [2.0]]), np.array([0, 1]))
