@@ -1,6 +1,7 @@
 """Activations against scalar formulas; their gradients by central differences in float64."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,20 +11,34 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import (
-    flatten,
-    flatten_vjp,
+    clip,
+    clip_vjp,
+    hard_sigmoid,
+    hard_sigmoid_vjp,
+    hard_swish,
+    hard_swish_vjp,
     leaky_relu,
     leaky_relu_vjp,
+    prelu,
+    prelu_vjp,
     relu,
     relu_vjp,
     sigmoid,
     sigmoid_vjp,
+    silu,
+    silu_vjp,
     softmax,
     softmax_vjp,
     tanh,
     tanh_vjp,
 )
-from minicompress.nn.normalization import batch_norm, batch_norm_vjp
+from minicompress.nn.normalization import (
+    batch_norm,
+    batch_norm_vjp,
+    normalize_batch,
+    normalize_batch_vjp,
+)
+from minicompress.nn.rearranging import flatten, flatten_vjp
 
 DTYPES = (np.float16, np.float32, np.float64)
 ELEMENTWISE = {
@@ -32,6 +47,10 @@ ELEMENTWISE = {
     "sigmoid": (sigmoid, sigmoid_vjp),
     "tanh": (tanh, tanh_vjp),
     "softmax": (softmax, softmax_vjp),
+    "clip": (partial(clip, low=-4, high=6), partial(clip_vjp, low=-4, high=6)),
+    "hard_sigmoid": (partial(hard_sigmoid, alpha=0.125), partial(hard_sigmoid_vjp, alpha=0.125)),
+    "hard_swish": (hard_swish, hard_swish_vjp),
+    "silu": (silu, silu_vjp),
 }
 SHAPES = array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 # Any float16 is a float32 and a float64 too, so one strategy serves all three.
@@ -54,6 +73,9 @@ SCALARS = {
     "leaky_relu": (lambda v: v if v > 0 else 0.01 * v, 2),  # the slope and the product are rounded
     "sigmoid": (scalar_sigmoid, 8 + 3),
     "tanh": (math.tanh, 8 + 1),
+    "clip": (lambda v: min(max(v, -4.0), 6.0), 0),
+    "hard_sigmoid": (lambda v: min(max(v / 8 + 0.5, 0.0), 1.0), 2),  # the sum, and float16
+    "silu": (lambda v: v * scalar_sigmoid(v), 8 + 4),
 }
 
 
@@ -73,6 +95,57 @@ def law_formula(function, name, x):
 @given(any_arrays())
 def test_formula(name, x):
     law_formula(ELEMENTWISE[name][0], name, x)
+
+
+@given(any_arrays())
+def test_hard_swish(x):
+    """Near -3 the sum x / 6 + 1 / 2 cancels: an error of u in either term is one of u |x| / 2."""
+    y = hard_swish(x)
+    assert (y.dtype, y.shape) == (x.dtype, x.shape)
+    u = float(np.finfo(x.dtype).eps) / 2
+    for got, v in zip(y.ravel().tolist(), x.ravel().tolist(), strict=True):
+        exact = v * min(max(v / 6 + 0.5, 0.0), 1.0)
+        below = float(np.finfo(x.dtype).smallest_subnormal)
+        assert abs(got - exact) <= 4 * u * (abs(v) / 2 * (abs(v) < 4) + abs(exact)) + below
+
+
+@given(any_arrays(), st.data())
+def test_prelu(x, data):
+    slope = data.draw(arrays(x.dtype, x.shape[-1:], elements=st.integers(-3, 3).map(float)))
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(prelu(x, slope), np.where(x > 0, x, slope * x))
+
+
+@given(arrays(np.float64, (2, 3), elements=st.integers(-3, 3).map(float)), st.data())
+def test_prelu_gradient(x, data):
+    slope, dy = (
+        data.draw(arrays(np.float64, n, elements=st.integers(-3, 3).map(float)))
+        for n in (3, (2, 3))
+    )
+    dx, dslope = prelu_vjp(dy, x, slope)
+    np.testing.assert_array_equal(dx, np.where(x > 0, dy, dy * slope))
+    np.testing.assert_array_equal(dslope, (dy * np.where(x > 0, 0, x)).sum(0))
+
+
+@given(arrays(np.float64, (4, 2), elements=st.integers(-8, 8).map(float)), st.data())
+def test_a_normalized_batch_has_its_own_statistics(x, data):
+    """Mean `offset`, variance `scale ** 2 * v / (v + epsilon)`, up to rounding."""
+    scale, offset = np.array([2.0, -1.0]), np.array([1.0, 0.0])
+    y = normalize_batch(x, scale, offset, 1e-5)
+    v = x.var(0)
+    np.testing.assert_allclose(y.mean(0), offset, atol=1e-13)
+    np.testing.assert_allclose(y.var(0), scale**2 * v / (v + 1e-5), rtol=1e-12, atol=1e-24)
+    dy = data.draw(arrays(np.float64, (4, 2), elements=st.integers(-2, 2).map(float)))
+    dx, dscale, doffset = normalize_batch_vjp(dy, x, scale, 0.5)
+    h = 1e-5
+    for direction in np.eye(8).reshape(8, 4, 2):
+        plus, minus = (normalize_batch(x + t * h * direction, scale, offset, 0.5) for t in (1, -1))
+        slope = (dy * (plus - minus)).sum() / (2 * h)
+        # The third derivative by an entry is below 30 at this epsilon; then the rounding over h.
+        assert abs((dx * direction).sum() - slope) <= 16 * (30 * h * h / 6 + 64 * 2.0**-53 / h)
+    z = (x - x.mean(0)) / np.sqrt(v + 0.5)
+    np.testing.assert_allclose(dscale, (dy * z).sum(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(doffset, dy.sum(0))
 
 
 def law_softmax(function, x, axis):
@@ -116,8 +189,8 @@ def law_gradient(vjp, function, x, dy):
         assert abs(dx[index] - difference) <= allowed
 
 
-# Away from 0 by more than the step: there relu has no derivative.
-SMOOTH = st.floats(0.001, 3).flatmap(lambda v: st.sampled_from([v, -v]))
+# Away from 0 and 3 by more than the step: there relu and hard_swish have no derivative.
+SMOOTH = st.floats(0.001, 2.9).flatmap(lambda v: st.sampled_from([v, -v]))
 WEIGHTS = st.floats(-1, 1)
 
 

@@ -18,23 +18,41 @@ from hypothesis.extra.numpy import arrays
 
 import minicompress.nn.activations as act
 import minicompress.nn.pooling as pool
+import minicompress.nn.rearranging as move
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d, conv2d_vjp, dense, dense_vjp
 from minicompress.nn.factors import rearranged
-from minicompress.nn.layers import Conv2D, Dense, Layer, decoded_layer, factor_layers, plain_layers
+from minicompress.nn.layer import Layer, same_options
+from minicompress.nn.layers import (
+    Conv2D,
+    ConvTranspose2D,
+    Dense,
+    decoded_layer,
+    factor_layers,
+    plain_layers,
+)
 from minicompress.nn.normalization import BatchNorm, batch_norm, batch_norm_vjp
-from minicompress.nn.stateless import (
-    AvgPool2D,
+from minicompress.nn.pointwise import (
+    Clip,
     Dropout,
-    Flatten,
-    GlobalAvgPool2D,
+    HardSigmoid,
+    HardSwish,
     LeakyReLU,
-    MaxPool2D,
+    PReLU,
     ReLU,
     Sigmoid,
+    SiLU,
     Softmax,
     Tanh,
-    same_options,
+)
+from minicompress.nn.stateless import (
+    AvgPool2D,
+    ChannelShuffle,
+    Flatten,
+    GlobalAvgPool2D,
+    LocalResponseNorm,
+    MaxPool2D,
+    Upsample2D,
 )
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
 
@@ -54,7 +72,14 @@ def whole(shape, start=0):
 # A weightless layer, its operation and the vjp of that ------------------------------------------
 
 WEIGHTLESS = [
-    (Flatten(), act.flatten, act.flatten_vjp, {}),
+    (Flatten(), move.flatten, move.flatten_vjp, {}),
+    (Clip(-1, 2), act.clip, act.clip_vjp, {"low": -1, "high": 2}),
+    (HardSigmoid(), act.hard_sigmoid, act.hard_sigmoid_vjp, {}),
+    (HardSwish(), act.hard_swish, act.hard_swish_vjp, {}),
+    (SiLU(), act.silu, act.silu_vjp, {}),
+    (Upsample2D((2, 3)), move.upsample2d, move.upsample2d_vjp, {"factor": (2, 3)}),
+    (LocalResponseNorm(3), move.local_response_norm, move.local_response_norm_vjp, {"size": 3}),
+    (ChannelShuffle(1), move.channel_shuffle, move.channel_shuffle_vjp, {"groups": 1}),
     (ReLU(), act.relu, act.relu_vjp, {}),
     (LeakyReLU(0.25), act.leaky_relu, act.leaky_relu_vjp, {"negative_slope": 0.25}),
     (Sigmoid(), act.sigmoid, act.sigmoid_vjp, {}),
@@ -75,6 +100,20 @@ WEIGHTLESS = [
     ),
     (AvgPool2D(3, padding=((1, 0), (2, 1))), pool.avg_pool2d, pool.avg_pool2d_vjp,
      {"window": 3, "padding": ((1, 0), (2, 1))}),
+    (
+        MaxPool2D(2, ceil_mode=True), pool.max_pool2d, pool.max_pool2d_vjp,
+        {"window": 2, "ceil_mode": True},
+    ),
+    (
+        AvgPool2D(3, 2, 1, ceil_mode=True, count_include_pad=True),
+        pool.avg_pool2d,
+        pool.avg_pool2d_vjp,
+        {"window": 3, "stride": 2, "padding": 1, "ceil_mode": True, "count_include_pad": True},
+    ),
+    (
+        GlobalAvgPool2D(keep_axes=True), pool.global_avg_pool2d, pool.global_avg_pool2d_vjp,
+        {"keep_axes": True},
+    ),
     (GlobalAvgPool2D(), pool.global_avg_pool2d, pool.global_avg_pool2d_vjp, {}),
 ]  # fmt: skip
 
@@ -98,6 +137,12 @@ def test_weightless_layers_are_their_operations(layer, operation, operation_vjp,
 EVERY_LAYER = [layer for layer, *_ in WEIGHTLESS] + [
     Dropout(0.5),
     BatchNorm(ONE, ONE, ONE, ONE),
+    PReLU(np.array([0.5, -1.0, 2.0])),
+    ChannelShuffle(3),
+    ConvTranspose2D(whole((2, 3, 3, 4)), np.ones(4)),
+    ConvTranspose2D(whole((3, 3, 3, 2)), stride=(2, 3), padding=((1, 0), (0, 2)), dilation=2),
+    ConvTranspose2D(whole((3, 2, 1, 6)), stride=2, padding="same", groups=3),
+    ConvTranspose2D(whole((1, 2, 3, 2)), stride=(2, 3), output_padding=(1, 2)),
     Conv2D(whole((2, 3, 3, 4)), np.ones(4)),
     Conv2D(whole((2, 3, 1, 6)), stride=(2, 1), padding="same", dilation=(1, 2), groups=3),
     Conv2D(whole((3, 3, 3, 2)), padding=((2, 0), (1, 3)), stride=3),

@@ -144,7 +144,31 @@ def layer_of(op, options, arrays, named):
     return simple[op](), 1
 
 
-OPERATORS = ["Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "Flatten", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LRN", "LeakyRelu", "MaxPool", "Mul", "PRelu", "Relu", "Sigmoid", "Softmax", "Sum", "Swish", "Tanh", "Upsample"]
+OPERATORS = [
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Clip",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Flatten",
+    "GlobalAveragePool",
+    "HardSigmoid",
+    "HardSwish",
+    "LRN",
+    "LeakyRelu",
+    "MaxPool",
+    "Mul",
+    "PRelu",
+    "Relu",
+    "Sigmoid",
+    "Softmax",
+    "Sum",
+    "Swish",
+    "Tanh",
+    "Upsample",
+]
 
 
 def cases():
