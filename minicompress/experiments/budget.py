@@ -7,6 +7,7 @@ best setting of every method, on validation images; the test images are looked a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from fractions import Fraction
@@ -177,15 +178,11 @@ def share_of(text: str | int, whole: int) -> int:
     (3972, 4000, 4000)
     """
     number = str(text).strip()
-    try:
-        if isinstance(text, bool):
-            raise ValueError
-        share = Fraction(number.removesuffix("%"))
-    except (ValueError, ZeroDivisionError):
-        share = Fraction(-1)
-    if share < 0 or (not number.endswith("%") and share.denominator != 1):
-        raise CompressionError(f"max_bytes must be a number of bytes or like '10%', not {text!r}")
-    return int(share * whole / 100) if number.endswith("%") else int(share)
+    if re.fullmatch(r"\d{1,18}", number, re.ASCII):
+        return int(number)
+    if re.fullmatch(r"\d{0,18}\.?\d{1,18} ?%", number, re.ASCII):
+        return int(Fraction(number[:-1]) * whole / 100)
+    raise CompressionError(f"max_bytes must be a number of bytes or like '10%', not {text!r}")
 
 
 def format_search(found: Searched) -> str:
