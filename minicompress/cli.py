@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import getdoc
 from tempfile import TemporaryFile
 from typing import Any, NoReturn, TypeAlias
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         command = words.pop(0) if words and words[0] in COMMANDS else ""
-        run, *_ = COMMANDS[command]
+        run, _ = COMMANDS[command]
         arguments = _parser(command).parse_args(words)
         with _progress_line() as progress:
             text = run(arguments, progress)
@@ -85,12 +86,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """The parser of one command. With subparsers, a mistyped option would get a wrong message."""
-    _, options, about = COMMANDS[command]
-    listed = [f"{name:10} {text}" for name, (_, _, text) in COMMANDS.items() if name]
+    run, options = COMMANDS[command]
+    listed = [f"{name:10} {getdoc(run)}" for name, (run, _) in COMMANDS.items() if name]
     parser = _Parser(
         prog=f"minicompress {command}".strip(),
         allow_abbrev=False,
-        description=about,
+        description=getdoc(run),
         epilog=None if command else "\n".join(["commands, each with its own --help:", *listed]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -118,6 +119,9 @@ def _setup(arguments: argparse.Namespace, progress: Progress | None) -> Setup:
 
 
 def _compare(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """Train a small CNN, compress it by every method, and print one table:
+    size, work, accuracy, and how far the weights can be from the original.
+    """
     data = _setup(arguments, progress)
     if arguments.json is not None:
         _check_output(arguments.json)
@@ -143,16 +147,19 @@ def _compare(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 
 def _certify(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """what is proven of original and compressed network, beside what a search finds"""
     data = _setup(arguments, progress)
     found = run_certification(data, inputs=arguments.inputs)
     return format_certificates(*found, min(arguments.inputs, data.images["test"]))
 
 
 def _search(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """find the best plan for a file size: which method for which layer"""
     return format_search(searched(_setup(arguments, progress), max_bytes=arguments.max_bytes))
 
 
 def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """write all results as one page with figures (needs matplotlib)"""
     need_matplotlib()  # before all the training
     data = _setup(arguments, progress)
     _check_output(arguments.out)
@@ -163,11 +170,13 @@ def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """read a model from its file: how many bytes, how many errors"""
     load_split = _loader(arguments)
     return format_evaluation(evaluate_file(arguments.file, *load_split("test")))
 
 
 def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """write a model as C for a small device (integers only), or as ONNX"""
     file, out = arguments.file, arguments.out
     images, _ = _loader(arguments)("train")
     with _writing(out):
@@ -177,6 +186,7 @@ def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
         return str(export_c_file(file, some, out, name=arguments.name, num_bits=arguments.bits))
 
 
+DEFAULT_EPOCHS = ", ".join(f"{epochs} for {data}" for data, epochs in EPOCHS.items())
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"metavar": "FILE", "help": "a .mcz file"},
     "--data": {
@@ -185,23 +195,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "the data set (default: digits, which comes with the package)",
     },
     "--folder": {"metavar": "DIR", "help": "the folder with MNIST's four files"},
-    "--seed": {
-        "type": int,
-        "default": 0,
-        "help": "the seed of every random generator (default: 0)",
-    },
-    "--epochs": {
-        "type": int,
-        "help": "epochs of training (default: "
-        f"{', '.join(f'{epochs} for {data}' for data, epochs in EPOCHS.items())})",
-    },
+    "--seed": {"type": int, "default": 0, "help": "seed of every random generator (default: 0)"},
+    "--epochs": {"type": int, "help": f"epochs of training (default: {DEFAULT_EPOCHS})"},
     "--wide": {"action": "store_true", "help": "print all columns of the table"},
     "--json": {"metavar": "FILE", "help": "also write all figures to this file"},
-    "--inputs": {
-        "type": int,
-        "default": 100,
-        "help": "how many test images get a ball (default: 100)",
-    },
+    "--inputs": {"type": int, "default": 100, "help": "test images that get a ball (default: 100)"},
     "--max-bytes": {
         "default": "10%",
         "help": "the largest file: bytes, or a share of the weights as float32 (default: 10%%)",
@@ -212,39 +210,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--bits": {"type": int, "default": 8, "help": "C: bits of a weight (default: 8)"},
 }
 TRAINING = "--data --folder --seed --epochs"
-COMMANDS: dict[str, tuple[Command, str, str]] = {
-    "": (
-        _compare,
-        f"{TRAINING} --wide --json",
-        "Train a small CNN, compress it by every method, and print one table:\n"
-        "size, work, accuracy, and how far the weights can be from the original.",
-    ),
-    "certify": (
-        _certify,
-        f"{TRAINING} --inputs",
-        "what is proven of original and compressed network, beside what a search finds",
-    ),
-    "search": (
-        _search,
-        f"{TRAINING} --max-bytes",
-        "find the best plan for a file size: which method for which layer",
-    ),
-    "report": (
-        _report,
-        f"{TRAINING} --out",
-        "write all results as one page with figures (needs matplotlib)",
-    ),
-    "evaluate": (
-        _evaluate,
-        "file --data --folder",
-        "read a model from its file: how many bytes, how many errors",
-    ),
-    "export": (
-        _export,
-        "file --target --out --name --bits --data --folder",
-        "write a model as C for a small device (integers only), or as ONNX",
-    ),
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "": (_compare, f"{TRAINING} --wide --json"),
+    "certify": (_certify, f"{TRAINING} --inputs"),
+    "search": (_search, f"{TRAINING} --max-bytes"),
+    "report": (_report, f"{TRAINING} --out"),
+    "evaluate": (_evaluate, "file --data --folder"),
+    "export": (_export, "file --target --out --name --bits --data --folder"),
 }
+"""The function of each command, whose docstring is its help, and its options."""
 
 
 @contextmanager

@@ -46,6 +46,7 @@ STYLE: Any = dict.fromkeys((*INKED, "xtick.color", "ytick.color"), INK) | {
     "axes.axisbelow": True,
     "axes.formatter.use_mathtext": False,
     "axes.grid": True,
+    "axes.prop_cycle": f"cycler(color={SERIES})",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.unicode_minus": False,
@@ -86,11 +87,9 @@ def front_figure(rows: Sequence[Row], front: Sequence[str]) -> str:
     axes.set_xscale("log")
     best = [next(row for row in rows if row.method == method) for method in front]
     others = [row for row in rows if row.method not in front]
-    for i, (label, style, some) in enumerate(
-        (("the others", "o", others), ("the front", "D-", best))
-    ):
+    for label, style, some in (("the others", "o", others), ("the front", "D-", best)):
         accuracies = [100 * row.test_accuracy for row in some]
-        axes.plot([row.bytes for row in some], accuracies, style, color=SERIES[i], label=label)
+        axes.plot([row.bytes for row in some], accuracies, style, label=label)
     for row in best:
         place = (row.bytes, 100 * row.test_accuracy)
         axes.annotate(row.method, place, xytext=(5, -14), textcoords="offset points")
@@ -118,7 +117,6 @@ def layers_figure(rows: Sequence[Sensitivity]) -> str:
             [row.loss_change for row in of_layer],
             [methods.index(row.method) for row in of_layer],
             MARKERS[i % len(MARKERS)],
-            color=SERIES[i % len(SERIES)],
             label=f"layer {layer}, {kind}",
         )
     axes.set_yticks(range(len(methods)), methods)
@@ -148,7 +146,6 @@ def certified_figure(rows: Sequence[CertificateRow]) -> str:
             [x + (i - (len(names) - 1) / 2) * width for x in range(len(methods))],
             [100 * (row.domain, *row.balls)[i] for row in rows],
             width,
-            color=SERIES[i % len(SERIES)],
             label=name,
         )
     axes.set_xticks(range(len(methods)), methods)
@@ -171,7 +168,7 @@ def bounds_figure(pairs: Pairs) -> str:
     for i, (what, found) in enumerate(pairs.items()):
         points = [(measured, bound) for _, bound, measured in found if bound > 0 and measured > 0]
         if points:
-            axes.loglog(*zip(*points), MARKERS[i], color=SERIES[i], mfc="none", label=what)
+            axes.loglog(*zip(*points), MARKERS[i], mfc="none", label=what)
     ends = [f((*axes.get_xlim(), *axes.get_ylim())) for f in (min, max)]
     axes.plot(ends, ends, color=INK, lw=1, ls="--", label="bound = error")
     for axis in (axes.xaxis, axes.yaxis):
@@ -191,7 +188,7 @@ def exits_figure(curve: Sequence[ExitPoint]) -> str:
     """Accuracy against multiplications."""
     figure, axes = _axes("MACs, % of the network's", "accuracy, % of validation images")
     shares = [100 * point.share for point in curve]
-    axes.plot(shares, [100 * point.accuracy for point in curve], "o-", color=SERIES[0])
+    axes.plot(shares, [100 * point.accuracy for point in curve], "o-")
     axes.margins(0.05, 0.15)
     first, last = curve[0], curve[-1]
     return _svg(
