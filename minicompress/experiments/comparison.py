@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -105,7 +106,7 @@ class Candidate(NamedTuple):
 
     method: str
     model: Sequential
-    certificate: Certificate | None = None
+    certificates: Mapping[int, Certificate] = MappingProxyType({})
     against: str | None = None
 
 
@@ -151,8 +152,9 @@ def compare(data: Setup) -> tuple[Row, ...]:
     dense_bytes = summary(dense, data.shape).dense_bytes
     dense_accuracy = accuracy(dense, *data.test)
     rows = []
-    for method, model, certificate, against in _candidates(data, dense):
+    for method, model, certificates, against in _candidates(data, dense):
         counted = summary(model, data.shape)
+        certificate = total(certificates.values())
         on_test = accuracy(model, *data.test)
         rows.append(
             Row(
@@ -165,8 +167,8 @@ def compare(data: Setup) -> tuple[Row, ...]:
                 accuracy(model, *data.validation),
                 on_test,
                 100 * (on_test - dense_accuracy),
-                certificate.bound if certificate else None,
-                certificate.measured if certificate else None,
+                certificate.bound if against else None,
+                certificate.measured if against else None,
                 against,
                 certified_domain(dense, model, data) if against else None,
             )
@@ -200,29 +202,22 @@ def _candidates(data: Setup, dense: Sequential) -> Iterator[Candidate]:
     large = [i for i, size in sizes.items() if size >= SMALL * sum(sizes.values())]
 
     yield Candidate("dense float32", dense)
-    yield _compressed("int8", dense, dict.fromkeys(sizes, INT8), TRAINED)
-    yield _compressed("int4", dense, dict.fromkeys(sizes, INT4), TRAINED)
+    yield Candidate("int8", *compress(dense, dict.fromkeys(sizes, INT8)), TRAINED)
+    yield Candidate("int4", *compress(dense, dict.fromkeys(sizes, INT4)), TRAINED)
     steps: dict[str, tuple[Compressor, Compressor]] = {"low rank 1/2": (half_rank, INT8)}
     for amount in AMOUNTS:
         pruned = partial(prune_magnitude, amount=amount)
         steps[f"prune {amount:.0%}"] = (pruned, INT8_ONE_SCALE)
     for method, (step, rounding) in steps.items():
-        before = _compressed(method, dense, dict.fromkeys(large, step), BEFORE_RETRAINING)
-        retrained = _retrained(data, method, before.model)
+        made, certificates = compress(dense, dict.fromkeys(large, step))
+        retrained = _retrained(data, method, made)
         # The weights still have this rank or these zeros: the same step loses nothing on them.
         again, _ = compress(retrained, dict.fromkeys(large, step))
-        yield before._replace(model=again)
+        yield Candidate(method, again, certificates, BEFORE_RETRAINING)
         both = dict.fromkeys(sizes, INT8) | dict.fromkeys(large, chain(step, rounding))
-        yield _compressed(f"{method} + int8", retrained, both, RETRAINED)
+        yield Candidate(f"{method} + int8", *compress(retrained, both), RETRAINED)
     for variant in VARIANTS:
         yield Candidate(variant, trained(data, variant))
-
-
-def _compressed(
-    method: str, model: Sequential, compressors: Mapping[int, Compressor], against: str
-) -> Candidate:
-    compressed, certificates = compress(model, compressors)
-    return Candidate(method, compressed, total(certificates.values()), against)
 
 
 def _retrained(data: Setup, name: str, model: Sequential) -> Sequential:
