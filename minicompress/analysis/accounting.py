@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from minicompress.analysis.tables import aligned
-from minicompress.arrays import Array, Value, as_int
+from minicompress.arrays import Array, Value, as_int, ceil_div
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape, factor_layers
 from minicompress.nn.network import Sequential, layer_shapes
@@ -183,7 +183,7 @@ def _layer_summary(
         )
     reps = list(layer.parameters().values())
     dense_bytes = sum(math.prod(shape_of(rep)) * dtype_of(rep).itemsize for rep in reps)
-    packed_bytes = sum(-(-storage_bits(rep) // 8) for rep in reps)
+    packed_bytes = sum(ceil_div(storage_bits(rep), 8) for rep in reps)
     larger = packed_bytes >= dense_bytes or any(
         isinstance(rep, LowRank) and num_params(rep) >= math.prod(shape_of(rep)) for rep in reps
     )
@@ -204,7 +204,7 @@ def _layer_summary(
 
 def _sparse_bytes(array: Array) -> int:
     indices = np.flatnonzero(array)
-    return -(-storage_bits(Sparse(array.shape, indices, array.reshape(-1)[indices])) // 8)
+    return ceil_div(storage_bits(Sparse(array.shape, indices, array.reshape(-1)[indices])), 8)
 
 
 def _nonzeros(rep: Rep) -> int:

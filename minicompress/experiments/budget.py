@@ -57,8 +57,9 @@ METHODS: Mapping[str, Mapping[str, Compressor]] = {
         for share in map(Fraction, ("3/4", "1/2", "1/4", "1/8"))
     },
 }
-EXPLAINED = """The file of the plan takes {:,} bytes of the {:,} that it may, {:.2%} of the {:,} of
-the weights as float32; {} plans were measured whole.
+EXPLAINED = """The file of the plan takes {best.bytes:,} bytes of the {found.max_bytes:,} that it
+may, {share:.2%} of the {found.dense_bytes:,} of the weights as float32; {found.result.measured}
+plans were measured whole.
 Below it, one setting of one method for all layers: of those that keep the budget, the one of the
 least loss.
 loss: of the validation images, by which all was chosen;
@@ -197,13 +198,7 @@ def format_search(found: Searched) -> str:
         (m, setting, f"{file:,}", f"{macs:,}", f"{loss:.4f}", f"{100 * right:.2f}")
         for m, setting, file, macs, loss, right in (ours, *found.uniform, found.dense)
     ]
-    explained = EXPLAINED.format(
-        best.bytes,
-        found.max_bytes,
-        best.bytes / found.dense_bytes,
-        found.dense_bytes,
-        found.result.measured,
-    )
+    explained = EXPLAINED.format(best=best, found=found, share=best.bytes / found.dense_bytes)
     return f"{plan}\n\n{aligned([head, *cells])}\n\n{wrap(explained)}"
 
 

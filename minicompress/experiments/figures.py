@@ -35,12 +35,6 @@ ON_PAGE = {INK: "currentColor", LINE: "var(--line)"} | {
 MARKERS = "os^D"
 # Narrow, so that letters are large enough on a telephone, too.
 SIZE = (4.6, 3.4)
-SVG = """\
-<svg role="img" aria-labelledby="{name}-title {name}-desc" viewBox="0 0 {width:g} {height:g}">
-<title id="{name}-title">{title}</title>
-<desc id="{name}-desc">{description}</desc>
-{inner}
-</svg>"""
 INKED = ("axes.edgecolor", "axes.labelcolor", "legend.labelcolor", "text.color")
 STYLE: Any = dict.fromkeys((*INKED, "xtick.color", "ytick.color"), INK) | {
     "axes.axisbelow": True,
@@ -236,11 +230,9 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     ):
         inner = re.sub(pattern, new, inner)
     width, height = (72 * inches for inches in SIZE)
-    return SVG.format(
-        name=name,
-        width=width,
-        height=height,
-        title=escape(title),
-        description=escape(description),
-        inner=inner.strip(),
-    )
+    return f"""\
+<svg role="img" aria-labelledby="{name}-title {name}-desc" viewBox="0 0 {width:g} {height:g}">
+<title id="{name}-title">{escape(title)}</title>
+<desc id="{name}-desc">{escape(description)}</desc>
+{inner.strip()}
+</svg>"""

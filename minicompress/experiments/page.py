@@ -140,15 +140,6 @@ or another number of its threads, may move last digits.</p>
 </html>
 """
 
-TABLE = """<div class="wide" role="region" aria-label="{name}: the numbers" tabindex="0">
-<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</div>"""
-
 DATA = {
     "digits": "8x8 digits that come with the package: the test part of Optical Recognition of "
     "Handwritten Digits (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998), "
@@ -278,4 +269,12 @@ def _table(cells: Sequence[Sequence[str]], name: str) -> str:
         f"{''.join(f'<td>{escape(cell.strip())}</td>' for cell in others)}</tr>"
         for first, *others in cells[1:]
     )
-    return TABLE.format(name=escape(name), head=head, rows=rows)
+    return f"""\
+<div class="wide" role="region" aria-label="{escape(name)}: the numbers" tabindex="0">
+<table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>"""
