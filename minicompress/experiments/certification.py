@@ -25,6 +25,7 @@ from minicompress.search.weights import weights
 RADII = (1 / 64, 1 / 32, 1 / 16)
 RADIUS_NAMES = tuple(f"1/{round(1 / eps)}" for eps in RADII)
 SEARCHED = 1 / 32
+PIXELS = (0.0, 1.0)
 METHODS: Mapping[str, Compressor] = {
     "int8": INT8,
     "int4": INT4,
@@ -93,14 +94,12 @@ def certified_against(
         g, _ = compress(f, dict.fromkeys(weights(f), compressor))
         others = finite_outputs(apply(g, x), name=method).argmax(1)
         balls = {
-            eps: ball_certificates(
-                f, g, some, eps=eps, clip=(0.0, 1.0), max_symbols=data.max_symbols
-            )
+            eps: ball_certificates(f, g, some, eps=eps, clip=PIXELS, max_symbols=data.max_symbols)
             for eps in RADII
         }
         bounds = [c.bound for c in balls[SEARCHED]]
         rng = np.random.default_rng([data.seed, 2])
-        found = attack(f, g, some, eps=SEARCHED, clip=(0.0, 1.0), rng=rng)
+        found = attack(f, g, some, eps=SEARCHED, clip=PIXELS, rng=rng)
         rows.append(
             CertificateRow(
                 method,

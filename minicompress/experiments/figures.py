@@ -78,12 +78,11 @@ def front_figure(rows: Sequence[Row], front: Sequence[str]) -> str:
     from matplotlib.ticker import LogLocator
 
     figure, axes = _axes("bytes", "accuracy, % of the test images")
-    axes.set_xscale("log")
     best = [next(row for row in rows if row.method == method) for method in front]
     others = [row for row in rows if row.method not in front]
     for label, style, some in (("the others", "o", others), ("the front", "D-", best)):
         accuracies = [100 * row.test_accuracy for row in some]
-        axes.plot([row.bytes for row in some], accuracies, style, label=label)
+        axes.semilogx([row.bytes for row in some], accuracies, style, label=label)
     for row in best:
         place = (row.bytes, 100 * row.test_accuracy)
         axes.annotate(row.method, place, xytext=(5, -14), textcoords="offset points")

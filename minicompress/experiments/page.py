@@ -217,14 +217,10 @@ def _versions() -> dict[str, str]:
 
 
 def _front_cells(report: Report) -> list[tuple[str, ...]]:
+    yes = dict.fromkeys(report.front, "yes")
     cells = [
-        (
-            row.method,
-            f"{row.bytes:,}",
-            f"{100 * row.test_accuracy:.2f}",
-            "yes" if row.method in report.front else "no",
-        )
-        for row in sorted(report.rows, key=lambda row: row.bytes)
+        (r.method, f"{r.bytes:,}", f"{100 * r.test_accuracy:.2f}", yes.get(r.method, "no"))
+        for r in sorted(report.rows, key=lambda row: row.bytes)
     ]
     return [("method", "bytes", "accuracy", "front"), *cells]
 
