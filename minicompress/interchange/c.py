@@ -16,11 +16,11 @@ from typing import NamedTuple
 from minicompress.analysis.tables import aligned
 from minicompress.arrays import Array
 from minicompress.compressors.quantization import quantize
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.model import IntegerModel
 from minicompress.integer.stateless import IntegerFlatten
-from minicompress.interchange.c_layers import fits, layer_code
+from minicompress.interchange.c_layers import CLayer, fits, layer_code
 from minicompress.interchange.c_plan import Plan, lead, plan
 from minicompress.interchange.c_text import header_text, source_text
 from minicompress.nn.network import Sequential
@@ -29,25 +29,6 @@ from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
 from minicompress.storage.files import replacing
-
-
-class CLayer(NamedTuple):
-    """One layer of the C file.
-
-    Parameters
-    ----------
-    kind : str
-    output_shape : tuple of int
-    form : str
-        How its weights are stored.
-    flash_bytes : int
-        The size of its constants.
-    """
-
-    kind: str
-    output_shape: tuple[int, ...]
-    form: str
-    flash_bytes: int
 
 
 class CExport(NamedTuple):
@@ -158,26 +139,15 @@ def export_c(
     shape = model.input_shape
     for index, layer in enumerate(model.layers):
         if type(layer) is not IntegerFlatten:
-            try:
+            with naming(f"layer {index} ({type(layer).__name__})"):
                 codes.append(layer_code(layer, shape, index, name))
-            except CompressionError as error:
-                raise CompressionError(
-                    f"layer {index} ({type(layer).__name__}): {error}"
-                ) from error
             leads.append(lead(layer, shape))
         shape = layer.output_shape(shape)
-    sizes = [math.prod(code.output_shape) for code in codes]
+    layers = tuple(code.layer for code in codes)
+    sizes = [math.prod(layer.output_shape) for layer in layers]
     memory = plan(sizes, leads) if codes else Plan(0, ())
-    made = CExport(
-        source,
-        source.with_suffix(".h"),
-        sum(code.nbytes for code in codes),
-        memory.size,
-        tuple(
-            CLayer(c.kind, c.output_shape, "" if c.weights is None else str(c.weights), c.nbytes)
-            for c in codes
-        ),
-    )
+    flash = sum(layer.flash_bytes for layer in layers)
+    made = CExport(source, source.with_suffix(".h"), flash, memory.size, layers)
     texts = (
         header_text(model, name, codes, memory.size, _table(made.layers)),
         source_text(made.header.name, name, codes, memory, math.prod(shape)),
