@@ -23,8 +23,7 @@ from minicompress.integer.stateless import IntegerFlatten
 from minicompress.interchange.c_layers import CLayer, fits, layer_code
 from minicompress.interchange.c_plan import Plan, lead, plan
 from minicompress.interchange.c_text import header_text, source_text
-from minicompress.nn.network import Sequential
-from minicompress.representation import Clustered, Rep, Sparse, decode
+from minicompress.representation import Clustered, Sparse, decode
 from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
@@ -132,8 +131,18 @@ def export_c(
         raise CompressionError(
             f"model must be an IntegerModel, as to_integer makes one, not {type(model).__name__}"
         )
-    source = _source_path(path)
-    _check_name(name)
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".c"):
+        raise CompressionError(f'path must be the name of a file that ends in ".c", not {path!r}')
+    source = Path(path)
+    # The C file includes the header by its name, which must not have these characters.
+    if re.search(r'["\\\n\r\0]', source.name) or source.name == ".c":
+        raise CompressionError(f"path must be a name that #include takes, not {path!r}")
+    # C++ reserves names with two underscores in a row, and an underscore follows `name`.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", name):
+        raise CompressionError(
+            f"name must be a letter, then letters, digits and single underscores between them, "
+            f"not {name!r}"
+        )
     fits(math.prod(model.input_shape))
     codes, leads = [], []
     shape = model.input_shape
@@ -200,52 +209,22 @@ def export_c_file(
     outputs. With one scale for each output, equal values would get different codes, and the
     codebook would grow.
     """
-    model = _one_codebook(fold_batch_norm(load(file)), num_bits)
+    model = fold_batch_norm(load(file))
+    one_scale = {
+        index: quantize(decode(rep), num_bits=num_bits).rep
+        for index, rep in weights(model).items()
+        if isinstance(rep.values if isinstance(rep, Sparse) else rep, Clustered)
+    }
     integer_model = to_integer(
-        model, calibration, num_bits=num_bits, activation_bits=activation_bits, method=method
+        with_weights(model, one_scale),
+        calibration,
+        num_bits=num_bits,
+        activation_bits=activation_bits,
+        method=method,
     )
     return export_c(integer_model, path, name=name)
 
 
-def _one_codebook(model: Sequential, num_bits: int) -> Sequential:
-    """Quantize clustered weights, each with a single scale."""
-    return with_weights(
-        model,
-        {
-            index: quantize(decode(rep), num_bits=num_bits).rep
-            for index, rep in weights(model).items()
-            if _is_clustered(rep)
-        },
-    )
-
-
-def _is_clustered(rep: Rep) -> bool:
-    return isinstance(rep.values if isinstance(rep, Sparse) else rep, Clustered)
-
-
-def _source_path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".c"):
-        raise CompressionError(f'path must be the name of a file that ends in ".c", not {path!r}')
-    source = Path(path)
-    # The C file includes the header by its name, which must not have these characters.
-    if re.search(r'["\\\n\r\0]', source.name) or source.name == ".c":
-        raise CompressionError(f"path must be a name that #include takes, not {path!r}")
-    return source
-
-
-def _check_name(name: str) -> None:
-    # C++ reserves names with two underscores in a row, and an underscore follows `name`.
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", name):
-        raise CompressionError(
-            f"name must be a letter, then letters, digits and single underscores between them, "
-            f"not {name!r}"
-        )
-
-
 def _table(layers: Sequence[CLayer]) -> str:
-    return aligned(
-        [
-            ("layer", "output", "bytes", "weights"),
-            *((c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers),
-        ]
-    )
+    rows = [(c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers]
+    return aligned([("layer", "output", "bytes", "weights"), *rows])

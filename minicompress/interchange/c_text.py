@@ -76,6 +76,7 @@ def _code(q: QParams) -> str:
 def source_text(
     header: str, name: str, codes: Sequence[LayerCode], memory: Plan, outputs: int
 ) -> str:
+    calls = "\n    ".join(_calls(name, codes, memory))
     parts = [
         f"""/* {name}: see {header}. Written by minicompress.
  *
@@ -94,16 +95,15 @@ def source_text(
         *(code.text for code in codes),
     ]
     if codes:
-        parts.append(
-            f"/* The outputs of all layers. A layer's output overwrites inputs that no layer reads "
-            f"any more. */\nstatic int8_t {name}_arena[{memory.size}];"
-        )
-    parts.append(
-        f"const int8_t *{name}_logits(const int8_t *input)\n{{\n"
-        + "".join(f"    {line}\n" for line in _calls(name, codes, memory))
-        + "}"
-    )
-    parts.append(f"""int {name}_class(const int8_t *input)
+        parts.append(f"""/* The outputs of all layers. A layer's output overwrites inputs that no
+ * layer reads any more. */
+static int8_t {name}_arena[{memory.size}];""")
+    parts.append(f"""const int8_t *{name}_logits(const int8_t *input)
+{{
+    {calls}
+}}
+
+int {name}_class(const int8_t *input)
 {{
     const int8_t *logits = {name}_logits(input);
     int32_t best = 0;
