@@ -7,9 +7,7 @@ in steps of input scale * weight scale; `requantize` turns them into steps of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -101,9 +99,9 @@ class _IntegerAffine(IntegerLayer):
         return max(HIGHEST - self.input_zero_point, self.input_zero_point - LOWEST)
 
     def _requantized(self, sums: Array) -> Array:
-        """The output's codes; the bias is added here."""
+        """The output's codes."""
         return requantize(
-            sums + self.bias,
+            sums,
             self.multiplier,
             self.shift,
             zero_point=self.output_zero_point,
@@ -170,12 +168,21 @@ class IntegerConv2D(_IntegerAffine):
     def forward(self, codes: Array) -> Array:
         g = self.geometry(image_shape(codes.shape[1:], self.weight.shape[2] * self.groups)[:2])
         exact, block = _exact_block(self.weight, self._reach())
-        kernel = self.weight.astype(exact)
-        y: Array = np.empty((len(codes), *g.output, kernel.shape[3]), np.int8)
+        inputs, outputs = self.weight.shape[2], self.weight.shape[3] // self.groups
+        kernel, nothing = self.weight.astype(exact), np.zeros(outputs, exact)
+        y: Array = np.empty((len(codes), *g.output, len(self.bias)), np.int8)
         rows = max(TILE_BYTES // (4 * max(math.prod(y.shape[1:]), 1)), 1)
         for start in range(0, len(codes), rows):
             x = self._centred(codes[start : start + rows], exact)
-            sums = _convolved(x, kernel, g, self.groups, block)
+            sums = np.full((len(x), *y.shape[1:]), self.bias)
+            for group in range(self.groups):
+                image = x[..., group * inputs : (group + 1) * inputs]
+                made = slice(group * outputs, (group + 1) * outputs)
+                for channel in range(0, inputs, block):
+                    places = slice(channel, channel + block)
+                    weight = kernel[:, :, places, made]
+                    part = direct_conv2d(image[..., places], weight, nothing, g)
+                    sums[..., made] += part.astype(np.int32)
             y[start : start + rows] = self._requantized(sums)
         return y
 
@@ -206,8 +213,11 @@ class IntegerDense(_IntegerAffine):
         self.output_shape(codes.shape[1:])
         exact, block = _exact_block(self.weight[None, None], self._reach())
         x, matrix = self._centred(codes, exact), self.weight.astype(exact)
-        slices = _slices(len(matrix), block)
-        return self._requantized(_total(x[:, part] @ matrix[part] for part in slices))
+        sums = np.full((len(x), len(self.bias)), self.bias)
+        for start in range(0, len(matrix), block):
+            places = slice(start, start + block)
+            sums += (x[:, places] @ matrix[places]).astype(np.int32)
+        return self._requantized(sums)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         inputs, outputs = self.weight.shape
@@ -228,27 +238,3 @@ def _exact_block(kernel: Array, reach: int) -> tuple[DType, int]:
     if places * largest <= 2**24:
         return np.dtype(np.float32), 2**24 // (places * largest)
     return np.dtype(np.float64), 2**53 // (places * largest)
-
-
-def _convolved(x: Array, kernel: Array, g: Geometry, groups: int, block: int) -> Array:
-    """The exact convolution of integers in float arrays, as int32."""
-    nothing = np.zeros(kernel.shape[3] // groups, x.dtype)
-    parts = zip(np.split(x, groups, axis=3), np.split(kernel, groups, axis=3), strict=True)
-    totals = [
-        _total(
-            direct_conv2d(part[..., channels], weight[:, :, channels], nothing, g)
-            for channels in _slices(kernel.shape[2], block)
-        )
-        for part, weight in parts
-    ]
-    return totals[0] if groups == 1 else np.concatenate(totals, axis=3)
-
-
-def _total(products: Iterable[Array]) -> Array:
-    """The sum of products, each exact in a float type, as int32."""
-    return reduce(np.add, (product.astype(np.int32) for product in products))
-
-
-def _slices(count: int, block: int) -> list[slice]:
-    """Slices of at most `block` that cover a range; one, even if the range is empty."""
-    return [slice(i, i + block) for i in range(0, max(count, 1), block)]
