@@ -14,8 +14,8 @@ import numpy as np
 
 from minicompress.arrays import Array, DType, as_int, finite_array, frozen, integer_array
 from minicompress.errors import CompressionError
-from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
-from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit
+from minicompress.integer.requantization import HIGHEST, LOWEST
+from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit, requantized
 from minicompress.nn.kernels.direct import direct_conv2d
 from minicompress.nn.kernels.windows import Geometry, Pads, geometry, pair
 from minicompress.nn.stateless import Shape, image_shape
@@ -84,7 +84,7 @@ class _IntegerAffine(IntegerLayer):
         self._set(scales=scales)
         as_int(self.num_bits, "num_bits", 2, 8)
         as_int(self.input_zero_point, "input_zero_point", LOWEST, HIGHEST)
-        self._requantized(np.zeros((0, *outputs), np.int32))  # checks the other fields
+        requantized(self, np.zeros((0, *outputs), np.int32))  # checks the other fields
         magnitudes = np.abs(self.weight.astype(np.int64)).sum(tuple(range(self.ndim - 1)))
         sums = magnitudes * self._reach() + np.abs(self.bias.astype(np.int64))
         if sums.max(initial=0) >= 2**31:
@@ -97,17 +97,6 @@ class _IntegerAffine(IntegerLayer):
     def _reach(self) -> int:
         """How far a code can be from the zero point."""
         return max(HIGHEST - self.input_zero_point, self.input_zero_point - LOWEST)
-
-    def _requantized(self, sums: Array) -> Array:
-        """The output's codes."""
-        return requantize(
-            sums,
-            self.multiplier,
-            self.shift,
-            zero_point=self.output_zero_point,
-            low=self.low,
-            high=self.high,
-        )
 
     def _centred(self, codes: Array, exact: DType) -> Array:
         """Codes minus the zero point, so that the padding of 0.0 is 0."""
@@ -183,7 +172,7 @@ class IntegerConv2D(_IntegerAffine):
                     weight = kernel[:, :, places, made]
                     part = direct_conv2d(image[..., places], weight, nothing, g)
                     sums[..., made] += part.astype(np.int32)
-            y[start : start + rows] = self._requantized(sums)
+            y[start : start + rows] = requantized(self, sums)
         return y
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -217,7 +206,7 @@ class IntegerDense(_IntegerAffine):
         for start in range(0, len(matrix), block):
             places = slice(start, start + block)
             sums += (x[:, places] @ matrix[places]).astype(np.int32)
-        return self._requantized(sums)
+        return requantized(self, sums)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         inputs, outputs = self.weight.shape
