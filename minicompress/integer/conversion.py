@@ -51,6 +51,12 @@ NO_FORM = (
     "GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
 )
 
+REFUSED: dict[type[Layer], str] = {
+    BatchNorm: "batch normalization has no integer form of its own: fold it into the weights of "
+    "the layer before it first",
+    Softmax: "softmax has an integer form at the end of a model only",
+}
+
 QUANTILES = 1 << 17
 """The number of values of an array between two layers from which "percentile" and "mse" choose."""
 
@@ -304,11 +310,4 @@ def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLay
         case MaxPool2D():
             g = layer.geometry(input_shape[:2])
             return IntegerMaxPool2D(g.kernel, g.stride, g.pads)
-        case BatchNorm():
-            raise CompressionError(
-                "batch normalization has no integer form of its own: fold it into the weights of "
-                "the layer before it first"
-            )
-        case Softmax():
-            raise CompressionError("softmax has an integer form at the end of a model only")
-    raise CompressionError(NO_FORM)
+    raise CompressionError(REFUSED.get(type(layer), NO_FORM))
