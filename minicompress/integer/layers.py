@@ -59,25 +59,22 @@ class _IntegerAffine(IntegerLayer):
     ndim: ClassVar[int]
 
     def __post_init__(self) -> None:
-        for name, dtype, ndim in (
-            ("weight", np.int8, self.ndim),
-            ("bias", np.int32, 1),
-            ("multiplier", np.int32, 1),
-            ("shift", np.int32, 1),
-        ):
+        weight = integer_array(self.weight, "weight")
+        if weight.dtype != np.int8 or weight.ndim != self.ndim:
+            raise CompressionError(
+                f"weight must be of int8 with {self.ndim} axes, not of {weight.dtype} and shape "
+                f"{weight.shape}"
+            )
+        self._set(weight=frozen(weight))
+        outputs = weight.shape[-1:]
+        for name in ("bias", "multiplier", "shift"):
             array = integer_array(getattr(self, name), name)
-            if array.dtype != dtype or array.ndim != ndim:
+            if array.dtype != np.int32 or array.shape != outputs:
                 raise CompressionError(
-                    f"{name} must be of {np.dtype(dtype)} with {ndim} axes, not of {array.dtype} "
-                    f"and shape {array.shape}"
+                    f"{name} must be of shape {outputs} and dtype int32, one number for each "
+                    f"output, not of shape {array.shape} and {array.dtype}"
                 )
             self._set(**{name: frozen(array)})
-        outputs = self.weight.shape[-1:]
-        if not self.bias.shape == self.multiplier.shape == self.shift.shape == outputs:
-            raise CompressionError(
-                f"bias, multiplier and shift must be of shape {outputs}, one for each output, not "
-                f"{self.bias.shape}, {self.multiplier.shape} and {self.shift.shape}"
-            )
         scales = self.scales._replace(weight=frozen(finite_array(self.scales.weight, "scales")))
         if scales.weight.shape != outputs:
             raise CompressionError(f"scales must have a weight of shape {outputs}, like bias")
