@@ -69,6 +69,11 @@ for (int32_t c = 0; c < $count; c++) {
     sum += (in[at + c]$zero) * $weight;
 }"""
 
+SKIP = """
+if (!($inside)) {
+    continue;
+}"""
+
 # Where only the weights that are not 0 are stored: once through their list for every pixel.
 LIST = """
 /* Only weights that are not 0 are stored. Number `entry` is weight `place`. */
@@ -210,10 +215,11 @@ def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, pref
         at, inside = _pixel(input_shape), _inside(layer, input_shape)
         at += f" + o / {outputs // layer.groups} * {count}" if layer.groups > 1 else ""
         k = f"((o * {window[0]} + p) * {window[1]} + q) * {count}"
+    skip = filled(SKIP, inside=inside) if inside else ""
     parts = {"at": at, "count": count, "zero": _less(layer.input_zero_point)}
     if weights.gaps is None:
         weight = weights.values.read(f"{name}_weight", prefix, "k + c")
-        lists, each = "", filled(PRODUCTS, **parts, k=k, weight=weight, skip=_skip(inside))
+        lists, each = "", filled(PRODUCTS, **parts, k=k, weight=weight, skip=skip)
     else:
         first, gap = (weights.gaps.read(f"{name}_gap", prefix, i) for i in ("0", "entry"))
         weight = weights.values.read(f"{name}_weight", prefix, "entry")
@@ -232,7 +238,7 @@ def _affine(layer: Affine, input_shape: Shape, weights: Weights, name: str, pref
 
 
 def _pooling(layer: Pooling, input_shape: Shape, name: str, prefix: str) -> str:
-    code, skip = f"in[{_pixel(input_shape)} + c]", _skip(_inside(layer, input_shape))
+    code, inside = f"in[{_pixel(input_shape)} + c]", _inside(layer, input_shape)
     if isinstance(layer, IntegerMaxPool2D):
         start, result = "int8_t best = -128;", "best"
         each = filled(MAXIMUM, code=code)
@@ -242,7 +248,7 @@ def _pooling(layer: Pooling, input_shape: Shape, name: str, prefix: str) -> str:
         if layer.shift.size > 1:  # the mean of the pixels that lie in the image
             start, each = "int32_t sum = 0, last = -1;", f"{each}\nlast += 1;"
             result = _code(layer, prefix, f"{name}_multiplier[last]", f"{name}_shift[last]")
-    each = f"{skip}\n{each}" if skip else each
+    each = f"{filled(SKIP, inside=inside)}\n{each}" if inside else each
     return _windows(layer, input_shape, channel="c", list="", start=start, each=each, result=result)
 
 
@@ -272,11 +278,6 @@ def _inside(layer: IntegerConv2D | Pooling, input_shape: Shape) -> str:
     h, w, _ = input_shape
     inside = f"row >= 0 && row < {h} && column >= 0 && column < {w}"
     return "" if layer.padding == NO_PADDING else inside
-
-
-def _skip(inside: str) -> str:
-    """Leave padding out."""
-    return f"if (!({inside})) {{\n    continue;\n}}" if inside else ""
 
 
 def _pixel(input_shape: Shape) -> str:

@@ -120,21 +120,9 @@ def slots_of(
                 kh, kw, inputs, outputs = shape
                 if layer.groups > 1 and inputs == 1:
                     depthwise = kh, kw, layer.groups, outputs // layer.groups
-            by_feature = None if field == "bias" else order
-            slots.append(
-                Slot(
-                    i,
-                    field,
-                    kind,
-                    f"{label} {field}",
-                    there,
-                    unnamed,
-                    dtype_of(rep),
-                    depthwise,
-                    axes,
-                    by_feature,
-                )
-            )
+            name, dtype = f"{label} {field}", dtype_of(rep)
+            rows = None if field == "bias" else order
+            slots.append(Slot(i, field, kind, name, there, unnamed, dtype, depthwise, axes, rows))
         if kind == "dense":
             flat, order = False, None
     return slots
