@@ -45,10 +45,9 @@ def elements(kind: str, dtype: DType) -> SearchStrategy[float]:
         case "denormal":
             return st.integers(-40, 40).map(lambda k: k * float(info.smallest_subnormal))
         case "huge":
-            magnitude = st.sampled_from([top, top / 2, top / 4]) | st.floats(
-                top / 8, top, width=width
-            )
-            return st.tuples(magnitude, st.booleans()).map(lambda p: -p[0] if p[1] else p[0])
+            exact, drawn = [top, top / 2, top / 4], st.floats(top / 8, top, width=width)
+            magnitude = st.sampled_from(exact) | drawn
+            return st.tuples(magnitude, st.sampled_from([1, -1])).map(math.prod)
     return st.floats(width=width, allow_nan=False, allow_infinity=False)
 
 
@@ -72,8 +71,8 @@ def shapes(
     if extent == "one":
         return st.integers(min_ndim, max_ndim).map(lambda n: (1,) * n)
     low = 0 if extent == "empty" else 1
-    drawn = npst.array_shapes(min_dims=max(min_ndim, low ^ 1), max_dims=max_ndim, min_side=low,
-                              max_side=7 if max_ndim <= 2 else 5)  # fmt: skip
+    dims, high = (max(min_ndim, low ^ 1), max_ndim), 7 if max_ndim <= 2 else 5
+    drawn = npst.array_shapes(min_dims=dims[0], max_dims=dims[1], min_side=low, max_side=high)
     if extent == "empty":
         return st.tuples(drawn, st.integers(0, max_ndim - 1)).map(
             lambda p: tuple(0 if i == p[1] % len(p[0]) else n for i, n in enumerate(p[0]))
