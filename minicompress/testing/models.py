@@ -155,7 +155,7 @@ def _quantized(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -
     low, high = code_range(num_bits, signed)
     code = draw(st.sampled_from([code_dtype(num_bits, signed), np.dtype(np.int64)]))
     indices = draw(st.none() | _indices(shape))
-    codes: Rep = draw(_codes(shape if indices is None else indices.shape, code, low, high))
+    codes: Any = draw(_codes(shape if indices is None else indices.shape, code, low, high))
     if indices is not None:
         codes = Sparse(shape, indices, codes)
     axis = draw(st.none() | st.integers(0, len(shape) - 1)) if shape else None
