@@ -209,7 +209,7 @@ def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
             return _affine(a, b, pair)  # type: ignore[arg-type]
         case Flatten(), _:
-            return _both(pair, lambda v: v.reshape(len(v), math.prod(v.shape[1:])))
+            return pair.each(lambda z: z.moved(lambda v: v.reshape(len(v), math.prod(v.shape[1:]))))
         case Dropout(), _:
             return pair
         case ReLU(), _:
@@ -223,11 +223,6 @@ def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
         case MaxPool2D(), _:
             return _max_pool(a, pair, most)
     raise CompressionError(f"no certificate follows {a!r}")
-
-
-def _both(pair: Pair, move: Map) -> Pair:
-    """A map that only moves entries about: exact."""
-    return pair.each(lambda z: z.moved(move))
 
 
 def _affine(a: Conv2D | Dense, b: Conv2D | Dense, pair: Pair) -> Pair:
@@ -276,13 +271,11 @@ def _with_symbols(pair: Pair, of_f: Array, of_d: Array, most: int | None) -> Pai
     size = (np.abs(of_f) + np.abs(of_d)).reshape(len(of_f), -1)
     count = int((size > 0).sum(1).max(initial=0))
     kept = count if most is None else min(count, most)
-    order = np.argsort(-size, axis=1, kind="stable")
-    index, boxed = order[:, :kept], order[:, kept:count]
+    index = np.argsort(-size, axis=1, kind="stable")[:, :kept]
 
     def with_symbols(z: Zonotope, coefficients: Array) -> Zonotope:
-        loose = np.zeros_like(size)
-        flat = np.abs(coefficients).reshape(size.shape)
-        np.put_along_axis(loose, boxed, np.take_along_axis(flat, boxed, 1), 1)
+        loose = np.abs(coefficients).reshape(size.shape)
+        np.put_along_axis(loose, index, 0.0, 1)
         box = (z.box + loose.reshape(z.box.shape)) * (1 + 2 * UNIT) if kept < count else z.box
         return z._replace(box=box).grown(kept, index, coefficients)
 
@@ -303,7 +296,7 @@ def _max_pool(layer: MaxPool2D, pair: Pair, most: int | None) -> Pair:
 
     def at(i: int, j: int) -> Pair:
         rows, columns = slice(i, i + (oh - 1) * sh + 1, sh), slice(j, j + (ow - 1) * sw + 1, sw)
-        return _both(pair, lambda v: v[:, rows, columns])
+        return pair.each(lambda z: z.moved(lambda v: v[:, rows, columns]))
 
     best, *others = (at(*place) for place in np.ndindex(*g.kernel))
     for here in others:
