@@ -91,7 +91,9 @@ def output_bound(
         for i, (a, b) in enumerate(paired(f, g)):
             with naming_layer(f, i):
                 c = _Constants(*(math.inf if math.isnan(v) else v for v in _constants(a, b, shape)))
-                shape = a.output_shape(shape) if shape is not None else _unshaped(a)
+                if shape is None and isinstance(a, Dense):
+                    shape = shape_of(a.weight)[:1]
+                shape = None if shape is None else a.output_shape(shape)
             products = _times(c.stretch_g, difference) + _times(c.change, size)
             difference = upward(products + c.offset_change)
             size = upward(_times(c.stretch_f, size) + c.offset_f)
@@ -101,10 +103,6 @@ def output_bound(
 def _times(a: float, b: float) -> float:
     """The product, rounded upward; nothing times anything is nothing."""
     return math.nextafter(a * b, math.inf) if a and b else 0.0
-
-
-def _unshaped(layer: Layer) -> Shape | None:
-    return layer.output_shape(shape_of(layer.weight)[:1]) if isinstance(layer, Dense) else None
 
 
 def _constants(a: Layer, b: Layer, shape: Shape | None) -> _Constants:

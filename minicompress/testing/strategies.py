@@ -80,7 +80,7 @@ def shapes(
     return drawn.filter(lambda shape: math.prod(shape) <= max_size)
 
 
-def weight_cells(
+def weights(
     *,
     dtypes: Sequence[DType] = DTYPES,
     kinds: Sequence[str] = KINDS,
@@ -88,20 +88,7 @@ def weight_cells(
     max_ndim: int = 4,
     max_size: int = 60,
     empty: bool = True,
-) -> list[SearchStrategy[Array]]:
-    """One strategy for every dtype, kind and class of shape: to walk through, none left out."""
-    extents = ("some", "one", "empty") if empty and max_ndim > 0 else ("some", "one")
-    return [
-        shapes(extent, min_ndim, max_ndim, max_size).flatmap(
-            lambda shape, kind=kind, dtype=dtype: contents(kind, dtype, shape)  # type: ignore[misc]
-        )
-        for extent in extents
-        for kind in (kinds if extent != "empty" else kinds[:1])
-        for dtype in dtypes
-    ]
-
-
-def weights(**domain: Any) -> SearchStrategy[Array]:
+) -> SearchStrategy[Array]:
     """Arrays such as a compressor meets, and the hard ones, drawn entry by entry.
 
     Parameters
@@ -120,15 +107,24 @@ def weights(**domain: Any) -> SearchStrategy[Array]:
     Returns
     -------
     strategy of ndarray
-        C-contiguous and writable; `in_layout` gives the others. Its attribute ``cells`` is the list
-        of `weight_cells`, through which `check_compressor` walks.
+        C-contiguous and writable; `in_layout` gives the others. Its attribute ``cells`` is a list
+        with a strategy for every dtype, kind and class of shape: `check_compressor` walks through
+        all of them.
 
     Examples
     --------
     >>> len(weights(min_ndim=2, max_ndim=2).cells)  # 3 dtypes, 8 kinds, 2 extents; and 3 empty
     51
     """
-    cells = weight_cells(**domain)
+    extents = ("some", "one", "empty") if empty and max_ndim > 0 else ("some", "one")
+    cells = [
+        shapes(extent, min_ndim, max_ndim, max_size).flatmap(
+            lambda shape, kind=kind, dtype=dtype: contents(kind, dtype, shape)  # type: ignore[misc]
+        )
+        for extent in extents
+        for kind in (kinds if extent != "empty" else kinds[:1])
+        for dtype in dtypes
+    ]
     strategy = st.one_of(cells)
     strategy.cells = cells  # type: ignore[attr-defined]
     return strategy
