@@ -118,12 +118,12 @@ class Zonotope(NamedTuple):
             (self.box * np.abs(factor) + rounding) * (1 + 4 * UNIT),
         )
 
-    def grown(self, count: int, index: Array, coefficients: Array) -> Zonotope:
-        """With `count` more symbols: the i-th of input b moves only coordinate index[b, i]."""
-        b, shape = len(self.center), self.center.shape[1:]
+    def grown(self, index: Array, coefficients: Array) -> Zonotope:
+        """With more symbols: the i-th new one of input b moves only coordinate index[b, i]."""
+        (b, *shape), count = self.center.shape, index.shape[1]
         fresh = np.zeros((b, count, math.prod(shape)))
-        rows, slots = np.arange(b)[:, None], np.arange(count)[None]
-        fresh[rows, slots, index] = np.take_along_axis(coefficients.reshape(b, -1), index, 1)
+        moves = np.take_along_axis(coefficients.reshape(b, -1), index, 1)
+        np.put_along_axis(fresh, index[:, :, None], moves[:, :, None], 2)
         generators = np.concatenate([self.generators, fresh.reshape(b, count, *shape)], 1)
         return self._replace(generators=generators)
 
@@ -176,8 +176,8 @@ def _box(low: Array, high: Array) -> Pair:
     moving = np.flatnonzero((radius > 0).any(0))
     zeros = Zonotope(center, np.zeros((b, 0, *shape)), np.zeros_like(center))
     index = np.broadcast_to(moving, (b, len(moving)))
-    z = zeros.grown(len(moving), index, radius)
-    return Pair(z, Zonotope(np.zeros_like(center), np.zeros_like(z.generators), zeros.box))
+    z = zeros.grown(index, radius)
+    return Pair(z, Zonotope(*map(np.zeros_like, z)))
 
 
 def _capped(pair: Pair, most: int | None) -> Pair:
@@ -187,10 +187,8 @@ def _capped(pair: Pair, most: int | None) -> Pair:
         return pair
     axes = tuple(range(2, pair.f.generators.ndim))
     # The difference is what the bound is about: its symbols weigh by their share of it.
-    weight = sum(
-        s / np.maximum(s.sum(1, keepdims=True), 1e-300)
-        for s in (np.abs(z.generators).sum(axes) for z in pair)
-    )
+    sizes = [np.abs(z.generators).sum(axes) for z in pair]
+    weight = sum(s / np.maximum(s.sum(1, keepdims=True), 1e-300) for s in sizes)
     order = np.argsort(-np.asarray(weight), axis=1, kind="stable")
     rows = np.arange(len(order))[:, None]
     kept, boxed = order[:, :most], order[:, most:]
@@ -277,7 +275,7 @@ def _with_symbols(pair: Pair, of_f: Array, of_d: Array, most: int | None) -> Pai
         loose = np.abs(coefficients).reshape(size.shape)
         np.put_along_axis(loose, index, 0.0, 1)
         box = (z.box + loose.reshape(z.box.shape)) * (1 + 2 * UNIT) if kept < count else z.box
-        return z._replace(box=box).grown(kept, index, coefficients)
+        return z._replace(box=box).grown(index, coefficients)
 
     return Pair(with_symbols(pair.f, of_f), with_symbols(pair.d, of_d))
 
