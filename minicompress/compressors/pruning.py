@@ -34,22 +34,25 @@ from minicompress.arrays import (
 )
 from minicompress.compressors.bounds.pruning import dropped_norm
 from minicompress.errors import CompressionError
+from minicompress.integers import spread
 from minicompress.norms import NORMS, norm_of
 from minicompress.representation import Compressed, Sparse, certified
 
 
 def least(scores: Array, count: int) -> Array:
-    """The C-order indices of the `count` least scores; equal ones in the order of their index."""
-    return np.argsort(scores.reshape(-1), kind="stable")[:count]
+    """A mask of the `count` least scores along the last axis; of equal ones the first."""
+    mask = np.zeros(scores.shape, bool)
+    indices = np.argsort(scores, axis=-1, kind="stable")[..., :count]
+    np.put_along_axis(mask, indices, True, axis=-1)
+    return mask
 
 
-def drop(w: Array, indices: Array, kind: str) -> Compressed:
-    """Drop the entries at these C-order indices; the bound is the norm of what is dropped."""
-    flat = w.reshape(-1)
-    keep = np.ones(w.size, bool)
-    keep[indices] = False
+def drop(w: Array, dropped: Array, kind: str) -> Compressed:
+    """Drop the entries of a mask; the bound is the norm of what is dropped."""
+    keep = ~dropped.reshape(-1)
     kept = np.flatnonzero(keep)
-    rep = Sparse.trusted(shape=w.shape, indices=freeze(kept), values=freeze(flat[kept]))
+    values = w.reshape(-1)[kept]
+    rep = Sparse.trusted(shape=w.shape, indices=freeze(kept), values=freeze(values))
     return certified(w, rep, kind, dropped_norm(w, keep, kind))
 
 
@@ -166,18 +169,12 @@ def prune_n_m(
     as_int(n, "n", 0, as_int(m, "m", 1))
     longest = max(w.shape[along], 1)  # no group is longer than the axis
     n, m = min(n, longest), min(m, longest)
-    # The last group is filled up with entries that are dropped first and have no index.
+    # The last group is filled up with entries that are dropped first.
+    lines = np.moveaxis(_scores(importance_scores, w).reshape(w.shape), along, -1)
     missing = [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[along] % m)]
-
-    def grouped(x: Array, filler: float) -> Array:
-        lines = np.pad(np.moveaxis(x, along, -1), missing, constant_values=filler)
-        return lines.reshape(-1, m)
-
-    scores = grouped(_scores(importance_scores, w).astype(np.float64), -np.inf)
-    places = grouped(np.arange(w.size).reshape(w.shape), -1)
-    least = np.argsort(scores, axis=1, kind="stable")[:, : m - n]
-    dropped = np.take_along_axis(places, least, axis=1).ravel()
-    return drop(w, np.sort(dropped[dropped >= 0]), kind)
+    padded = np.pad(lines.astype(np.float64), missing, constant_values=-np.inf)
+    dropped = least(padded.reshape(-1, m), m - n).reshape(padded.shape)
+    return drop(w, np.moveaxis(dropped[..., : w.shape[along]], -1, along), kind)
 
 
 def prune_channels(
@@ -249,9 +246,8 @@ def prune_channels(
             norm_of(x) if order == 2 else np.linalg.norm(x.ravel(), order)
             for x in np.moveaxis(w.astype(np.float64), along, 0)
         ]
-    gone = np.isin(np.arange(channels), least(np.array(norms), dropped))
-    spread = gone.reshape([-1 if i == along else 1 for i in range(w.ndim)])
-    return drop(w, np.flatnonzero(np.broadcast_to(spread, w.shape)), kind)
+    gone = spread(least(np.array(norms), dropped), w.shape, along, None)
+    return drop(w, np.broadcast_to(gone, w.shape), kind)
 
 
 def prune_global(
@@ -319,17 +315,13 @@ def prune_global(
     given = [None] * len(arrays)
     if importance_scores is not None:
         given = _several(importance_scores, "importance_scores", arrays)
-    scores = [_scores(s, w).astype(np.float64) for s, w in zip(given, arrays, strict=True)]
-    candidates = [least(s, cap) for s, cap in zip(scores, caps, strict=True)]
     if not arrays:
         return ()
-    ranked = np.concatenate([s.reshape(-1)[c] for s, c in zip(scores, candidates, strict=True)])
-    owner = np.repeat(np.arange(len(arrays)), caps)[least(ranked, dropped)]
-    shares = np.bincount(owner, minlength=len(arrays))  # how many candidates each array loses
-    return tuple(
-        drop(w, np.sort(c[:share]), kind)
-        for w, c, share in zip(arrays, candidates, shares, strict=True)
-    )
+    scores = [_scores(s, w).astype(np.float64) for s, w in zip(given, arrays, strict=True)]
+    allowed = [np.where(least(s, cap), s, np.inf) for s, cap in zip(scores, caps, strict=True)]
+    gone = least(np.concatenate(allowed), dropped)
+    parts = np.split(gone, np.cumsum([w.size for w in arrays[:-1]]))
+    return tuple(drop(w, part, kind) for w, part in zip(arrays, parts, strict=True))
 
 
 def _how_many(amount: float | None, count: int | None, size: int) -> int:
@@ -340,14 +332,15 @@ def _how_many(amount: float | None, count: int | None, size: int) -> int:
 
 
 def _scores(importance_scores: ArrayLike | None, w: Array) -> Array:
+    """The scores in C order: the given ones, or the magnitudes."""
     if importance_scores is None:
-        return np.abs(w)
+        return np.abs(w).reshape(-1)
     scores = finite_array(importance_scores, "importance_scores")
     if scores.shape != w.shape:
         raise CompressionError(
             f"importance_scores must have the shape {w.shape} of weight, not {scores.shape}"
         )
-    return scores
+    return scores.reshape(-1)
 
 
 def _several(values: Any, name: str, arrays: list[Array] | None = None) -> list[Any]:

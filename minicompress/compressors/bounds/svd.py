@@ -9,14 +9,13 @@ orthogonal.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from minicompress.arrays import Array, DType
 from minicompress.norms import (
     UNIT,
+    Svd,
     fro_upper,
     gamma,
     norm_of,
@@ -24,33 +23,11 @@ from minicompress.norms import (
     power_of_two_scaled,
     smallest_subnormal,
     spectral_norm_upper,
-    svd_residual,
     unit_roundoff,
     unscaled,
     unscaled_upper,
     upward,
 )
-
-
-class Svd(NamedTuple):
-    """Singular triples of a matrix in float64, and how far their product is from it."""
-
-    u: Array
-    s: Array
-    vt: Array
-    residual: float
-
-
-def svd_of(a: Array) -> Svd:
-    """The thin decomposition of a float64 matrix of ordinary magnitude."""
-    if a.size == 0:
-        m, n = a.shape
-        return Svd(np.zeros((m, 0)), np.zeros(0), np.zeros((0, n)), 0.0)
-    try:
-        u, s, vt = scipy.linalg.svd(a, full_matrices=False, check_finite=False)
-    except np.linalg.LinAlgError:  # divide and conquer did not converge; QR iteration does
-        u, s, vt = scipy.linalg.svd(a, full_matrices=False, lapack_driver="gesvd")
-    return Svd(u, s, vt, svd_residual(a, u, s, vt))
 
 
 def scaled_float64(w: Array) -> tuple[Array, int]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array, DType
-from minicompress.compressors.bounds.svd import Svd
 from minicompress.norms import (
     UNIT,
+    Svd,
     gamma,
     norm_of,
     orthogonality_factor,
