@@ -100,6 +100,13 @@ def error_norm(original: Array, decoded: Array, kind: str = "fro") -> float:
     return unscaled(norm_of(halves, kind), 1)
 
 
+def norm_upper(array: Array, kind: str) -> float:
+    """An upper bound of the norm of a finite array: `norm_of`, rounded upward."""
+    if kind == "spectral":
+        return spectral_norm_upper(as_matrix(array))
+    return fro_upper(array) if kind == "fro" else norm_of(array, "max")
+
+
 def fro_upper(array: Array) -> float:
     """An upper bound of the Frobenius norm of a finite array.
 

@@ -34,22 +34,19 @@ from minicompress.arrays import (
 )
 from minicompress.compressors.bounds.pruning import dropped_norm
 from minicompress.errors import CompressionError
-from minicompress.integers import spread
 from minicompress.norms import NORMS, norm_of
 from minicompress.representation import Compressed, Sparse, certified
 
 
 def least(scores: Array, count: int) -> Array:
-    """A mask of the `count` least scores along the last axis; of equal ones the first."""
-    mask = np.zeros(scores.shape, bool)
-    indices = np.argsort(scores, axis=-1, kind="stable")[..., :count]
-    np.put_along_axis(mask, indices, True, axis=-1)
-    return mask
+    """The C-order indices of the `count` least scores; equal ones in the order of their index."""
+    return np.argsort(scores.reshape(-1), kind="stable")[:count]
 
 
 def drop(w: Array, dropped: Array, kind: str) -> Compressed:
-    """Drop the entries of a mask; the bound is the norm of what is dropped."""
-    keep = ~dropped.reshape(-1)
+    """Drop the entries of these C-order indices, or of a mask; the bound is their norm."""
+    keep = np.ones(w.size, bool)
+    keep[dropped] = False
     kept = np.flatnonzero(keep)
     values = w.reshape(-1)[kept]
     rep = Sparse.trusted(shape=w.shape, indices=freeze(kept), values=freeze(values))
@@ -170,11 +167,14 @@ def prune_n_m(
     longest = max(w.shape[along], 1)  # no group is longer than the axis
     n, m = min(n, longest), min(m, longest)
     # The last group is filled up with entries that are dropped first.
-    lines = np.moveaxis(_scores(importance_scores, w).reshape(w.shape), along, -1)
+    lines = np.moveaxis(_scores(importance_scores, w), along, -1)
     missing = [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[along] % m)]
     padded = np.pad(lines.astype(np.float64), missing, constant_values=-np.inf)
-    dropped = least(padded.reshape(-1, m), m - n).reshape(padded.shape)
-    return drop(w, np.moveaxis(dropped[..., : w.shape[along]], -1, along), kind)
+    order = np.argsort(padded.reshape(-1, m), axis=1, kind="stable")
+    dropped = np.zeros(padded.shape, bool)
+    np.put_along_axis(dropped.reshape(-1, m), order[:, : m - n], True, axis=1)
+    mask = np.moveaxis(dropped[..., : w.shape[along]], -1, along)
+    return drop(w, mask.reshape(-1), kind)
 
 
 def prune_channels(
@@ -246,8 +246,9 @@ def prune_channels(
             norm_of(x) if order == 2 else np.linalg.norm(x.ravel(), order)
             for x in np.moveaxis(w.astype(np.float64), along, 0)
         ]
-    gone = spread(least(np.array(norms), dropped), w.shape, along, None)
-    return drop(w, np.broadcast_to(gone, w.shape), kind)
+    mask = np.zeros(w.shape, bool)
+    np.moveaxis(mask, along, 0)[least(np.array(norms), dropped)] = True
+    return drop(w, mask.reshape(-1), kind)
 
 
 def prune_global(
@@ -318,10 +319,12 @@ def prune_global(
     if not arrays:
         return ()
     scores = [_scores(s, w).astype(np.float64) for s, w in zip(given, arrays, strict=True)]
-    allowed = [np.where(least(s, cap), s, np.inf) for s, cap in zip(scores, caps, strict=True)]
-    gone = least(np.concatenate(allowed), dropped)
-    parts = np.split(gone, np.cumsum([w.size for w in arrays[:-1]]))
-    return tuple(drop(w, part, kind) for w, part in zip(arrays, parts, strict=True))
+    candidates = [least(s, cap) for s, cap in zip(scores, caps)]
+    ranked = np.concatenate([s.reshape(-1)[c] for s, c in zip(scores, candidates)])
+    owner = np.repeat(np.arange(len(arrays)), caps)[least(ranked, dropped)]
+    shares = np.bincount(owner, minlength=len(arrays))  # how many candidates each array loses
+    parts = zip(arrays, candidates, shares, strict=True)
+    return tuple(drop(w, indices[:share], kind) for w, indices, share in parts)
 
 
 def _how_many(amount: float | None, count: int | None, size: int) -> int:
@@ -332,15 +335,14 @@ def _how_many(amount: float | None, count: int | None, size: int) -> int:
 
 
 def _scores(importance_scores: ArrayLike | None, w: Array) -> Array:
-    """The scores in C order: the given ones, or the magnitudes."""
     if importance_scores is None:
-        return np.abs(w).reshape(-1)
+        return np.abs(w)
     scores = finite_array(importance_scores, "importance_scores")
     if scores.shape != w.shape:
         raise CompressionError(
             f"importance_scores must have the shape {w.shape} of weight, not {scores.shape}"
         )
-    return scores.reshape(-1)
+    return scores
 
 
 def _several(values: Any, name: str, arrays: list[Array] | None = None) -> list[Any]:

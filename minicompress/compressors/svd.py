@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -102,7 +103,7 @@ def truncated_svd(
     ([(4, 1), (1, 4)], 3.741657)
     """
     w = finite_array(weight, "weight", ndim=2)
-    return _factored(w, "ir,ro->io", norm, rank, energy, max_params)
+    return _factored(w, "ir,ro->io", norm, rank=rank, energy=energy, max_params=max_params)
 
 
 def channel_svd(
@@ -145,7 +146,7 @@ def channel_svd(
     ([(3, 3, 2, 1), (1, 5)], True)
     """
     w = finite_array(kernel, "kernel", ndim=4)
-    return _factored(w, "hwir,ro->hwio", norm, rank, energy, max_params)
+    return _factored(w, "hwir,ro->hwio", norm, rank=rank, energy=energy, max_params=max_params)
 
 
 def spatial_svd(
@@ -190,7 +191,7 @@ def spatial_svd(
     ([(3, 2, 1), (1, 3, 5)], True)
     """
     w = finite_array(kernel, "kernel", ndim=4)
-    return _factored(w, "hir,rwo->hwio", norm, rank, energy, max_params)
+    return _factored(w, "hir,rwo->hwio", norm, rank=rank, energy=energy, max_params=max_params)
 
 
 def low_rank(
@@ -233,28 +234,20 @@ def low_rank(
     return factor(w, rank=rank, energy=energy, max_params=max_params, norm=norm)
 
 
-def _factored(
-    w: Array,
-    subscripts: str,
-    norm: str,
-    rank: int | None,
-    energy: float | None,
-    max_params: int | None,
-) -> Compressed:
+def _factored(w: Array, subscripts: str, norm: str, **size: Any) -> Compressed:
     """Factor an array as the matrix whose rows and columns are the axes of the two factors."""
-    law = choice(norm, "norm", NORMS)
-    given = exactly_one(rank=rank, energy=energy, max_params=max_params)
+    law, given = choice(norm, "norm", NORMS), exactly_one(**size)
     first, second, axes = re.split(",|->", subscripts)
     ordered = w.transpose([axes.index(letter) for letter in first[:-1] + second[1:]])
     rows, columns = ordered.shape[: len(first) - 1], ordered.shape[len(first) - 1 :]
     m, n = math.prod(rows), math.prod(columns)
     # Options are checked before the decomposition, which takes time.
     if given == "rank":
-        kept = as_int(rank, "rank", 0, min(m, n))
+        kept = as_int(size["rank"], "rank", 0, min(m, n))
     elif given == "max_params":
-        kept = min(as_int(max_params, "max_params", 0) // max(m + n, 1), m, n)
+        kept = min(as_int(size["max_params"], "max_params", 0) // max(m + n, 1), m, n)
     else:
-        share = as_float(energy, "energy", 0, 1)
+        share = as_float(size["energy"], "energy", 0, 1)
     a, exponent = scaled_float64(ordered.reshape(m, n))
     svd = svd_of(a)
     if given == "energy":
