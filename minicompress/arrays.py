@@ -105,35 +105,32 @@ def same_dtype(**arrays: Array | None) -> None:
 def as_int(value: Any, name: str, low: int, high: int | None = None) -> int:
     """An int in [low, high]. NumPy's integers are accepted; bools and floats are refused."""
     wanted = f"an int of at least {low}" if high is None else f"an int from {low} to {high}"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or int(value) < low or (high is not None and int(value) > high):
         raise CompressionError(f"{name} must be {wanted}, not {value!r}")
-    number = int(value)
-    if number < low or (high is not None and number > high):
-        raise CompressionError(f"{name} must be {wanted}, not {number}")
-    return number
+    return int(value)
 
 
 def as_float(value: Any, name: str, low: float, high: float = math.inf) -> float:
     """A finite float in [low, high]. Bools and strings are refused."""
-    wanted = f"a number from {low:g} to {high:g}"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise CompressionError(f"{name} must be {wanted}, not {value!r}")
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
-        number = float(value)
+        number = float(value) if real else math.nan
     except OverflowError:
-        raise CompressionError(f"{name} must be {wanted}, not an int beyond all floats") from None
+        number, value = math.inf, "an int beyond all floats"
     if not (math.isfinite(number) and low <= number <= high):
-        raise CompressionError(f"{name} must be {wanted}, not {number}")
+        raise CompressionError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
     return number
 
 
 def interval(value: Any, name: str) -> tuple[float, float]:
     """A pair of finite numbers, the lesser one first."""
+    wanted = f"{name} must be a pair (lo, hi) with lo <= hi, not {value!r}"
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise CompressionError(f"{name} must be a pair (lo, hi) with lo <= hi, not {value!r}")
+        raise CompressionError(wanted)
     low, high = (as_float(end, name, -math.inf) for end in value)
     if low > high:
-        raise CompressionError(f"{name} must be a pair (lo, hi) with lo <= hi, not {value!r}")
+        raise CompressionError(wanted)
     return low, high
 
 

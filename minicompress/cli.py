@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import getdoc
 from tempfile import TemporaryFile
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from minicompress.tables import wrap
 from minicompress.datasets import Images, load_digits, load_mnist
@@ -41,6 +42,9 @@ from minicompress.interchange.onnx_file import save_onnx
 from minicompress.storage.container import load
 from minicompress.storage.files import write_file
 
+# From the arguments and where to tell the progress to what is printed.
+Command: TypeAlias = Callable[[argparse.Namespace, Progress | None], str]
+
 CALIBRATION = 512
 """How many training images set the ranges of activations when C is exported."""
 
@@ -56,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         command = words.pop(0) if words and words[0] in COMMANDS else ""
+        run, _ = COMMANDS[command]
         arguments = _parser(command).parse_args(words)
-        arguments.run(arguments)
-        sys.stdout.flush()
+        with _progress_line() as progress:
+            text = run(arguments, progress)
+        print(text, flush=True)
     except (CompressionError, MemoryError) as error:
         print(f"minicompress: error: {str(error) or 'not enough memory'}", file=sys.stderr)
         return 2
@@ -80,37 +86,18 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """The parser of one command. With subparsers, a mistyped option would get a wrong message."""
-    about, run, add_options = COMMANDS[command]
-    listed = [f"{name:10} {text}" for name, (text, _, _) in COMMANDS.items() if name]
+    run, options = COMMANDS[command]
+    listed = [f"{name:10} {getdoc(run)}" for name, (run, _) in COMMANDS.items() if name]
     parser = _Parser(
         prog=f"minicompress {command}".strip(),
         allow_abbrev=False,
-        description=about,
+        description=getdoc(run),
         epilog=None if command else "\n".join(["commands, each with its own --help:", *listed]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
-    add_options(parser)
+    for option in options.split():
+        parser.add_argument(option, **OPTIONS[option])
     return parser
-
-
-def _image_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        choices=("digits", "mnist"),
-        default="digits",
-        help="the data set (default: digits, which comes with the package)",
-    )
-    parser.add_argument("--folder", metavar="DIR", help="the folder with MNIST's four files")
-
-
-def _training_options(parser: argparse.ArgumentParser) -> None:
-    defaults = ", ".join(f"{epochs} for {data}" for data, epochs in EPOCHS.items())
-    _image_options(parser)
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the seed of every random generator (default: 0)"
-    )
-    parser.add_argument("--epochs", type=int, help=f"epochs of training (default: {defaults})")
 
 
 def _loader(arguments: argparse.Namespace) -> Callable[[str], Images]:
@@ -120,32 +107,32 @@ def _loader(arguments: argparse.Namespace) -> Callable[[str], Images]:
     return partial(load_mnist, arguments.folder) if arguments.data == "mnist" else load_digits
 
 
-def _training(arguments: argparse.Namespace) -> tuple[Setup, dict[str, Any]]:
-    """What every experiment takes: the data, and the keywords `seed` and `epochs`."""
-    data = setup(arguments.data, _loader(arguments))
-    epochs = data.epochs if arguments.epochs is None else arguments.epochs
-    return data, {"seed": arguments.seed, "epochs": epochs}
+def _setup(arguments: argparse.Namespace, progress: Progress | None) -> Setup:
+    """What every experiment takes."""
+    return setup(
+        arguments.data,
+        _loader(arguments),
+        seed=arguments.seed,
+        epochs=arguments.epochs,
+        progress=progress,
+    )
 
 
-def _compare_options(parser: argparse.ArgumentParser) -> None:
-    _training_options(parser)
-    parser.add_argument("--wide", action="store_true", help="print all columns of the table")
-    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    data, options = _training(arguments)
+def _compare(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """Train a small CNN, compress it by every method, and print one table:
+    size, work, accuracy, and how far the weights can be from the original.
+    """
+    data = _setup(arguments, progress)
     if arguments.json is not None:
         _check_output(arguments.json)
-    with _progress_line() as progress:
-        rows = compare(data, **options, progress=progress)
-    reading = read_table(rows, len(data.test[0]))
+    rows = compare(data)
+    reading = read_table(rows, data.images["test"])
     if arguments.json is not None:
-        splits = {"train": data.train, "validation": data.validation, "test": data.test}
         figures = {
-            "data": arguments.data,
-            **options,
-            "images": {split: len(labels) for split, (_, labels) in splits.items()},
+            "data": data.name,
+            "seed": data.seed,
+            "epochs": data.epochs,
+            "images": data.images,
             "rows": [row._asdict() for row in rows],
             "reading": reading,
         }
@@ -155,127 +142,83 @@ def _compare(arguments: argparse.Namespace) -> None:
             raise CompressionError(f"the figures cannot be written: {error}") from None
         with _writing(arguments.json):
             write_file(arguments.json, f"{text}\n".encode())
-    explained = legend(retraining_epochs(options["epochs"]), wide=arguments.wide)
-    print("\n\n".join([format_table(rows, wide=arguments.wide), wrap(explained), wrap(reading)]))
+    explained = legend(retraining_epochs(data.epochs), wide=arguments.wide)
+    return "\n\n".join([format_table(rows, wide=arguments.wide), wrap(explained), wrap(reading)])
 
 
-def _certify_options(parser: argparse.ArgumentParser) -> None:
-    _training_options(parser)
-    parser.add_argument(
-        "--inputs", type=int, default=100, help="how many test images get a ball (default: 100)"
-    )
+def _certify(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """what is proven of original and compressed network, beside what a search finds"""
+    data = _setup(arguments, progress)
+    found = run_certification(data, inputs=arguments.inputs)
+    return format_certificates(*found, min(arguments.inputs, data.images["test"]))
 
 
-def _certify(arguments: argparse.Namespace) -> None:
-    data, options = _training(arguments)
-    with _progress_line() as progress:
-        accuracy, rows = run_certification(
-            data, **options, inputs=arguments.inputs, progress=progress
-        )
-    print(format_certificates(accuracy, rows, min(arguments.inputs, len(data.test[0]))))
+def _search(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """find the best plan for a file size: which method for which layer"""
+    return format_search(searched(_setup(arguments, progress), max_bytes=arguments.max_bytes))
 
 
-def _search_options(parser: argparse.ArgumentParser) -> None:
-    _training_options(parser)
-    parser.add_argument(
-        "--max-bytes",
-        default="10%",
-        help="the largest file: bytes, or a share of the weights as float32 (default: 10%%)",
-    )
-
-
-def _search(arguments: argparse.Namespace) -> None:
-    data, options = _training(arguments)
-    with _progress_line() as progress:
-        found = searched(data, **options, max_bytes=arguments.max_bytes, progress=progress)
-    print(format_search(found))
-
-
-def _report_options(parser: argparse.ArgumentParser) -> None:
-    _training_options(parser)
-    parser.add_argument("--out", metavar="FILE.html", required=True, help="the page to write")
-
-
-def _report(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """write all results as one page with figures (needs matplotlib)"""
     need_matplotlib()  # before all the training
-    data, options = _training(arguments)
+    data = _setup(arguments, progress)
     _check_output(arguments.out)
-    with _progress_line() as progress:
-        page = html_page(gather(data, arguments.data, **options, progress=progress))
+    page = html_page(gather(data))
     with _writing(arguments.out):
         write_file(arguments.out, page.encode())
-    print(f"{arguments.out}: {len(page):,} bytes")
+    return f"{arguments.out}: {len(page):,} bytes"
 
 
-def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a .mcz file")
-    _image_options(parser)
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """read a model from its file: how many bytes, how many errors"""
     load_split = _loader(arguments)
-    print(format_evaluation(evaluate_file(arguments.file, *load_split("test"))))
+    return format_evaluation(evaluate_file(arguments.file, *load_split("test")))
 
 
-def _export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a .mcz file")
-    parser.add_argument("--target", choices=("c", "onnx"), required=True, help="what to write")
-    parser.add_argument("--out", metavar="FILE", required=True, help="the file to write")
-    parser.add_argument("--name", default="predict", help="C: name of the function (predict)")
-    parser.add_argument("--bits", type=int, default=8, help="C: bits of a weight (default: 8)")
-    _image_options(parser)
-
-
-def _export(arguments: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """write a model as C for a small device (integers only), or as ONNX"""
+    file, out = arguments.file, arguments.out
     images, _ = _loader(arguments)("train")
-    with _writing(arguments.out):
+    with _writing(out):
         if arguments.target == "onnx":
-            size = save_onnx(load(arguments.file), arguments.out, images.shape[1:])
-            print(f"{arguments.out}: {size:,} bytes")
-        else:
-            made = export_c_file(
-                arguments.file,
-                images[:CALIBRATION],
-                arguments.out,
-                name=arguments.name,
-                num_bits=arguments.bits,
-            )
-            print(made)
+            return f"{out}: {save_onnx(load(file), out, images.shape[1:]):,} bytes"
+        some = images[:CALIBRATION]
+        return str(export_c_file(file, some, out, name=arguments.name, num_bits=arguments.bits))
 
 
-COMMANDS = {
-    "": (
-        "Train a small CNN, compress it by every method, and print one table:\n"
-        "size, work, accuracy, and how far the weights can be from the original.",
-        _compare,
-        _compare_options,
-    ),
-    "certify": (
-        "what is proven of original and compressed network, beside what a search finds",
-        _certify,
-        _certify_options,
-    ),
-    "search": (
-        "find the best plan for a file size: which method for which layer",
-        _search,
-        _search_options,
-    ),
-    "report": (
-        "write all results as one page with figures (needs matplotlib)",
-        _report,
-        _report_options,
-    ),
-    "evaluate": (
-        "read a model from its file: how many bytes, how many errors",
-        _evaluate,
-        _evaluate_options,
-    ),
-    "export": (
-        "write a model as C for a small device (integers only), or as ONNX",
-        _export,
-        _export_options,
-    ),
+DEFAULT_EPOCHS = ", ".join(f"{epochs} for {data}" for data, epochs in EPOCHS.items())
+OPTIONS: dict[str, dict[str, Any]] = {
+    "file": {"metavar": "FILE", "help": "a .mcz file"},
+    "--data": {
+        "choices": ("digits", "mnist"),
+        "default": "digits",
+        "help": "the data set (default: digits, which comes with the package)",
+    },
+    "--folder": {"metavar": "DIR", "help": "the folder with MNIST's four files"},
+    "--seed": {"type": int, "default": 0, "help": "seed of every random generator (default: 0)"},
+    "--epochs": {"type": int, "help": f"epochs of training (default: {DEFAULT_EPOCHS})"},
+    "--wide": {"action": "store_true", "help": "print all columns of the table"},
+    "--json": {"metavar": "FILE", "help": "also write all figures to this file"},
+    "--inputs": {"type": int, "default": 100, "help": "test images that get a ball (default: 100)"},
+    "--max-bytes": {
+        "default": "10%",
+        "help": "the largest file: bytes, or a share of the weights as float32 (default: 10%%)",
+    },
+    "--target": {"choices": ("c", "onnx"), "required": True, "help": "what to write"},
+    "--out": {"metavar": "FILE", "required": True, "help": "the file to write"},
+    "--name": {"default": "predict", "help": "C: name of the function (predict)"},
+    "--bits": {"type": int, "default": 8, "help": "C: bits of a weight (default: 8)"},
 }
+TRAINING = "--data --folder --seed --epochs"
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "": (_compare, f"{TRAINING} --wide --json"),
+    "certify": (_certify, f"{TRAINING} --inputs"),
+    "search": (_search, f"{TRAINING} --max-bytes"),
+    "report": (_report, f"{TRAINING} --out"),
+    "evaluate": (_evaluate, "file --data --folder"),
+    "export": (_export, "file --target --out --name --bits --data --folder"),
+}
+"""The function of each command, whose docstring is its help, and its options."""
 
 
 @contextmanager
@@ -301,12 +244,8 @@ def _progress_line() -> Iterator[Progress | None]:
         yield None
         return
 
-    def progress(name: str, done: float) -> None:
-        sys.stderr.write(f"\r\x1b[K{name}: {done:4.0%}")
-        sys.stderr.flush()
-
+    show = partial(print, end="", file=sys.stderr, flush=True)
     try:
-        yield progress
+        yield lambda name, done: show(f"\r\x1b[K{name}: {done:4.0%}")
     finally:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+        show("\r\x1b[K")

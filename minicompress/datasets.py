@@ -134,15 +134,13 @@ def load_mnist(folder: str | os.PathLike[str], split: str) -> Images:
     if labels.max(initial=0) > 9:
         raise FileFormatError(f"{labels_path} must hold labels from 0 to 9, not {labels.max()}")
 
-    first_of_validation = len(images) - len(images) // 6
-    rows = {
-        "train": slice(first_of_validation),
-        "validation": slice(first_of_validation, None),
-        "test": slice(None),
-    }[split]
-    x = images[rows, :, :, np.newaxis].astype(np.float32)
+    if split != "test":
+        first = len(images) - len(images) // 6
+        rows = slice(first) if split == "train" else slice(first, None)
+        images, labels = images[rows], labels[rows]
+    x = images[..., np.newaxis].astype(np.float32)
     x /= 255
-    return x, labels[rows].astype(np.int64)
+    return x, labels.astype(np.int64)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -157,12 +155,8 @@ def _read_idx(path: Path, *, entry: tuple[int, ...]) -> Array:
     """The entries of an IDX file, each of shape `entry`. Errors name the file."""
     try:
         with path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"  # an IDX file starts with two zero bytes
-            raw.seek(0)
-            if not zipped:
-                return _parse_idx(raw, path, entry)
-            with gzip.GzipFile(fileobj=raw) as unzipped:
-                return _parse_idx(unzipped, path, entry)
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"  # an IDX file starts with two zero bytes
+            return _parse_idx(gzip.GzipFile(fileobj=raw) if zipped else raw, path, entry)
     except EOFError:
         raise FileFormatError(f"{path} is truncated: its gzip stream has no end") from None
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -174,17 +168,18 @@ def _read_idx(path: Path, *, entry: tuple[int, ...]) -> Array:
 def _parse_idx(stream: BinaryIO | gzip.GzipFile, path: Path, entry: tuple[int, ...]) -> Array:
     """Check the header, then read the bytes that it declares."""
     magic = bytes([0, 0, 8, 1 + len(entry)])
-    header = bytes(_read_at_most(stream, 4 * (2 + len(entry))))
+    length = 4 * (2 + len(entry))
+    header = _read_at_most(stream, length)
     if not magic.startswith(header[:4]):
         raise FileFormatError(
             f"{path} must start with {magic.hex(' ')} (IDX, unsigned bytes, {1 + len(entry)} "
             f"dimensions), not {header[:4].hex(' ')}"
         )
-    if len(header) < 4 * (2 + len(entry)):
+    if len(header) < length:
         raise FileFormatError(f"{path} is truncated: it ends inside its header")
-    count, *rest = (int(n) for n in np.frombuffer(header, ">u4", offset=4))
-    if tuple(rest) != entry:
-        raise FileFormatError(f"{path} must hold images of shape {entry}, not {tuple(rest)}")
+    count, *shape = np.frombuffer(header, ">u4", offset=4).tolist()
+    if tuple(shape) != entry:
+        raise FileFormatError(f"{path} must hold images of shape {entry}, not {tuple(shape)}")
     if count > _MOST_IMAGES:
         raise FileFormatError(
             f"{path} declares {count} entries, more than the {_MOST_IMAGES} of any file of its kind"

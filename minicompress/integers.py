@@ -8,7 +8,7 @@ point.
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,18 +52,10 @@ def spread(
     """A scale or zero point as an array that broadcasts against one of `shape`."""
     if block_size is not None and axis is not None:
         n = shape[axis]
-        repeated = np.repeat(parameter, min(block_size, n), axis=axis)
-        return repeated[(slice(None),) * axis + (slice(n),)]  # the ragged block is cut here
+        return parameter.take(np.arange(n) // min(block_size, max(n, 1)), axis)
     if axis is None:
         return parameter
     return parameter.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-
-
-def zero_points(zero_point: ArrayLike | None, scale: Array) -> Array:
-    """The zero points; if None, 0 for each scale."""
-    if zero_point is None:
-        return np.zeros(scale.shape, np.int64)
-    return integer_array(zero_point, "zero_point")
 
 
 def scale_dtypes(dtype: DType) -> tuple[DType, ...]:
@@ -77,12 +69,49 @@ def scale_dtypes(dtype: DType) -> tuple[DType, ...]:
     return (np.dtype(np.float32), dtype) if dtype == np.float16 else (dtype,)
 
 
-def check_scale_dtype(scale: Array, dtype: DType) -> None:
-    """Refuse scales of a dtype that is not in `scale_dtypes`."""
-    wanted = scale_dtypes(dtype)
-    if scale.dtype not in wanted:
-        names = " or ".join(map(str, wanted))
-        raise CompressionError(f"scale must be of dtype {names} for {dtype}, not {scale.dtype}")
+def checked_params(
+    scale: ArrayLike,
+    zero_point: ArrayLike | None,
+    shape: tuple[int, ...],
+    axis: int | None,
+    block_size: int | None,
+    dtype: DType | None = None,
+) -> tuple[Array, Array, int | None]:
+    """Scales, zero points (0 if None) and the axis from the front, which fit an array of `shape`.
+
+    With `dtype`, which is that of the array, the scales must be of one of its `scale_dtypes`.
+    """
+    axis = None if axis is None else normal_axis(axis, "axis", len(shape))
+    wanted = qparam_shape(shape, axis, block_size)
+    s = positive_scale(scale)
+    if s.shape != wanted:
+        raise CompressionError(
+            f"scale must have shape {wanted} for an array of shape {shape}, axis={axis} and "
+            f"block_size={block_size}, not {s.shape}"
+        )
+    if dtype is not None and s.dtype not in (dtypes := scale_dtypes(dtype)):
+        names = " or ".join(map(str, dtypes))
+        raise CompressionError(f"scale must be of dtype {names} for {dtype}, not {s.dtype}")
+    return s, zero_points(zero_point, s), axis
+
+
+def positive_scale(scale: ArrayLike) -> Array:
+    """Scales, refused unless they are finite and positive."""
+    s = finite_array(scale, "scale")
+    if not (s > 0).all():
+        raise CompressionError("scale must be positive")
+    return s
+
+
+def zero_points(zero_point: ArrayLike | None, scale: Array) -> Array:
+    """One zero point for each scale; if None, 0."""
+    zero_point = np.zeros(scale.shape, np.int64) if zero_point is None else zero_point
+    z = integer_array(zero_point, "zero_point")
+    if z.shape != scale.shape:
+        raise CompressionError(
+            f"zero_point must have shape {scale.shape}, as scale has, not {z.shape}"
+        )
+    return z
 
 
 def levels(steps: Array, scale: Array, dtype: DType) -> Array:
@@ -150,11 +179,9 @@ def quantize_linear(
     low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
     # A Python float takes the dtype that the library would choose for the array.
     chosen = scale_dtypes(array.dtype)[0]
-    s = finite_array(np.asarray(scale, chosen) if type(scale) is float else scale, "scale")
-    check_scale_dtype(s, array.dtype)
-    z = zero_points(zero_point, s)
+    scale = np.asarray(scale, chosen) if type(scale) is float else scale
+    s, z, axis = checked_params(scale, zero_point, array.shape, axis, block_size, array.dtype)
     check_range(z, "zero_point", low, high)
-    axis = check_params(s, z, array.shape, axis, block_size)
     s, z = (spread(part, array.shape, axis, block_size) for part in (s, z))
     with np.errstate(over="ignore", under="ignore"):
         steps = np.rint(array.astype(s.dtype, copy=False) / s).astype(np.float64)
@@ -203,9 +230,7 @@ def dequantize_linear(
     [0.0, 100.0]
     """
     array = integer_array(codes, "codes")
-    s = finite_array(scale, "scale")
-    z = zero_points(zero_point, s)
-    axis = check_params(s, z, array.shape, axis, block_size)
+    s, z, axis = checked_params(scale, zero_point, array.shape, axis, block_size)
     return decoded_levels(array, s, z, axis, block_size, np.dtype(dtype or s.dtype))
 
 
@@ -279,32 +304,27 @@ def matmul_integer(
             f"a and b must be small enough for an exact int64 sum, but {k} products of up to "
             f"{top_left} * {top_right} reach 2**63"
         )
-    result = np.dtype(np.int32 if k * product < 2**31 else np.int64)
-    # The operands must be exact in the float type too, also where the other one is all zeros.
+    # The operands must be exact in the type of the product too, also where the other one is zero.
     reach = max(product, top_left, top_right)
-    if reach > 2**53:  # plain int64: exact, but slow
-        return np.asarray(np.matmul(left.astype(np.int64), right.astype(np.int64))).astype(result)
-    exact: type[Any] = np.float32 if reach <= 2**24 else np.float64
-    block = (2**24 if exact is np.float32 else 2**53) // max(product, 1)
-    left, right = left.astype(exact), right.astype(exact)
-    total = np.zeros((left.shape[0], right.shape[1]), result)
+    types = {24: np.float32, 53: np.float64, 63: np.int64}  # the last is exact, but slow
+    digits = next(digits for digits in types if reach <= 2**digits)
+    left, right = left.astype(types[digits]), right.astype(types[digits])
+    total = np.zeros((left.shape[0], right.shape[1]), np.int32 if k * product < 2**31 else np.int64)
+    block = 2**digits // max(product, 1)
     for start in range(0, k, block):
         part = np.matmul(left[:, start : start + block], right[start : start + block])
-        total += part.astype(result)
+        total += part.astype(total.dtype)
     return total
 
 
 def _zero_point(zero_point: ArrayLike | None, name: str, per_line: tuple[int, int]) -> Array:
     """One zero point, or one per row or column as an array that broadcasts against the matrix."""
-    zero = integer_array(0 if zero_point is None else zero_point, name)
-    lines = per_line[0] * per_line[1]
-    if zero.ndim == 0:
-        return zero
-    if zero.shape not in {(lines,), per_line}:
+    zero, lines = integer_array(0 if zero_point is None else zero_point, name), math.prod(per_line)
+    if zero.shape not in {(), (lines,), per_line}:
         raise CompressionError(
             f"{name} must be one int or {lines} of them, not of shape {zero.shape}"
         )
-    return zero.reshape(per_line)
+    return zero.reshape(per_line if zero.ndim else (1, 1))
 
 
 def _difference(array: Array, zero: Array, name: str) -> tuple[Array, int]:
@@ -318,24 +338,3 @@ def _difference(array: Array, zero: Array, name: str) -> tuple[Array, int]:
     wide = np.dtype(np.int32 if reach < 2**31 else np.int64)
     with np.errstate(over="ignore"):
         return np.asarray(array.astype(wide) - zero.astype(wide)), reach
-
-
-def check_params(
-    scale: Array,
-    zero_point: Array,
-    shape: tuple[int, ...],
-    axis: int | None,
-    block_size: int | None,
-) -> int | None:
-    """Refuse scales and zero points that do not fit an array; return the axis from the front."""
-    axis = None if axis is None else normal_axis(axis, "axis", len(shape))
-    wanted = qparam_shape(shape, axis, block_size)
-    for name, parameter in (("scale", scale), ("zero_point", zero_point)):
-        if parameter.shape != wanted:
-            raise CompressionError(
-                f"{name} must have shape {wanted} for an array of shape {shape}, axis={axis} and "
-                f"block_size={block_size}, not {parameter.shape}"
-            )
-    if not (scale > 0).all():
-        raise CompressionError("scale must be positive")
-    return axis

@@ -12,6 +12,7 @@ for gamma_n and the error of a sum in any order.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -78,7 +79,8 @@ def norm_of(array: Array, kind: str = "fro") -> float:
     if kind == "fro":
         flat = scaled.ravel()
         return unscaled(math.sqrt(float(flat @ flat)), exponent)
-    return unscaled(float(_singular_values(as_matrix(scaled))[0]), exponent)
+    values = _lapack_svd(as_matrix(scaled), compute_uv=False)
+    return unscaled(float(values[0]), exponent)
 
 
 def error_norm(original: Array, decoded: Array, kind: str = "fro") -> float:
@@ -96,6 +98,13 @@ def error_norm(original: Array, decoded: Array, kind: str = "fro") -> float:
         return norm_of(difference, kind)
     halves = original.astype(np.float64) / 2 - decoded.astype(np.float64) / 2
     return unscaled(norm_of(halves, kind), 1)
+
+
+def norm_upper(array: Array, kind: str) -> float:
+    """An upper bound of the norm of a finite array: `norm_of`, rounded upward."""
+    if kind == "spectral":
+        return spectral_norm_upper(as_matrix(array))
+    return fro_upper(array) if kind == "fro" else norm_of(array, "max")
 
 
 def fro_upper(array: Array) -> float:
@@ -145,13 +154,34 @@ def spectral_norm_upper(matrix: ArrayLike) -> float:
     frobenius = fro_upper(scaled)
     if min(a.shape) <= 1 or frobenius == 0:
         return unscaled_upper(frobenius, exponent)
-    try:
-        u, s, vt = scipy.linalg.svd(scaled, full_matrices=False, check_finite=False)
-    except np.linalg.LinAlgError:
-        return unscaled_upper(frobenius, exponent)
-    product = svd_residual(scaled, u, s, vt)
-    spectral = upward(orthogonality_factor(u, vt) * float(s[0]) + product)
+    svd = svd_of(scaled)
+    spectral = upward(orthogonality_factor(svd.u, svd.vt) * float(svd.s[0]) + svd.residual)
     return unscaled_upper(min(frobenius, spectral), exponent)
+
+
+class Svd(NamedTuple):
+    """Singular triples of a matrix in float64, and how far their product is from it."""
+
+    u: Array
+    s: Array
+    vt: Array
+    residual: float
+
+
+def svd_of(a: Array) -> Svd:
+    """The thin decomposition of a float64 matrix of ordinary magnitude."""
+    if a.size == 0:
+        m, n = a.shape
+        return Svd(np.zeros((m, 0)), np.zeros(0), np.zeros((0, n)), 0.0)
+    u, s, vt = _lapack_svd(a, full_matrices=False)
+    return Svd(u, s, vt, svd_residual(a, u, s, vt))
+
+
+def _lapack_svd(a: Array, **options: bool) -> Any:
+    try:
+        return scipy.linalg.svd(a, check_finite=False, **options)
+    except np.linalg.LinAlgError:  # divide and conquer did not converge; QR iteration does
+        return scipy.linalg.svd(a, lapack_driver="gesvd", **options)
 
 
 def orthogonality_factor(u: Array, vt: Array) -> float:
@@ -167,13 +197,6 @@ def svd_residual(a: Array, u: Array, s: Array, vt: Array) -> float:
     us = u * s
     rounding = gamma(len(s) + 4) * norm_of(np.abs(us) @ np.abs(vt)) + UNIT * norm_of(a)
     return upward(fro_upper(a - us @ vt) + rounding, 2 * (a.size + 8))
-
-
-def _singular_values(matrix: Array) -> Array:
-    try:
-        return np.asarray(scipy.linalg.svdvals(matrix, check_finite=False))
-    except np.linalg.LinAlgError:  # divide and conquer did not converge; QR iteration does
-        return np.asarray(scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd"))
 
 
 def power_of_two_scaled(x: Array) -> tuple[Array, int]:

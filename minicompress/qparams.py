@@ -25,10 +25,10 @@ from minicompress.arrays import (
 )
 from minicompress.errors import CompressionError, naming
 from minicompress.integers import (
-    check_params,
-    check_scale_dtype,
+    checked_params,
     code_range,
     levels,
+    positive_scale,
     qparam_shape,
     scale_dtypes,
     spread,
@@ -103,21 +103,18 @@ class QParams(Value):
     block_size: int | None = None
 
     def __post_init__(self) -> None:
-        scale = finite_array(self.scale, "scale")
-        zero_point = zero_points(self.zero_point, scale).astype(np.int64, copy=False)
-        if not (scale > 0).all():
-            raise CompressionError("scale must be positive")
-        if scale.shape != zero_point.shape:
-            raise CompressionError(
-                f"zero_point must have the shape {scale.shape} of scale, not {zero_point.shape}"
-            )
+        scale = positive_scale(self.scale)
+        zero_point = zero_points(self.zero_point, scale)
         check_range(zero_point, "zero_point", -(2**31), 2**31 - 1)
-        self._set(scale=frozen(scale), zero_point=frozen(zero_point))
-        as_int(self.num_bits, "num_bits", 2, 16)
-        flag(self.signed, "signed")
-        flag(self.narrow_range, "narrow_range")
         if self.block_size is not None:
             as_int(self.block_size, "block_size", 1)
+        self._set(
+            scale=frozen(scale),
+            zero_point=frozen(zero_point.astype(np.int64, copy=False)),
+            num_bits=as_int(self.num_bits, "num_bits", 2, 16),
+            signed=flag(self.signed, "signed"),
+            narrow_range=flag(self.narrow_range, "narrow_range"),
+        )
 
     @property
     def qmin(self) -> int:
@@ -131,11 +128,10 @@ class QParams(Value):
 
     def grid(self, array: Array) -> Grid:
         """The levels for the entries of `array`."""
-        parts, shape = (self.scale, self.zero_point), array.shape
+        options = (array.shape, self.axis, self.block_size)
         with naming("qparams"):
-            axis = check_params(*parts, shape, self.axis, self.block_size)
-            check_scale_dtype(self.scale, array.dtype)
-        return self._grid(*(spread(part, shape, axis, self.block_size) for part in parts))
+            *parts, axis = checked_params(self.scale, self.zero_point, *options, array.dtype)
+        return self._grid(*(spread(p, array.shape, axis, self.block_size) for p in parts))
 
     def _grid(self, scale: Array, zero_point: Array) -> Grid:
         zero = zero_point.astype(np.float64)
@@ -211,10 +207,7 @@ def choose_qparams(
     (0.3333, -2)
     """
     w = finite_array(weight, "weight")
-    as_int(num_bits, "num_bits", 2, 16)
-    flag(signed, "signed")
     flag(symmetric, "symmetric")
-    flag(narrow_range, "narrow_range")
     flag(power_of_two, "power_of_two")
     choice(method, "method", METHODS)
     if as_float(percentile, "percentile", 0, 100) == 0:
@@ -227,32 +220,21 @@ def choose_qparams(
                 "quantize the array before it is pruned or flattened, or per tensor"
             )
     shape = qparam_shape(w.shape, axis, block_size)
-    one = QParams.trusted(
-        scale=np.ones((), scale_dtypes(w.dtype)[0]),
-        num_bits=int(num_bits),
-        signed=bool(signed),
-        narrow_range=bool(narrow_range),
-    )
+    unit, zeros = np.ones(shape, scale_dtypes(w.dtype)[0]), np.zeros(shape, np.int64)
+    codes = QParams(unit, zeros, num_bits, signed, narrow_range, axis, block_size)
     groups = _groups(w.astype(np.float64), axis, block_size)
     low, high = _ranges(groups, method, percentile, symmetric)
-    scale, zero_point = _fit(low, high, one, symmetric, power_of_two)
+    scale, zero_point = _fit(low, high, codes, symmetric, power_of_two)
     if method == "mse":
-        least = _squared_errors(groups, one, scale, zero_point)
+        least = _squared_errors(groups, codes, scale, zero_point)
         for a, b in _shrinks(low, high, symmetric):
-            tried = _fit(low * a, high * b, one, symmetric, power_of_two)
-            errors = _squared_errors(groups, one, *tried)
+            tried = _fit(low * a, high * b, codes, symmetric, power_of_two)
+            errors = _squared_errors(groups, codes, *tried)
             scale = np.where(errors < least, tried[0], scale)
             zero_point = np.where(errors < least, tried[1], zero_point)
             least = np.minimum(errors, least)
-    return QParams.trusted(
-        scale=freeze(scale.reshape(shape)),
-        zero_point=freeze(zero_point.reshape(shape)),
-        num_bits=one.num_bits,
-        signed=one.signed,
-        narrow_range=one.narrow_range,
-        axis=axis,
-        block_size=block_size,
-    )
+    parts = {"scale": scale.reshape(shape), "zero_point": zero_point.reshape(shape)}
+    return QParams.trusted(**vars(codes) | {name: freeze(part) for name, part in parts.items()})
 
 
 def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:

@@ -32,13 +32,7 @@ from minicompress.arrays import (
     integer_array,
 )
 from minicompress.errors import CompressionError
-from minicompress.integers import (
-    check_params,
-    check_scale_dtype,
-    code_range,
-    decoded_levels,
-    zero_points,
-)
+from minicompress.integers import checked_params, code_range, decoded_levels
 from minicompress.norms import error_norm
 from minicompress.subscripts import check_subscripts, output_shape, product
 
@@ -186,16 +180,16 @@ class Quantized(Value):
             codes = entries = frozen(integer_array(codes, "codes"))
         check_range(entries, f"codes of {num_bits} bits", low, high)
         dtype = np.dtype(self.dtype)
-        scale = finite_array(self.scale, "scale")
-        check_scale_dtype(scale, dtype)
-        zero_point = zero_points(self.zero_point, scale).astype(np.int64, copy=False)
+        scale, zero_point, axis = checked_params(
+            self.scale, self.zero_point, shape_of(codes), self.axis, self.block_size, dtype
+        )
         self._set(
             codes=codes,
             scale=frozen(scale),
-            zero_point=frozen(zero_point),
+            zero_point=frozen(zero_point.astype(np.int64, copy=False)),
             num_bits=num_bits,
             signed=signed,
-            axis=check_params(scale, zero_point, shape_of(codes), self.axis, self.block_size),
+            axis=axis,
             dtype=dtype,
         )
 

@@ -51,8 +51,7 @@ def law_smallest(impl, codes):
         sizes += [sparse_bytes(numbers, bits) for bits in range(1, 9)]
     form = impl(codes)
     assert form.nbytes == min(sizes)
-    arrays = [*form.values.arrays("w"), *(form.gaps.arrays("g") if form.gaps else ())]
-    assert sum(array.values.nbytes for array in arrays) == form.nbytes
+    assert sum(array.nbytes for array in form.arrays("n").values()) == form.nbytes
 
 
 @given(st.data())

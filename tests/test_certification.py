@@ -19,7 +19,7 @@ from minicompress.experiments.comparison import setup
 
 @pytest.fixture(scope="module")
 def result():
-    return run_certification(setup("digits", mc.load_digits), epochs=4, inputs=4)
+    return run_certification(setup("digits", mc.load_digits, epochs=4), inputs=4)
 
 
 def test_no_proof_is_contradicted(result):

@@ -23,7 +23,6 @@ from minicompress.testing.strategies import (
     LAYOUTS,
     conv_kernels,
     in_layout,
-    weight_cells,
     weights,
 )
 
@@ -344,7 +343,7 @@ def test_every_cell_is_visited_by_a_check():
 
     check_compressor(watch, seconds=1.0)
     assert visited == {(dtype, n) for dtype in DTYPES for n in (0, 1, 2)}
-    assert len(weight_cells()) == 3 * (2 * len(KINDS) + 1)
+    assert len(weights().cells) == 3 * (2 * len(KINDS) + 1)
 
 
 @at_most(30)

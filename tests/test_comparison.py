@@ -198,16 +198,16 @@ def test_accuracies_are_sensible(rows):
 
 
 def test_a_row_does_not_depend_on_those_before_it(monkeypatch):
-    digits = setup("digits", load_digits)
-    all_rows = {row.method: row for row in compare(digits, epochs=1)}
+    digits = setup("digits", load_digits, epochs=1)
+    all_rows = {row.method: row for row in compare(digits)}
     monkeypatch.setattr(comparison, "AMOUNTS", (0.9,))
-    for row in compare(digits, epochs=1):
+    for row in compare(digits):
         assert row == all_rows[row.method]
 
 
 def test_progress_is_told_by_name():
     told = []
-    compare(setup("digits", load_digits), epochs=1, progress=lambda *args: told.append(args))
+    compare(setup("digits", load_digits, epochs=1, progress=lambda *args: told.append(args)))
     names = list(dict.fromkeys(name for name, _ in told))
     assert names == [
         "baseline",

@@ -461,7 +461,7 @@ BAD = {
     "scale must be finite": lambda: QParams(ONE * np.inf, np.array(0)),
     "scale must be of dtype": lambda: QParams(np.array(1), np.array(0)),
     "zero_point must be of an integer": lambda: QParams(ONE, ONE),
-    "zero_point must have the shape": lambda: QParams(ONE, np.zeros(1, int)),
+    "zero_point must have shape": lambda: QParams(ONE, np.zeros(1, int)),
     "must lie in .-2147483648, 2147483647": lambda: QParams(ONE, np.array(2**31)),
     "to -2147483649": lambda: QParams(ONE, np.array(-(2**31) - 1)),
     "num_bits must": lambda: QParams(ONE, np.array(0), num_bits=1),

@@ -30,7 +30,7 @@ BALLS = 2
 def found():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BALLS", BALLS)
-        yield gather(setup("digits", mc.load_digits), "digits", epochs=1, seed=3)
+        yield gather(setup("digits", mc.load_digits, epochs=1, seed=3))
 
 
 @pytest.fixture(scope="module")
@@ -334,12 +334,12 @@ def test_points_are_drawn_where_the_numbers_are(found, page):
 
 
 def test_what_is_gathered_is_what_the_commands_show(found):
-    data = setup("digits", mc.load_digits)
-    assert found.rows == compare(data, seed=3, epochs=1)
-    certified = run_certification(data, seed=3, epochs=1, inputs=BALLS)
+    data = setup("digits", mc.load_digits, seed=3, epochs=1)
+    assert found.rows == compare(data)
+    certified = run_certification(data, inputs=BALLS)
     assert (found.accuracy, found.certificates) == certified
     assert [row.method for row in found.certificates] == list(METHODS)
-    assert found.images == {"train": 1197, "validation": 300, "test": 300}
+    assert found.data.images == {"train": 1197, "validation": 300, "test": 300}
     assert found.balls == BALLS
     everything = hashlib.sha256()
     for split in ("train", "validation", "test"):
@@ -380,7 +380,9 @@ def test_names_are_escaped(found, page):
     name = '<b>&"hé'
     rows = tuple(r._replace(method=name) if r.method == "int4" else r for r in found.rows)
     front = tuple(name if method == "int4" else method for method in found.front)
-    changed = html_page(found._replace(rows=rows, front=front, data="<i>"))
+    changed = html_page(
+        found._replace(rows=rows, front=front, data=found.data._replace(name="<i>"))
+    )
     for law in {law for law, _ in PLANTED.values()}:
         law(changed)
     assert name in [row[0] for row in tables(changed)["All methods"]]
@@ -388,8 +390,8 @@ def test_names_are_escaped(found, page):
 
 
 def test_the_command_writes_the_page(found, page, tmp_path, capsys, monkeypatch):
-    def gathered(data, name, **options):
-        assert (name, options["epochs"], options["seed"]) == ("digits", 1, 3)
+    def gathered(data):
+        assert (data.name, data.epochs, data.seed) == ("digits", 1, 3)
         return found  # which the test above gathers once more
 
     monkeypatch.setattr("minicompress.cli.gather", gathered)

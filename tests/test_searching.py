@@ -452,8 +452,8 @@ def test_the_experiment_is_what_it_says(monkeypatch):
         "too large": {"8 bits a channel": partial(mc.quantize, num_bits=8, axis=-1)},
     }
     monkeypatch.setattr(experiment, "METHODS", few)
-    data = setup("digits", mc.load_digits)._replace(network=one_layer)
-    found = searched(data, max_bytes="20%", epochs=2, images=100)
+    data = setup("digits", mc.load_digits, epochs=2)._replace(network=one_layer)
+    found = searched(data, max_bytes="20%", images=100)
     assert found.dense_bytes == 2600
     assert found.result.best.bytes <= found.max_bytes == 520
     assert len(mc.storage.dumps(found.result.model)) == found.result.best.bytes

@@ -20,7 +20,6 @@ from hypothesis.extra.numpy import arrays
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress import norms
-from minicompress.compressors.bounds.svd import svd_of
 from minicompress.compressors.randomized import randomized_svd
 from minicompress.compressors.svd import (
     channel_svd,
@@ -30,7 +29,7 @@ from minicompress.compressors.svd import (
     truncated_svd,
 )
 from minicompress.errors import CompressionError
-from minicompress.norms import UNIT
+from minicompress.norms import UNIT, svd_of
 from minicompress.representation import Certificate, Compressed, LowRank, decode, num_params
 from minicompress.testing.checks import check_compressor, check_pure
 from minicompress.testing.strategies import conv_kernels, matrices

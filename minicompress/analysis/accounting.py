@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from minicompress.tables import aligned
-from minicompress.arrays import Array, Value, as_int
+from minicompress.arrays import Array, Value, as_int, ceil_div
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape, factor_layers
 from minicompress.nn.network import Sequential, layer_shapes
@@ -55,6 +55,11 @@ class LayerSummary(Value):
     saves_nothing: bool
 
 
+def _total(name: str, doc: str) -> property:
+    """A property of a `Summary`: the sum over its rows."""
+    return property(lambda summary: sum(getattr(row, name) for row in summary.rows), doc=doc)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Summary(Value):
     """The result of `summary`: one row for each layer, and the sums; it prints as a table.
@@ -72,35 +77,12 @@ class Summary(Value):
     input_bytes: int = 0
     file_bytes: int | None = None
 
-    @property
-    def params(self) -> int:
-        """Stored weights."""
-        return sum(row.params for row in self.rows)
-
-    @property
-    def nonzeros(self) -> int:
-        """Stored weights that are not zero."""
-        return sum(row.nonzeros for row in self.rows)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates for one input."""
-        return sum(row.macs for row in self.rows)
-
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of all weights as plain arrays."""
-        return sum(row.dense_bytes for row in self.rows)
-
-    @property
-    def sparse_bytes(self) -> int:
-        """Bytes of all weights as plain arrays without their zeros."""
-        return sum(row.sparse_bytes for row in self.rows)
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of all weights as their representations store them."""
-        return sum(row.packed_bytes for row in self.rows)
+    params = _total("params", "Stored weights.")
+    nonzeros = _total("nonzeros", "Stored weights that are not zero.")
+    macs = _total("macs", "Multiply-accumulates for one input.")
+    dense_bytes = _total("dense_bytes", "Bytes of all weights as plain arrays.")
+    sparse_bytes = _total("sparse_bytes", "Bytes of all weights as arrays without their zeros.")
+    packed_bytes = _total("packed_bytes", "Bytes of all weights as they are stored.")
 
     @property
     def activation_bytes(self) -> int:
@@ -183,9 +165,7 @@ def summary(model: Sequential, input_shape: tuple[int, ...], *, file: bool = Fal
     itemsize = max((dtype.itemsize for dtype in dtypes), default=4)  # a network has one dtype
     rows = tuple(
         _layer_summary(i, layer, before, after, itemsize)
-        for i, (layer, (before, after)) in enumerate(
-            zip(model.layers, pairwise(shapes), strict=True)
-        )
+        for i, (layer, before, after) in enumerate(zip(model.layers, shapes, shapes[1:]))
     )
     return Summary(rows, math.prod(shapes[0]) * itemsize, len(dumps(model)) if file else None)
 
@@ -203,9 +183,8 @@ def _layer_summary(
         )
     reps = list(layer.parameters().values())
     dense_bytes = sum(math.prod(shape_of(rep)) * dtype_of(rep).itemsize for rep in reps)
-    packed_bytes = sum(-(-storage_bits(rep) // 8) for rep in reps)
-    compressed = any(not isinstance(rep, np.ndarray) for rep in reps)
-    pointless = any(
+    packed_bytes = sum(ceil_div(storage_bits(rep), 8) for rep in reps)
+    larger = packed_bytes >= dense_bytes or any(
         isinstance(rep, LowRank) and num_params(rep) >= math.prod(shape_of(rep)) for rep in reps
     )
     return LayerSummary(
@@ -219,13 +198,13 @@ def _layer_summary(
         sum(_sparse_bytes(decode(rep)) for rep in reps),
         packed_bytes,
         math.prod(output_shape) * itemsize,
-        pointless or (compressed and packed_bytes >= dense_bytes),
+        larger and any(not isinstance(rep, np.ndarray) for rep in reps),
     )
 
 
 def _sparse_bytes(array: Array) -> int:
     indices = np.flatnonzero(array)
-    return -(-storage_bits(Sparse(array.shape, indices, array.reshape(-1)[indices])) // 8)
+    return ceil_div(storage_bits(Sparse(array.shape, indices, array.reshape(-1)[indices])), 8)
 
 
 def _nonzeros(rep: Rep) -> int:

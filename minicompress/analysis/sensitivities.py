@@ -128,12 +128,22 @@ def sensitivity(
         networks[i, name] = with_parameters(model, changed)
         report("compressing", (n + 1) / len(pairs))
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        outputs = _outputs(model, networks, x, batch_size, report)
+    parts: dict[tuple[int, str], list[Array]] = {pair: [] for pair in pairs}
+    for start in range(0, len(x), batch_size):
+        batch = x[start : start + batch_size]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i, layer in enumerate(model.layers):
+                for name in methods if i in weighted else ():
+                    tail = Sequential(networks[i, name].layers[i:])
+                    parts[i, name].append(apply(tail, batch, batch_size=batch_size))
+                batch = apply(Sequential((layer,)), batch, batch_size=batch_size)
+        report("running", min(1.0, (start + batch_size) / len(x)))
+
     rows = []
     for n, (i, name) in enumerate(pairs):
         network = networks[i, name]
-        after, (found, right) = summary(network, shape), scored(outputs[i, name], y, loss)
+        after = summary(network, shape)
+        found, right = scored(np.concatenate(parts[i, name]), y, loss)
         rows.append(
             Sensitivity(
                 i,
@@ -184,30 +194,6 @@ def compressed_weight(
 
 def _name(compressor: Any) -> str:
     if isinstance(compressor, partial):
-        options = [
-            *map(str, compressor.args),
-            *(f"{option}={value}" for option, value in compressor.keywords.items()),
-        ]
-        return f"{_name(compressor.func)}({', '.join(options)})"
+        options = [f"{option}={value}" for option, value in compressor.keywords.items()]
+        return f"{_name(compressor.func)}({', '.join([*map(str, compressor.args), *options])})"
     return getattr(compressor, "__name__", None) or repr(compressor)
-
-
-def _outputs(
-    model: Sequential,
-    networks: Mapping[tuple[int, str], Sequential],
-    x: Array,
-    batch_size: int,
-    report: Callable[[str, float], None],
-) -> dict[tuple[int, str], Array]:
-    """The outputs of every changed network; layers before the changed one run once for all."""
-    parts: dict[tuple[int, str], list[Array]] = {key: [] for key in networks}
-    for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
-        for i, layer in enumerate(model.layers):
-            for (index, name), network in networks.items():
-                if index == i:
-                    tail = Sequential(network.layers[i:])
-                    parts[index, name].append(apply(tail, batch, batch_size=batch_size))
-            batch = apply(Sequential((layer,)), batch, batch_size=batch_size)
-        report("running", min(1.0, (start + batch_size) / len(x)))
-    return {key: np.concatenate(batches) for key, batches in parts.items()}

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array, DType
-from minicompress.certify.pairs import GEOMETRY, TINY, geometry_of
+from minicompress.certify.pairs import TINY, under
 from minicompress.errors import CompressionError
-from minicompress.nn.convolution import conv2d, uses_winograd
-from minicompress.nn.kernels.windows import Geometry, geometry
+from minicompress.nn.convolution import uses_winograd
+from minicompress.nn.kernels.windows import Geometry
 from minicompress.nn.kernels.winograd import winograd_error_bound
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, plain_layers
 from minicompress.nn.stateless import (
@@ -102,10 +102,7 @@ def _error(layer: Layer, values: Values, dtype: DType) -> Array:
         case MaxPool2D():
             return layer.forward(error)
         case AvgPool2D() | GlobalAvgPool2D():
-            h, w = error.shape[1:3]
-            terms = h * w
-            if isinstance(layer, AvgPool2D):
-                terms = int(np.prod(geometry((h, w), layer.window, 1, layer.padding).kernel))
+            terms = math.prod(layer.geometry(error.shape[1:3]).kernel)
             mean = layer.forward(np.maximum(down, up))
             fresh = _summed(dtype, terms + 1, mean, mean, terms * mean)
             fresh += _stored(dtype, mean + fresh)
@@ -115,28 +112,28 @@ def _error(layer: Layer, values: Values, dtype: DType) -> Array:
 
 def _affine(layer: Conv2D | Dense, values: Values, dtype: DType) -> Values:
     """The values behind one product of plain arrays, which lie in [-N, P]."""
-    options, weight = geometry_of(layer), decode(layer.weight)
+    weight = decode(layer.weight)
     bias = np.zeros(weight.shape[-1], dtype) if layer.bias is None else decode(layer.bias)
     wide, offset = weight.astype(np.float64), bias.astype(np.float64)
 
-    def under(w: Array, *arrays: Array) -> list[Array]:
-        x = np.concatenate(arrays)
-        return np.split(conv2d(x, w, **options) if w.ndim == 4 else x @ w, len(arrays))
+    def images(w: Array, *arrays: Array) -> list[Array]:
+        return np.split(under(layer, w)(np.concatenate(arrays)), len(arrays))
 
     down, up = values.reach()
     reach = np.maximum(down, up)
-    p_up, p_down, p_error = under(np.maximum(wide, 0), up, down, values.error)
-    n_up, n_down, n_error = under(np.maximum(-wide, 0), up, down, values.error)
-    count = under((wide != 0).astype(np.float64), (reach > 0).astype(np.float64))[0] + (offset != 0)
+    p_up, p_down, p_error = images(np.maximum(wide, 0), up, down, values.error)
+    n_up, n_down, n_error = images(np.maximum(-wide, 0), up, down, values.error)
+    (count,) = images((wide != 0).astype(np.float64), (reach > 0).astype(np.float64))
+    count = count + (offset != 0)
     slack, lost = 1 + 16 * math.prod(weight.shape[:-1]) * UNIT, 4 * count * TINY
     positive = (p_up + n_down + np.maximum(offset, 0)) * slack + lost
     negative = (n_up + p_down + np.maximum(-offset, 0)) * slack + lost
     largest = np.maximum(positive, negative)
     fresh = _summed(dtype, count, largest, positive + negative, largest)
-    if weight.ndim == 4:
-        g = geometry(reach.shape[1:3], weight.shape[:2], *(options[n] for n in GEOMETRY[:3]))
+    if isinstance(layer, Conv2D):
+        g = layer.geometry(reach.shape[1:3])
         if uses_winograd(weight.astype(_sums_in(dtype)), g):
-            fresh = _by_winograd(reach, weight, bias, g, options["groups"])
+            fresh = _by_winograd(reach, weight, bias, g, layer.groups)
     error = (p_error + n_error + fresh + _stored(dtype, largest + fresh)) * slack + lost
     return Values(-negative, positive, np.where(np.isnan(error), np.inf, error))
 
@@ -175,13 +172,9 @@ def _by_winograd(reach: Array, weight: Array, bias: Array, g: Geometry, groups: 
     single = np.dtype(np.float32)
     # Its bound is monotone in |x|, which rounding lowers by one part in 2**24.
     x = (reach * (1 + 2.0**-20)).astype(single)
-    arrays = zip(
-        np.split(x, groups, axis=3),
-        np.split(weight.astype(single), groups, axis=3),
-        np.split(bias.astype(single), groups),
-        strict=True,
-    )
-    path = np.concatenate([winograd_error_bound(*part, g) for part in arrays], axis=3)
+    arrays = (x, weight.astype(single), bias.astype(single))  # their last axes are the channels
+    groups_of = zip(*(np.split(v, groups, axis=-1) for v in arrays), strict=True)
+    path = np.concatenate([winograd_error_bound(v, w, b, g) for v, w, b in groups_of], axis=3)
     farthest = reach.max((1, 2, 3), keepdims=True)
     sums = np.abs(weight.astype(np.float64)).sum((0, 1, 2)).max(initial=1)
     top = 361 * (100 * farthest * sums + np.abs(bias.astype(np.float64)).max(initial=0))

@@ -17,11 +17,9 @@ from minicompress.arrays import Array, as_float
 from minicompress.certify.operator_norms import conv_norm_upper
 from minicompress.certify.pairs import TINY, Linear, affine_pair, paired
 from minicompress.errors import CompressionError
-from minicompress.nn.kernels.windows import geometry
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape
 from minicompress.nn.network import Sequential, naming_layer
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.pooling import avg_pool2d_vjp
 from minicompress.nn.stateless import (
     AvgPool2D,
     Dropout,
@@ -34,13 +32,8 @@ from minicompress.nn.stateless import (
     Softmax,
     Tanh,
 )
-from minicompress.norms import (
-    UNIT,
-    fro_upper,
-    spectral_norm_upper,
-    upward,
-)
-from minicompress.representation import decode, shape_of
+from minicompress.norms import UNIT, fro_upper, spectral_norm_upper, upward
+from minicompress.representation import shape_of
 
 
 class _Constants(NamedTuple):
@@ -98,7 +91,9 @@ def output_bound(
         for i, (a, b) in enumerate(paired(f, g)):
             with naming_layer(f, i):
                 c = _Constants(*(math.inf if math.isnan(v) else v for v in _constants(a, b, shape)))
-                shape = a.output_shape(shape) if shape is not None else _unshaped(a)
+                if shape is None and isinstance(a, Dense):
+                    shape = shape_of(a.weight)[:1]
+                shape = None if shape is None else a.output_shape(shape)
             products = _times(c.stretch_g, difference) + _times(c.change, size)
             difference = upward(products + c.offset_change)
             size = upward(_times(c.stretch_f, size) + c.offset_f)
@@ -108,10 +103,6 @@ def output_bound(
 def _times(a: float, b: float) -> float:
     """The product, rounded upward; nothing times anything is nothing."""
     return math.nextafter(a * b, math.inf) if a and b else 0.0
-
-
-def _unshaped(layer: Layer) -> Shape | None:
-    return layer.output_shape(shape_of(layer.weight)[:1]) if isinstance(layer, Dense) else None
 
 
 def _constants(a: Layer, b: Layer, shape: Shape | None) -> _Constants:
@@ -132,12 +123,9 @@ def _constants(a: Layer, b: Layer, shape: Shape | None) -> _Constants:
         case (Softmax(), _):
             # Its Jacobian is diag(p) - p p', whose rows sum to 2 p (1 - p) <= 1/2 (Gershgorin).
             return _Constants(0.5, 0.5, offset_f=upward(math.sqrt(_entries(shape))))
-        case (GlobalAvgPool2D(), _):
-            h, w, _ = _image(shape)
-            mean = upward(1 / math.sqrt(h * w))
-            return _Constants(mean, mean)
-        case MaxPool2D() | AvgPool2D(), _:
-            return _pooling(a, shape)
+        case MaxPool2D() | AvgPool2D() | GlobalAvgPool2D(), _:
+            stretch = _pooling(a, _image(shape)[:2])
+            return _Constants(stretch, stretch)
     raise CompressionError(f"there is no bound for {a!r} against {b!r}")
 
 
@@ -150,11 +138,10 @@ def _affine(a: Conv2D | Dense, b: Conv2D | Dense, shape: Shape | None) -> _Const
     def norm(map: Linear, rounded: float = 0.0) -> float:
         if not np.isfinite(map.weight).all():
             return math.inf
-        whole = (
-            _grouped_norm(map.weight, a, shape)
-            if isinstance(a, Conv2D)
-            else spectral_norm_upper(map.weight)
-        )
+        if isinstance(a, Conv2D):
+            whole = _grouped_norm(map.weight, a, shape)
+        else:
+            whole = spectral_norm_upper(map.weight)
         wrong = _fro(map.wrong) + _times(rounded, fro_upper(map.weight))
         return upward(whole + _times(wrong, copies))
 
@@ -173,67 +160,58 @@ def _fro(array: Array) -> float:
 
 def _grouped_norm(kernel: Array, layer: Conv2D, shape: Shape | None) -> float:
     """Groups see disjoint channels, so the norm is the largest of theirs."""
-    h, w, _ = _image(shape)
-    norms = (
-        conv_norm_upper(
-            part, (h, w), stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-        )
-        for part in np.split(kernel, layer.groups, axis=3)
-    )
-    return max(norms, default=0.0)
+    (h, w, _), options = _image(shape), layer.options()
+    parts = np.split(kernel, options.pop("groups"), axis=3)
+    return max(conv_norm_upper(part, (h, w), **options) for part in parts)
 
 
 def _batch_norm(a: BatchNorm, b: BatchNorm, shape: Shape | None) -> _Constants:
     """It is ``factor x + offset``, channel by channel, each with what its rounding loses."""
-    factors, offsets, wrong = [], [], []
-    for layer in (a, b):
-        arrays = [decode(rep).astype(np.float64) for rep in layer.parameters().values()]
-        scale, offset, mean, variance = arrays
-        factor = scale / np.sqrt(variance + float(layer.epsilon))
-        shift = mean * factor
-        factors.append(factor)
-        offsets.append(offset - shift)
-        lost = 16 * UNIT * (np.abs(offset) + np.abs(shift)) + TINY * (np.abs(mean) + 4)
-        wrong.append((8 * UNIT * np.abs(factor) + 2 * TINY, lost))
-    apart = [np.abs(v[1] - v[0]) * (1 + 2 * UNIT) for v in (factors, offsets)]
-    apart = [v + x + y for v, x, y in zip(apart, *wrong, strict=True)]
+    f, g = (_factor_and_offset(layer) for layer in (a, b))
+    # How far g is from f; nothing, if all of their numbers are the same.
     fields = [layer.parameters().values() for layer in (a, b)]
-    if a.epsilon == b.epsilon and all(np.array_equal(*two) for two in zip(*fields, strict=True)):
-        apart = [np.zeros_like(v) for v in apart]
-    copies = upward(math.sqrt(_entries(shape) / len(factors[0])))
+    same = a.epsilon == b.epsilon and all(map(np.array_equal, *fields))
+    factor_change, offset_change = (
+        np.where(same, 0.0, np.abs(y - x) * (1 + 2 * UNIT) + wrong_x + wrong_y)
+        for (x, wrong_x), (y, wrong_y) in zip(f, g, strict=True)
+    )
+    copies = upward(math.sqrt(_entries(shape) / len(a.scale)))
 
     def largest(v: Array) -> float:
         return upward(float(v.max(initial=0)))
 
+    stretch_f, stretch_g = (largest(np.abs(factor.weight) + factor.wrong) for factor, _ in (f, g))
     return _Constants(
-        largest(np.abs(factors[0]) + wrong[0][0]),
-        largest(np.abs(factors[1]) + wrong[1][0]),
-        largest(apart[0]),
-        _times(_fro(np.abs(offsets[0]) + wrong[0][1]), copies),
-        _times(_fro(apart[1]), copies),
+        stretch_f,
+        stretch_g,
+        largest(factor_change),
+        _times(_fro(np.abs(f[1].weight) + f[1].wrong), copies),
+        _times(_fro(offset_change), copies),
     )
 
 
-def _pooling(layer: MaxPool2D | AvgPool2D, shape: Shape | None) -> _Constants:
+def _factor_and_offset(layer: BatchNorm) -> tuple[Linear, Linear]:
+    wide = (v.astype(np.float64) for v in (layer.scale, layer.offset, layer.mean, layer.variance))
+    scale, offset, mean, variance = wide
+    factor = scale / np.sqrt(variance + float(layer.epsilon))
+    shift = mean * factor
+    lost = 16 * UNIT * (np.abs(offset) + np.abs(shift)) + TINY * (np.abs(mean) + 4)
+    return Linear(factor, 8 * UNIT * np.abs(factor) + 2 * TINY), Linear(offset - shift, lost)
+
+
+def _pooling(layer: MaxPool2D | AvgPool2D | GlobalAvgPool2D, hw: Shape) -> float:
     """The squared norm is at most the product of the largest row sum and column sum (Schur)."""
-    h, w, _ = _image(shape)
-    oh, ow, _ = layer.output_shape((h, w, 1))
-    include = True if isinstance(layer, MaxPool2D) else layer.count_include_pad
-    columns = avg_pool2d_vjp(
-        np.ones((1, oh, ow, 1)),
-        np.zeros((1, h, w, 1)),
-        layer.window,
-        stride=layer.stride,
-        padding=layer.padding,
-        count_include_pad=include,
-    )
+    mean: Layer = layer
+    if isinstance(layer, MaxPool2D):
+        mean = AvgPool2D(layer.window, layer.stride, layer.padding, count_include_pad=True)
+    y, pullback = mean.vjp(np.zeros((1, *hw, 1)))
+    columns = pullback(np.ones_like(y))[0]
+    assert columns is not None  # it was not forgone
     reach = float(columns.max())
     if isinstance(layer, MaxPool2D):
         # A maximum moves by no more than the window does; an entry is in so many windows.
-        kh, kw = geometry((h, w), layer.window, 1, layer.padding).kernel
-        reach = round(reach * kh * kw)
-    stretch = upward(math.sqrt(reach))
-    return _Constants(stretch, stretch)
+        reach = round(reach * math.prod(layer.geometry(hw).kernel))
+    return upward(math.sqrt(reach))
 
 
 def _image(shape: Shape | None) -> tuple[int, int, int]:

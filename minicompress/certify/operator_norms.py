@@ -6,12 +6,11 @@ Sound under rounding and underflow of their own computation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, finite_array
+from minicompress.arrays import Array, ceil_div, finite_array
 from minicompress.nn.convolution import conv2d
 from minicompress.nn.kernels.windows import Geometry, Padding, Pair, geometry
 from minicompress.norms import (
@@ -87,9 +86,9 @@ def conv_norm_upper(
         units = np.eye(inputs).reshape(inputs, *input_hw, k.shape[2])
         images = conv2d(units, k, stride=stride, padding=padding, dilation=dilation)
         return unscaled_upper(spectral_norm_upper(images.reshape(inputs, outputs)), exponent)
-    # How many windows see the same pixel: on each axis every so-manieth tap meets it again.
+    # How many windows see the same pixel: on each axis every `period`-th tap reads it.
     periods = [s // math.gcd(s, d) for s, d in zip(g.stride, g.dilation, strict=True)]
-    windows = math.prod(-(-n // p) for n, p in zip(k.shape[:2], periods, strict=True))
+    windows = math.prod(ceil_div(n, p) for n, p in zip(k.shape[:2], periods, strict=True))
     flat = upward(math.sqrt(windows) * spectral_norm_upper(k.reshape(-1, k.shape[3])))
     blocks, points = _as_stride_one(k, input_hw, g)
     circles = [points, (points[0] + 1, points[1] + 1)]
@@ -102,15 +101,13 @@ def _as_stride_one(k: Array, hw: tuple[int, int], g: Geometry) -> tuple[Array, t
     """The kernel on space-to-depth images, dilation written out, and the circle that they need."""
     stride, dilation, pads = g.stride, g.dilation, g.pads
     spread = [(n - 1) * d + 1 for n, d in zip(k.shape[:2], dilation, strict=True)]
-    blocks = [-(-n // s) for n, s in zip(spread, stride, strict=True)]
+    blocks = [ceil_div(n, s) for n, s in zip(spread, stride, strict=True)]
     full = np.zeros((blocks[0] * stride[0], blocks[1] * stride[1], *k.shape[2:]))
     full[: spread[0] : dilation[0], : spread[1] : dilation[1]] = k
     split = full.reshape(blocks[0], stride[0], blocks[1], stride[1], *k.shape[2:])
     kernel = split.transpose(0, 2, 1, 3, 4, 5).reshape(*blocks, -1, k.shape[3])
-    points = [
-        max(-(-(n + sum(p)) // s), b) for n, p, s, b in zip(hw, pads, stride, blocks, strict=True)
-    ]
-    return kernel, (points[0], points[1])
+    padded = [ceil_div(n + sum(p), s) for n, p, s in zip(hw, pads, stride, strict=True)]
+    return kernel, (max(padded[0], blocks[0]), max(padded[1], blocks[1]))
 
 
 def _circular_norm_upper(k: Array, points: tuple[int, int], shift: int) -> float:
@@ -124,21 +121,15 @@ def _circular_norm_upper(k: Array, points: tuple[int, int], shift: int) -> float
     wrong = (72 * UNIT + gamma(4 * (taps + 4))) * fro_upper(np.abs(k).sum((0, 1)))
     if symbols.shape[1] < symbols.shape[2]:
         symbols = symbols.transpose(0, 2, 1)
-    largest = max(_largest_norm_upper(part) for part in _chunks(symbols))
-    return upward(largest + wrong)
+    step = max(1, (2 << 20) // symbols.shape[2] ** 2)  # some 32 MB of Gram matrices at a time
+    starts = range(0, len(symbols), step)
+    return upward(max(_largest_norm_upper(symbols[i : i + step]) for i in starts) + wrong)
 
 
 def _twiddles(taps: int, points: int, shift: int) -> Array:
     """exp(-2 pi i a (j + shift / 2) / points), its angle reduced to one turn in integers."""
     turns = np.outer(2 * np.arange(points) + shift, np.arange(taps)) % (2 * points)
     return np.asarray(np.exp(-1j * math.pi * turns / points))
-
-
-def _chunks(symbols: Array) -> Iterator[Array]:
-    """At most some 32 MB of Gram matrices at a time."""
-    step = max(1, (2 << 20) // symbols.shape[2] ** 2)
-    for start in range(0, len(symbols), step):
-        yield symbols[start : start + step]
 
 
 def _largest_norm_upper(matrices: Array) -> float:

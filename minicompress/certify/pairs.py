@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
+from minicompress.nn.convolution import conv2d
 from minicompress.nn.layers import Conv2D, Dense, Layer, plain_layers
 from minicompress.nn.network import Sequential, naming_layer
 from minicompress.nn.stateless import AvgPool2D, LeakyReLU, MaxPool2D
 from minicompress.norms import gamma, smallest_subnormal
 from minicompress.representation import decode, shape_of
 
-GEOMETRY = ("stride", "padding", "dilation", "groups")
+Map: TypeAlias = Callable[[Array], Array]
+
 TINY = smallest_subnormal(np.dtype(np.float64))
 """eta of float64: a product that underflows is off by at most half of it."""
 
@@ -34,7 +37,6 @@ class AffinePair(NamedTuple):
     change: Linear
     offset: Array
     offset_change: Array
-    geometry: dict[str, Any]
 
 
 def paired(f: Sequential, g: Sequential) -> list[tuple[Layer, Layer]]:
@@ -56,43 +58,38 @@ def paired(f: Sequential, g: Sequential) -> list[tuple[Layer, Layer]]:
             shapes = [{n: shape_of(rep) for n, rep in p.parameters().items()} for p in (a, b)]
             if any(shapes[0][n] != shapes[1][n] for n in shapes[0].keys() & shapes[1].keys()):
                 raise CompressionError(f"weights of shapes {shapes[0]} and {shapes[1]}")
-            pool_or_slope = isinstance(a, LeakyReLU | MaxPool2D | AvgPool2D)
-            if geometry_of(a) != geometry_of(b) or (pool_or_slope and repr(a) != repr(b)):
+            optional = isinstance(a, Conv2D | LeakyReLU | MaxPool2D | AvgPool2D)
+            if optional and a.options() != b.options():
                 raise CompressionError(f"{a!r} and {b!r} differ in their options")
     return pairs
 
 
-def geometry_of(layer: Layer) -> dict[str, Any]:
-    """How a convolution lies on the image, as options of `conv2d`; nothing of other layers."""
-    return {n: getattr(layer, n) for n in GEOMETRY} if isinstance(layer, Conv2D) else {}
+def under(layer: Conv2D | Dense, weight: Array) -> Map:
+    """The linear map of a layer, with another weight and without a bias."""
+    if isinstance(layer, Conv2D):
+        return lambda v: conv2d(v, weight, **layer.options())
+    return lambda v: np.asarray(v @ weight)
 
 
 def affine_pair(a: Conv2D | Dense, b: Conv2D | Dense) -> AffinePair:
     """The linear maps of two layers that correspond, as they run in real arithmetic."""
-    f, g = exact_weight(a), exact_weight(b)
-    parts = [[p.parameters()["weight"] for p in plain_layers(layer)] for layer in (a, b)]
-    same = len(parts[0]) == len(parts[1]) and all(map(np.array_equal, *parts))
-    biases = [
-        np.zeros(f.weight.shape[-1])
-        if layer.bias is None
-        else decode(layer.bias).astype(np.float64)
-        for layer in (a, b)
-    ]
+    factors = [[p.parameters()["weight"] for p in plain_layers(layer)] for layer in (a, b)]
+    f, g = (_product([decode(w).astype(np.float64) for w in weights]) for weights in factors)
+    same = len(factors[0]) == len(factors[1]) and all(map(np.array_equal, *factors))
+    none = np.zeros(f.weight.shape[-1])
+    biases = [none if p.bias is None else decode(p.bias).astype(np.float64) for p in (a, b)]
     change = Linear(g.weight - f.weight, 0 * f.wrong if same else f.wrong + g.wrong)
-    return AffinePair(f, g, change, biases[0], biases[1] - biases[0], geometry_of(a))
+    return AffinePair(f, g, change, biases[0], biases[1] - biases[0])
 
 
-def exact_weight(layer: Conv2D | Dense) -> Linear:
-    """The weight of a layer; of a `LowRank` one the product of the factors that run.
+def _product(factors: list[Array]) -> Linear:
+    """The weight of a layer from its factors: one, but for a `LowRank` weight.
 
     A product sums r terms: it is off by at most ``gamma_r |A| |B|``, what A is off by times |B|,
     and what underflow loses.
     """
-    first, *rest = (
-        decode(p.parameters()["weight"]).astype(np.float64) for p in plain_layers(layer)
-    )
-    weight, wrong = first, np.zeros_like(first)
-    for factor in rest:
+    weight, wrong = factors[0], np.zeros_like(factors[0])
+    for factor in factors[1:]:
         slack, lost = gamma(factor.shape[-2] + 8), 4 * factor.shape[-2] * TINY
         spread = wrong + slack * np.abs(weight) + TINY * (weight != 0)
         weight = _composed(weight, factor)

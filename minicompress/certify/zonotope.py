@@ -24,16 +24,15 @@ S. Teuber et al., *VeryDiff* (2024). Zonotopes: G. Singh et al., *DeepZ* (2018).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from minicompress.arrays import Array, as_int
-from minicompress.certify.pairs import TINY, Linear, affine_pair, paired
+from minicompress.certify.pairs import TINY, Linear, Map, affine_pair, paired, under
 from minicompress.errors import CompressionError
-from minicompress.nn.convolution import conv2d
-from minicompress.nn.kernels.windows import geometry
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
 from minicompress.nn.network import Sequential, naming_layer
 from minicompress.nn.stateless import (
@@ -46,8 +45,6 @@ from minicompress.nn.stateless import (
     ReLU,
 )
 from minicompress.norms import UNIT, gamma
-
-Map: TypeAlias = Callable[[Array], Array]
 
 
 class Zonotope(NamedTuple):
@@ -83,31 +80,36 @@ class Zonotope(NamedTuple):
         `absolute` is the map of the magnitudes, `wrong` that of how far they are from the exact
         ones. A product can underflow where both of its factors are not zero.
         """
-        b, m = self.generators.shape[:2]
-        center = linear(self.center)
-        flat = linear(self.generators.reshape(b * m, *self.generators.shape[2:]))
-        generators = flat.reshape(b, m, *flat.shape[1:])
-        size = self.size()
+        size, m = self.size(), self.generators.shape[1]
         alive = (size > 0).astype(np.float64)
         spread = self.box + gamma(terms + 8) * size + terms * TINY * alive
         box, reached = absolute(spread), absolute(alive)
         if wrong is not None:
             box, reached = box + wrong(size), reached + wrong(alive)
         lost = (m + 8) * terms * TINY * (reached > 0)
-        return Zonotope(center, generators, box * (1 + gamma(terms + 8)) + lost)
+        return self._moved(linear, box * (1 + gamma(terms + 8)) + lost)
+
+    def moved(self, move: Map) -> Zonotope:
+        """The image under a map that only moves entries about: exact."""
+        return self._moved(move, move(self.box))
+
+    def _moved(self, linear: Map, box: Array) -> Zonotope:
+        b, m = self.generators.shape[:2]
+        flat = linear(self.generators.reshape(b * m, *self.generators.shape[2:]))
+        return Zonotope(linear(self.center), flat.reshape(b, m, *flat.shape[1:]), box)
 
     def add(self, other: Zonotope) -> Zonotope:
-        """The sum, over the same symbols."""
+        """The sum, over the same symbols; one may have more of them than the other."""
+        few, many = sorted((self, other), key=lambda z: z.generators.shape[1])
+        generators = many.generators.copy()
+        generators[:, : few.generators.shape[1]] += few.generators
         rounding = 2 * UNIT * (self.size() + other.size())
-        return Zonotope(
-            self.center + other.center,
-            self.generators + other.generators,
-            (self.box + other.box + rounding) * (1 + 4 * UNIT),
-        )
+        box = (self.box + other.box + rounding) * (1 + 4 * UNIT)
+        return Zonotope(self.center + other.center, generators, box)
 
-    def scaled(self, factor: Array, shift: Array) -> Zonotope:
+    def scaled(self, factor: Array | float, shift: Array | float = 0.0) -> Zonotope:
         """Every coordinate times a factor, plus a shift."""
-        size = self.size()
+        size, factor = self.size(), np.broadcast_to(factor, self.center.shape)
         rounding = 4 * UNIT * (size * np.abs(factor) + np.abs(shift))
         rounding += (self.generators.shape[1] + 8) * TINY * ((size > 0) & (factor != 0))
         return Zonotope(
@@ -116,15 +118,14 @@ class Zonotope(NamedTuple):
             (self.box * np.abs(factor) + rounding) * (1 + 4 * UNIT),
         )
 
-    def grown(self, count: int, index: Array, coefficients: Array) -> Zonotope:
-        """With `count` more symbols: the i-th of input b moves only coordinate index[b, i]."""
-        b, shape = len(self.center), self.center.shape[1:]
-        fresh = np.zeros((b, count, int(np.prod(shape))))
-        rows, slots = np.arange(b)[:, None], np.arange(count)[None]
-        fresh[rows, slots, index] = np.take_along_axis(coefficients.reshape(b, -1), index, 1)
-        return self._replace(
-            generators=np.concatenate([self.generators, fresh.reshape(b, count, *shape)], 1)
-        )
+    def grown(self, index: Array, coefficients: Array) -> Zonotope:
+        """With more symbols: the i-th new one of input b moves only coordinate index[b, i]."""
+        (b, *shape), count = self.center.shape, index.shape[1]
+        fresh = np.zeros((b, count, math.prod(shape)))
+        moves = np.take_along_axis(coefficients.reshape(b, -1), index, 1)
+        np.put_along_axis(fresh, index[:, :, None], moves[:, :, None], 2)
+        generators = np.concatenate([self.generators, fresh.reshape(b, count, *shape)], 1)
+        return self._replace(generators=generators)
 
 
 class Pair(NamedTuple):
@@ -132,6 +133,10 @@ class Pair(NamedTuple):
 
     f: Zonotope
     d: Zonotope
+
+    def each(self, change: Callable[[Zonotope], Zonotope]) -> Pair:
+        """The same change of both."""
+        return Pair(change(self.f), change(self.d))
 
 
 def follow(
@@ -171,8 +176,8 @@ def _box(low: Array, high: Array) -> Pair:
     moving = np.flatnonzero((radius > 0).any(0))
     zeros = Zonotope(center, np.zeros((b, 0, *shape)), np.zeros_like(center))
     index = np.broadcast_to(moving, (b, len(moving)))
-    z = zeros.grown(len(moving), index, radius)
-    return Pair(z, Zonotope(np.zeros_like(center), np.zeros_like(z.generators), zeros.box))
+    z = zeros.grown(index, radius)
+    return Pair(z, Zonotope(*map(np.zeros_like, z)))
 
 
 def _capped(pair: Pair, most: int | None) -> Pair:
@@ -182,24 +187,17 @@ def _capped(pair: Pair, most: int | None) -> Pair:
         return pair
     axes = tuple(range(2, pair.f.generators.ndim))
     # The difference is what the bound is about: its symbols weigh by their share of it.
-    weight = sum(
-        s / np.maximum(s.sum(1, keepdims=True), 1e-300)
-        for s in (np.abs(z.generators).sum(axes) for z in pair)
-    )
+    sizes = [np.abs(z.generators).sum(axes) for z in pair]
+    weight = sum(s / np.maximum(s.sum(1, keepdims=True), 1e-300) for s in sizes)
     order = np.argsort(-np.asarray(weight), axis=1, kind="stable")
     rows = np.arange(len(order))[:, None]
     kept, boxed = order[:, :most], order[:, most:]
-    factor = 1 + gamma(count + 4)
-    return Pair(
-        *(
-            Zonotope(
-                z.center,
-                z.generators[rows, kept],
-                (z.box + np.abs(z.generators[rows, boxed]).sum(1)) * factor,
-            )
-            for z in pair
-        )
-    )
+
+    def most_kept(z: Zonotope) -> Zonotope:
+        box = z.box + np.abs(z.generators[rows, boxed]).sum(1)
+        return Zonotope(z.center, z.generators[rows, kept], box * (1 + gamma(count + 4)))
+
+    return pair.each(most_kept)
 
 
 def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
@@ -209,55 +207,33 @@ def _step(a: Layer, b: Layer, pair: Pair, most: int | None) -> Pair:
         case (Dense(), Dense()) | (Conv2D(), Conv2D()):
             return _affine(a, b, pair)  # type: ignore[arg-type]
         case Flatten(), _:
-            return _both(pair, lambda v: v.reshape(len(v), int(np.prod(v.shape[1:]))))
+            return pair.each(lambda z: z.moved(lambda v: v.reshape(len(v), math.prod(v.shape[1:]))))
         case Dropout(), _:
             return pair
         case ReLU(), _:
             return _relu(pair, most)
         case LeakyReLU(), _:
             # slope * z + (1 - slope) * relu(z)
-            positive, slope = _relu(pair, most), a.negative_slope
-            return _combined(pair, slope, positive, 1 - slope)
-        case AvgPool2D(), _:
-            h, w = pair.f.center.shape[1:3]
-            kh, kw = geometry((h, w), a.window, 1, a.padding).kernel
-            return Pair(*(z.map(a.forward, a.forward, kh * kw + 1) for z in pair))
-        case GlobalAvgPool2D(), _:
-            places = int(np.prod(pair.f.center.shape[1:3]))
-            return Pair(*(z.map(a.forward, a.forward, places + 1) for z in pair))
+            return _combined(pair, a.negative_slope, _relu(pair, most), 1 - a.negative_slope)
+        case AvgPool2D() | GlobalAvgPool2D(), _:
+            terms = math.prod(a.geometry(pair.f.center.shape[1:3]).kernel) + 1
+            return pair.each(lambda z: z.map(a.forward, a.forward, terms))
         case MaxPool2D(), _:
             return _max_pool(a, pair, most)
     raise CompressionError(f"no certificate follows {a!r}")
 
 
-def _both(pair: Pair, move: Map) -> Pair:
-    """A map that only moves entries about: exact."""
-
-    def moved(z: Zonotope) -> Zonotope:
-        b, m = z.generators.shape[:2]
-        flat = move(z.generators.reshape(b * m, *z.generators.shape[2:]))
-        return Zonotope(move(z.center), flat.reshape(b, m, *flat.shape[1:]), move(z.box))
-
-    return Pair(moved(pair.f), moved(pair.d))
-
-
 def _affine(a: Conv2D | Dense, b: Conv2D | Dense, pair: Pair) -> Pair:
     maps = affine_pair(a, b)
-    terms = int(np.prod(maps.f.weight.shape[:-1]))
-
-    def under(weight: Array) -> Map:
-        if weight.ndim == 4:
-            return lambda v: conv2d(v, weight, **maps.geometry)
-        return lambda v: v @ weight
+    terms = math.prod(maps.f.weight.shape[:-1])
 
     def image(z: Zonotope, map: Linear) -> Zonotope:
-        wrong = under(map.wrong) if map.wrong.any() else None
-        return z.map(under(map.weight), under(np.abs(map.weight)), terms, wrong)
+        wrong = under(a, map.wrong) if map.wrong.any() else None
+        return z.map(under(a, map.weight), under(a, np.abs(map.weight)), terms, wrong)
 
-    one = np.ones((1, *[1] * (pair.f.center.ndim - 1)))
     # The changes are rounded once more: one term each in gamma covers it.
-    d = image(pair.d, maps.g).add(image(pair.f, maps.change)).scaled(one, maps.offset_change)
-    return Pair(image(pair.f, maps.f).scaled(one, maps.offset), d)
+    d = image(pair.d, maps.g).add(image(pair.f, maps.change)).scaled(1.0, maps.offset_change)
+    return Pair(image(pair.f, maps.f).scaled(1.0, maps.offset), d)
 
 
 def _relaxed(low: Array, high: Array) -> tuple[Array, Array]:
@@ -274,19 +250,15 @@ def _relu(pair: Pair, most: int | None) -> Pair:
     f, d = pair
     f_slope, f_gap = _relaxed(*f.interval())
     g_slope, g_gap = _relaxed(*f.add(d).interval())
-    first = f.scaled(g_slope - f_slope, g_gap - f_gap).add(
-        d.scaled(g_slope, np.zeros_like(g_slope))
-    )
+    first = f.scaled(g_slope - f_slope, g_gap - f_gap).add(d.scaled(g_slope))
     low, high = d.interval()
     largest = np.maximum(-low, high)
     half = largest <= first.reach() + g_gap + f_gap - d.reach() / 2 + largest / 2
-    zero = np.zeros_like(g_gap)
-    keep, slope = ~half, np.where(half, 0.5, 0.0)
-    chosen = first.scaled(keep.astype(np.float64), zero).add(d.scaled(slope, zero))
+    chosen = first.scaled(np.where(half, 0.0, 1.0)).add(d.scaled(np.where(half, 0.5, 0.0)))
     own = np.where(half, largest / 2 + TINY * (largest > 0), g_gap) * (1 + 4 * UNIT)
     shared = np.where(half, 0.0, -f_gap)
-    new_f = f.scaled(f_slope, f_gap)
-    return _with_symbols(_with_symbols(Pair(new_f, chosen), f_gap, shared, most), zero, own, most)
+    both = _with_symbols(Pair(f.scaled(f_slope, f_gap), chosen), f_gap, shared, most)
+    return _with_symbols(both, np.zeros_like(own), own, most)
 
 
 def _with_symbols(pair: Pair, of_f: Array, of_d: Array, most: int | None) -> Pair:
@@ -297,56 +269,34 @@ def _with_symbols(pair: Pair, of_f: Array, of_d: Array, most: int | None) -> Pai
     size = (np.abs(of_f) + np.abs(of_d)).reshape(len(of_f), -1)
     count = int((size > 0).sum(1).max(initial=0))
     kept = count if most is None else min(count, most)
-    order = np.argsort(-size, axis=1, kind="stable")
-    index, boxed = order[:, :kept], order[:, kept:count]
+    index = np.argsort(-size, axis=1, kind="stable")[:, :kept]
 
     def with_symbols(z: Zonotope, coefficients: Array) -> Zonotope:
-        loose = np.zeros_like(size)
-        flat = np.abs(coefficients).reshape(size.shape)
-        np.put_along_axis(loose, boxed, np.take_along_axis(flat, boxed, 1), 1)
+        loose = np.abs(coefficients).reshape(size.shape)
+        np.put_along_axis(loose, index, 0.0, 1)
         box = (z.box + loose.reshape(z.box.shape)) * (1 + 2 * UNIT) if kept < count else z.box
-        return z._replace(box=box).grown(kept, index, coefficients)
+        return z._replace(box=box).grown(index, coefficients)
 
     return Pair(with_symbols(pair.f, of_f), with_symbols(pair.d, of_d))
 
 
 def _combined(x: Pair, p: float, y: Pair, q: float) -> Pair:
-    """p x + q y; y has all symbols of x, and more behind them."""
-    parts = []
-    for a, b in zip(x, y, strict=True):
-        missing = b.generators.shape[1] - a.generators.shape[1]
-        shape = (len(a.center), missing, *a.center.shape[1:])
-        a = a._replace(generators=np.concatenate([a.generators, np.zeros(shape)], 1))
-        one = np.ones_like(a.center)
-        zero = np.zeros_like(a.center)
-        parts.append(a.scaled(p * one, zero).add(b.scaled(q * one, zero)))
-    return Pair(*parts)
+    """p x + q y."""
+    return Pair(*(a.scaled(p).add(b.scaled(q)) for a, b in zip(x, y, strict=True)))
 
 
 def _max_pool(layer: MaxPool2D, pair: Pair, most: int | None) -> Pair:
     """max(a, b) = b + relu(a - b), over the places of the window one after the other."""
-    h, w = pair.f.center.shape[1:3]
-    stride = layer.window if layer.stride is None else layer.stride
-    g = geometry((h, w), layer.window, stride, layer.padding)
+    g = layer.geometry(pair.f.center.shape[1:3])
     if any(sum(g.pads, ())):
         raise CompressionError("no certificate follows a padded max-pooling")
     (oh, ow), (sh, sw) = g.output, g.stride
 
-    def at(i: int, j: int) -> Map:
-        return lambda v: v[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
+    def at(i: int, j: int) -> Pair:
+        rows, columns = slice(i, i + (oh - 1) * sh + 1, sh), slice(j, j + (ow - 1) * sw + 1, sw)
+        return pair.each(lambda z: z.moved(lambda v: v[:, rows, columns]))
 
-    best: Pair | None = None
-    for i, j in np.ndindex(*g.kernel):
-        here = _both(pair, at(i, j))
-        if best is None:
-            best = here
-            continue
-        missing = best.f.generators.shape[1] - here.f.generators.shape[1]
-        if missing:
-            empty = np.zeros((len(here.f.center), missing, *here.f.center.shape[1:]))
-            here = Pair(
-                *(z._replace(generators=np.concatenate([z.generators, empty], 1)) for z in here)
-            )
+    best, *others = (at(*place) for place in np.ndindex(*g.kernel))
+    for here in others:
         best = _combined(best, 1.0, _relu(_combined(best, -1.0, here, 1.0), most), 1.0)
-    assert best is not None
     return best

@@ -143,20 +143,7 @@ def compensated_quantize(
     >>> rep.codes.T.tolist()
     [[7, 1, 0]]
     """
-    w, x, q, grid = prepared(
-        weight,
-        norm,
-        qparams,
-        num_bits=num_bits,
-        signed=signed,
-        symmetric=symmetric,
-        axis=axis,
-        block_size=block_size,
-        narrow_range=narrow_range,
-        method=method,
-        percentile=percentile,
-        power_of_two=power_of_two,
-    )
+    w, x, q, grid = prepared(locals())
     if w.ndim not in (2, 4):
         raise CompressionError(
             f"weight must be (in, out) or (kh, kw, in, out), not of shape {w.shape}"

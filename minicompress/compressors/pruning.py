@@ -43,13 +43,13 @@ def least(scores: Array, count: int) -> Array:
     return np.argsort(scores.reshape(-1), kind="stable")[:count]
 
 
-def drop(w: Array, indices: Array, kind: str) -> Compressed:
-    """Drop the entries at these C-order indices; the bound is the norm of what is dropped."""
-    flat = w.reshape(-1)
+def drop(w: Array, dropped: Array, kind: str) -> Compressed:
+    """Drop the entries of these C-order indices, or of a mask; the bound is their norm."""
     keep = np.ones(w.size, bool)
-    keep[indices] = False
+    keep[dropped] = False
     kept = np.flatnonzero(keep)
-    rep = Sparse.trusted(shape=w.shape, indices=freeze(kept), values=freeze(flat[kept]))
+    values = w.reshape(-1)[kept]
+    rep = Sparse.trusted(shape=w.shape, indices=freeze(kept), values=freeze(values))
     return certified(w, rep, kind, dropped_norm(w, keep, kind))
 
 
@@ -166,18 +166,15 @@ def prune_n_m(
     as_int(n, "n", 0, as_int(m, "m", 1))
     longest = max(w.shape[along], 1)  # no group is longer than the axis
     n, m = min(n, longest), min(m, longest)
-    # The last group is filled up with entries that are dropped first and have no index.
+    # The last group is filled up with entries that are dropped first.
+    lines = np.moveaxis(_scores(importance_scores, w), along, -1)
     missing = [(0, 0)] * (w.ndim - 1) + [(0, -w.shape[along] % m)]
-
-    def grouped(x: Array, filler: float) -> Array:
-        lines = np.pad(np.moveaxis(x, along, -1), missing, constant_values=filler)
-        return lines.reshape(-1, m)
-
-    scores = grouped(_scores(importance_scores, w).astype(np.float64), -np.inf)
-    places = grouped(np.arange(w.size).reshape(w.shape), -1)
-    least = np.argsort(scores, axis=1, kind="stable")[:, : m - n]
-    dropped = np.take_along_axis(places, least, axis=1).ravel()
-    return drop(w, np.sort(dropped[dropped >= 0]), kind)
+    padded = np.pad(lines.astype(np.float64), missing, constant_values=-np.inf)
+    order = np.argsort(padded.reshape(-1, m), axis=1, kind="stable")
+    dropped = np.zeros(padded.shape, bool)
+    np.put_along_axis(dropped.reshape(-1, m), order[:, : m - n], True, axis=1)
+    mask = np.moveaxis(dropped[..., : w.shape[along]], -1, along)
+    return drop(w, mask.reshape(-1), kind)
 
 
 def prune_channels(
@@ -249,9 +246,9 @@ def prune_channels(
             norm_of(x) if order == 2 else np.linalg.norm(x.ravel(), order)
             for x in np.moveaxis(w.astype(np.float64), along, 0)
         ]
-    gone = np.isin(np.arange(channels), least(np.array(norms), dropped))
-    spread = gone.reshape([-1 if i == along else 1 for i in range(w.ndim)])
-    return drop(w, np.flatnonzero(np.broadcast_to(spread, w.shape)), kind)
+    mask = np.zeros(w.shape, bool)
+    np.moveaxis(mask, along, 0)[least(np.array(norms), dropped)] = True
+    return drop(w, mask.reshape(-1), kind)
 
 
 def prune_global(
@@ -319,17 +316,15 @@ def prune_global(
     given = [None] * len(arrays)
     if importance_scores is not None:
         given = _several(importance_scores, "importance_scores", arrays)
-    scores = [_scores(s, w).astype(np.float64) for s, w in zip(given, arrays, strict=True)]
-    candidates = [least(s, cap) for s, cap in zip(scores, caps, strict=True)]
     if not arrays:
         return ()
-    ranked = np.concatenate([s.reshape(-1)[c] for s, c in zip(scores, candidates, strict=True)])
+    scores = [_scores(s, w).astype(np.float64) for s, w in zip(given, arrays, strict=True)]
+    candidates = [least(s, cap) for s, cap in zip(scores, caps)]
+    ranked = np.concatenate([s.reshape(-1)[c] for s, c in zip(scores, candidates)])
     owner = np.repeat(np.arange(len(arrays)), caps)[least(ranked, dropped)]
     shares = np.bincount(owner, minlength=len(arrays))  # how many candidates each array loses
-    return tuple(
-        drop(w, np.sort(c[:share]), kind)
-        for w, c, share in zip(arrays, candidates, shares, strict=True)
-    )
+    parts = zip(arrays, candidates, shares, strict=True)
+    return tuple(drop(w, indices[:share], kind) for w, indices, share in parts)
 
 
 def _how_many(amount: float | None, count: int | None, size: int) -> int:

@@ -87,33 +87,21 @@ def quantize(
     >>> rep.codes.tolist(), round(cert.bound, 6), cert.measured
     ([[0, 1], [-2, 7]], 0.5, 0.0)
     """
-    w, x, q, grid = prepared(
-        weight,
-        norm,
-        qparams,
-        num_bits=num_bits,
-        signed=signed,
-        symmetric=symmetric,
-        axis=axis,
-        block_size=block_size,
-        narrow_range=narrow_range,
-        method=method,
-        percentile=percentile,
-        power_of_two=power_of_two,
-    )
+    w, x, q, grid = prepared(locals())
     steps = grid.nearest(x)
     entries = entry_bounds(x, grid.levels(steps, w.dtype), grid)
     return certified(w, quantized(w, steps, q, grid), norm, bound_of(entries, norm))
 
 
-def prepared(
-    weight: ArrayLike, norm: str, qparams: QParams | None, **options: Any
-) -> tuple[Array, Array, QParams, Grid]:
-    """The checked weight, the same in float64, its scales and zero points, and its levels."""
-    w = finite_array(weight, "weight")
-    choice(norm, "norm", NORMS)
+def prepared(arguments: dict[str, Any]) -> tuple[Array, Array, QParams, Grid]:
+    """What a quantizer works on, made from its arguments by name: its ``locals()`` at the start.
+
+    The checked weight, the same in float64, its scales and zero points, and its levels.
+    """
+    w, qparams = finite_array(arguments["weight"], "weight"), arguments["qparams"]
+    choice(arguments["norm"], "norm", NORMS)
     defaults = {**(choose_qparams.__kwdefaults__ or {}), "num_bits": None}
-    given = {name: value for name, value in options.items() if value != defaults[name]}
+    given = {name: arguments[name] for name in defaults if arguments[name] != defaults[name]}
     if qparams is None:
         qparams = choose_qparams(w, **given)
     elif not isinstance(qparams, QParams):

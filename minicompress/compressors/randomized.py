@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_int, choice, finite_array, generator
-from minicompress.compressors.bounds.svd import product_bound, scaled_float64, svd_of
-from minicompress.compressors.svd import stored_factors
-from minicompress.norms import NORMS
+from minicompress.compressors.bounds.svd import product_bound, scaled_float64
+from minicompress.compressors.svd import balanced_factors
+from minicompress.norms import NORMS, svd_of
 from minicompress.representation import Compressed, LowRank, certified
 
 
@@ -82,7 +82,7 @@ def randomized_svd(
     a, exponent = scaled_float64(w)
     q = sampled_range(a, columns, iterations, generator(rng))
     inner = svd_of(q.T @ a)
-    factors = stored_factors(inner._replace(u=q @ inner.u), kept, exponent, w.dtype)
+    factors = balanced_factors(inner._replace(u=q @ inner.u), kept, exponent, w.dtype)
     bound = product_bound(a, exponent, factors, law, w.dtype)
     return certified(w, LowRank(factors, "ir,ro->io"), law, bound)
 

@@ -79,20 +79,7 @@ def stochastic_quantize(
     >>> sorted(set(rep.codes.tolist())), bool(200 < rep.codes.sum() < 300), cert.bound
     ([0, 1], True, 1.0)
     """
-    w, x, q, grid = prepared(
-        weight,
-        norm,
-        qparams,
-        num_bits=num_bits,
-        signed=signed,
-        symmetric=symmetric,
-        axis=axis,
-        block_size=block_size,
-        narrow_range=narrow_range,
-        method=method,
-        percentile=percentile,
-        power_of_two=power_of_two,
-    )
+    w, x, q, grid = prepared(locals())
     steps = stochastic_steps(x, grid, w.dtype, generator(rng))
     entries = entry_bounds(x, grid.levels(steps, w.dtype), grid, reach=1.0)
     return certified(w, quantized(w, steps, q, grid), norm, bound_of(entries, norm))

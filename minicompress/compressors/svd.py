@@ -16,6 +16,10 @@ are: `channel_svd`, `spatial_svd`.
 
 from __future__ import annotations
 
+import math
+import re
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -30,16 +34,10 @@ from minicompress.arrays import (
     finite_array,
     freeze,
 )
-from minicompress.compressors.bounds.svd import Svd, scaled_float64, svd_of, truncation_bound
+from minicompress.compressors.bounds.svd import scaled_float64, truncation_bound
 from minicompress.errors import CompressionError
-from minicompress.norms import NORMS
+from minicompress.norms import NORMS, Svd, svd_of
 from minicompress.representation import Compressed, LowRank, certified
-
-
-def balanced_factors(u: Array, s: Array, vt: Array, rank: int) -> tuple[Array, Array]:
-    """The factors of rank `rank`; each takes the square roots of the singular values."""
-    roots = np.sqrt(s[:rank])
-    return u[:, :rank] * roots, roots[:, None] * vt[:rank]
 
 
 def dropped_squares(singular_values: Array) -> Array:
@@ -105,8 +103,7 @@ def truncated_svd(
     ([(4, 1), (1, 4)], 3.741657)
     """
     w = finite_array(weight, "weight", ndim=2)
-    factors, bound = _factor(w, choice(norm, "norm", NORMS), rank, energy, max_params)
-    return certified(w, LowRank(factors, "ir,ro->io"), norm, bound)
+    return _factored(w, "ir,ro->io", norm, rank=rank, energy=energy, max_params=max_params)
 
 
 def channel_svd(
@@ -149,11 +146,7 @@ def channel_svd(
     ([(3, 3, 2, 1), (1, 5)], True)
     """
     w = finite_array(kernel, "kernel", ndim=4)
-    kh, kw, inputs, outputs = w.shape
-    matrix = w.reshape(kh * kw * inputs, outputs)
-    (left, right), bound = _factor(matrix, choice(norm, "norm", NORMS), rank, energy, max_params)
-    factors = (left.reshape(kh, kw, inputs, left.shape[1]), right)
-    return certified(w, LowRank(factors, "hwir,ro->hwio"), norm, bound)
+    return _factored(w, "hwir,ro->hwio", norm, rank=rank, energy=energy, max_params=max_params)
 
 
 def spatial_svd(
@@ -198,13 +191,7 @@ def spatial_svd(
     ([(3, 2, 1), (1, 3, 5)], True)
     """
     w = finite_array(kernel, "kernel", ndim=4)
-    kh, kw, inputs, outputs = w.shape
-    matrix = w.transpose(0, 2, 1, 3).reshape(kh * inputs, kw * outputs)
-    # "spectral" means the norm of another matrix; of the singular values only "fro" carries over.
-    law = "fro" if choice(norm, "norm", NORMS) == "spectral" else norm
-    (left, right), bound = _factor(matrix, law, rank, energy, max_params)
-    factors = (left.reshape(kh, inputs, left.shape[1]), right.reshape(right.shape[0], kw, outputs))
-    return certified(w, LowRank(factors, "hir,rwo->hwio"), norm, bound)
+    return _factored(w, "hir,rwo->hwio", norm, rank=rank, energy=energy, max_params=max_params)
 
 
 def low_rank(
@@ -247,34 +234,43 @@ def low_rank(
     return factor(w, rank=rank, energy=energy, max_params=max_params, norm=norm)
 
 
-def _factor(
-    matrix: Array, law: str, rank: int | None, energy: float | None, max_params: int | None
-) -> tuple[tuple[Array, Array], float]:
-    """The two factors of a matrix, and the bound of their product's error in the norm `law`."""
-    given = exactly_one(rank=rank, energy=energy, max_params=max_params)
-    m, n = matrix.shape
-    a, exponent = scaled_float64(matrix)
+def _factored(w: Array, subscripts: str, norm: str, **size: Any) -> Compressed:
+    """Factor an array as the matrix whose rows and columns are the axes of the two factors."""
+    law, given = choice(norm, "norm", NORMS), exactly_one(**size)
+    first, second, axes = re.split(",|->", subscripts)
+    ordered = w.transpose([axes.index(letter) for letter in first[:-1] + second[1:]])
+    rows, columns = ordered.shape[: len(first) - 1], ordered.shape[len(first) - 1 :]
+    m, n = math.prod(rows), math.prod(columns)
     # Options are checked before the decomposition, which takes time.
     if given == "rank":
-        kept = as_int(rank, "rank", 0, min(m, n))
+        kept = as_int(size["rank"], "rank", 0, min(m, n))
     elif given == "max_params":
-        kept = min(as_int(max_params, "max_params", 0) // max(m + n, 1), m, n)
+        kept = min(as_int(size["max_params"], "max_params", 0) // max(m + n, 1), m, n)
     else:
-        share = as_float(energy, "energy", 0, 1)
+        share = as_float(size["energy"], "energy", 0, 1)
+    a, exponent = scaled_float64(ordered.reshape(m, n))
     svd = svd_of(a)
     if given == "energy":
         kept = least_rank(svd.s, share)
-    factors = stored_factors(svd, kept, exponent, matrix.dtype)
-    return factors, truncation_bound(svd, exponent, kept, law, matrix.dtype)
+    left, right = balanced_factors(svd, kept, exponent, w.dtype)
+    factors = (left.reshape(*rows, kept), right.reshape(kept, *columns))
+    if law == "spectral" and len(columns) > 1:
+        law = "fro"  # "spectral" means the norm of another matrix; only "fro" carries over
+    bound = truncation_bound(svd, exponent, kept, law, w.dtype)
+    return certified(w, LowRank(factors, subscripts), norm, bound)
 
 
-def stored_factors(svd: Svd, rank: int, exponent: int, dtype: DType) -> tuple[Array, Array]:
-    """`balanced_factors` in `dtype`, multiplied by ``2**exponent``."""
-    left, right = balanced_factors(svd.u, svd.s, svd.vt, rank)
-    # Half of the exponent goes into each factor; the left one takes the rest of an odd exponent.
-    half = exponent // 2
+def balanced_factors(svd: Svd, rank: int, exponent: int, dtype: DType) -> tuple[Array, Array]:
+    """The factors of rank `rank`; each takes the square roots of the singular values.
+
+    Half of the exponent goes into each; the left one takes the rest of an odd exponent.
+    """
+    roots, half = np.sqrt(svd.s[:rank]), exponent // 2
+    left, right = svd.u[:, :rank] * roots, roots[:, None] * svd.vt[:rank]
+    return stored(left, exponent - half, dtype), stored(right, half, dtype)
+
+
+def stored(factor: Array, exponent: int, dtype: DType) -> Array:
+    """A factor in `dtype`, multiplied by ``2**exponent``."""
     with np.errstate(under="ignore"):
-        return (
-            freeze(cast_finite(np.ldexp(left, exponent - half), dtype)),
-            freeze(cast_finite(np.ldexp(right, half), dtype)),
-        )
+        return freeze(cast_finite(np.ldexp(factor, exponent), dtype))

@@ -10,18 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import (
-    Array,
-    DType,
-    as_float,
-    as_int,
-    cast_finite,
-    choice,
-    exactly_one,
-    finite_array,
-    freeze,
-)
-from minicompress.compressors.bounds.svd import Svd, scaled_float64, svd_of
+from minicompress.arrays import Array, as_float, as_int, choice, exactly_one, finite_array
+from minicompress.compressors.bounds.svd import scaled_float64
 from minicompress.compressors.bounds.tucker import (
     INPUTS,
     OUTPUTS,
@@ -29,9 +19,9 @@ from minicompress.compressors.bounds.tucker import (
     factor_shifts,
     tucker_bound,
 )
-from minicompress.compressors.svd import dropped_squares
+from minicompress.compressors.svd import dropped_squares, stored
 from minicompress.errors import CompressionError
-from minicompress.norms import NORMS
+from minicompress.norms import NORMS, Svd, svd_of
 from minicompress.representation import Compressed, LowRank, certified
 
 
@@ -131,33 +121,29 @@ def tucker2(
     a, exponent = scaled_float64(w)
     first = svd_of(unfolded(a, INPUTS))
     second = None if given == "ranks" and sequential else svd_of(unfolded(a, OUTPUTS))
-    if second is not None and given != "ranks":
-        tails = dropped_squares(first.s), dropped_squares(second.s)
-        lost = np.minimum(np.add.outer(*tails), tails[0][0])
-        params = _params(w.shape, lost.shape)
-    if given == "energy":
-        kept = lost <= (1 - as_float(energy, "energy", 0, 1)) * lost[0, 0]
-        ri, ro = _least(kept, params, lost)
-    elif given == "max_params":
-        ri, ro = _least(params <= as_int(max_params, "max_params", 0), lost, params)
-    elif rank_in is None or rank_out is None:
-        raise CompressionError(
-            f"rank_in and rank_out are given together, not {rank_in} and {rank_out}"
-        )
-    else:
+    if given == "ranks":
+        if rank_in is None or rank_out is None:
+            raise CompressionError(
+                f"rank_in and rank_out are given together, not {rank_in} and {rank_out}"
+            )
         ri = as_int(rank_in, "rank_in", 0, min(inputs, kh * kw * outputs))
         ro = as_int(rank_out, "rank_out", 0, min(outputs, kh * kw * inputs))
+    elif second is not None:
+        tails = dropped_squares(first.s), dropped_squares(second.s)
+        lost = np.minimum(np.add.outer(*tails), tails[0][0])
+        i, o = np.ogrid[: len(tails[0]), : len(tails[1])]
+        params = inputs * i + kh * kw * i * o + o * outputs
+        if given == "energy":
+            allowed = lost <= (1 - as_float(energy, "energy", 0, 1)) * lost[0, 0]
+            ri, ro = _least(allowed, params, lost)
+        else:
+            allowed = params <= as_int(max_params, "max_params", 0)
+            ri, ro = _least(allowed, lost, params)
     cut = truncated_hosvd(a, first, None if sequential else second, ri, ro)
-    factors = _stored(cut, exponent, w.dtype)
+    parts = zip((cut.u_in, cut.core, cut.u_out.T), factor_shifts(cut.core, exponent))
+    factors = tuple(stored(factor, shift, w.dtype) for factor, shift in parts)
     bound = tucker_bound(a, exponent, cut, sequential, kind, w.dtype)
     return certified(w, LowRank(factors, "ia,hwab,bo->hwio"), kind, bound)
-
-
-def _params(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Array:
-    """The parameters for every pair of ranks."""
-    kh, kw, inputs, outputs = shape
-    ri, ro = np.ogrid[: ranks[0], : ranks[1]]
-    return np.asarray(inputs * ri + kh * kw * ri * ro + ro * outputs)
 
 
 def _least(allowed: Array, cost: Array, second: Array) -> tuple[int, int]:
@@ -166,10 +152,3 @@ def _least(allowed: Array, cost: Array, second: Array) -> tuple[int, int]:
     best = np.lexsort((second.ravel()[pairs], cost.ravel()[pairs]))[0]
     ri, ro = np.unravel_index(pairs[best], allowed.shape)
     return int(ri), int(ro)
-
-
-def _stored(cut: Tucker, exponent: int, dtype: DType) -> tuple[Array, ...]:
-    """The factors in `dtype`; each takes about a third of the exponent."""
-    parts = zip((cut.u_in, cut.core, cut.u_out.T), factor_shifts(cut.core, exponent), strict=True)
-    with np.errstate(under="ignore"):
-        return tuple(freeze(cast_finite(np.ldexp(f, shift), dtype)) for f, shift in parts)

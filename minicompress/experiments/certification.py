@@ -17,8 +17,7 @@ from minicompress.certify.attacks import attack
 from minicompress.certify.certificates import ball_certificates
 from minicompress.compressors.chaining import Compressor
 from minicompress.compressors.pruning import prune_magnitude
-from minicompress.compressors.quantization import quantize
-from minicompress.experiments.comparison import Progress, Setup, certified_domain, trained
+from minicompress.experiments.comparison import INT4, INT8, Setup, certified_domain, trained
 from minicompress.nn.network import Sequential, apply, finite_outputs
 from minicompress.search.plan import compress
 from minicompress.search.weights import weights
@@ -26,12 +25,22 @@ from minicompress.search.weights import weights
 RADII = (1 / 64, 1 / 32, 1 / 16)
 RADIUS_NAMES = tuple(f"1/{round(1 / eps)}" for eps in RADII)
 SEARCHED = 1 / 32
+PIXELS = (0.0, 1.0)
 METHODS: Mapping[str, Compressor] = {
-    "int8": partial(quantize, num_bits=8, axis=-1),
-    "int4": partial(quantize, num_bits=4, axis=-1),
+    "int8": INT8,
+    "int4": INT4,
     "prune 20%": partial(prune_magnitude, amount=0.2),
     "prune 50%": partial(prune_magnitude, amount=0.5),
 }
+LEGEND = """The original classifies {:.2%} of the test images rightly.
+agree: % of them that the compressed network gives the same class.
+domain: % of them that lie in the box of the training images and provably keep their class, known
+from the original's outputs alone.
+{}: % of the first {} with provably one class of both networks on the whole ball of that radius,
+every pixel in [0, 1].
+bound: how far the outputs that run can be apart in the ball of 1/{}, proven, rounding included;
+found: the most that sign gradients and corners find there;
+both medians, and the median of their ratio."""
 
 
 class CertificateRow(NamedTuple):
@@ -54,20 +63,13 @@ class CertificateRow(NamedTuple):
 
 
 def run_certification(
-    data: Setup,
-    *,
-    seed: int = 0,
-    epochs: int | None = None,
-    inputs: int = 100,
-    progress: Progress | None = None,
+    data: Setup, *, inputs: int = 100
 ) -> tuple[float, tuple[CertificateRow, ...]]:
     """Train a network, compress it by several methods, and certify each against the original.
 
     Parameters
     ----------
     data : Setup
-    seed, epochs, progress
-        As for `comparison.compare`.
     inputs : int
         Test inputs whose balls are followed; accuracy, agreement and domain take all of them.
 
@@ -77,44 +79,38 @@ def run_certification(
         Of the original.
     rows : tuple of CertificateRow
     """
-    f = trained(data, seed=seed, epochs=epochs, progress=progress)
-    return certified_against(f, data, seed=seed, inputs=inputs)
+    return certified_against(trained(data), data, inputs=inputs)
 
 
 def certified_against(
-    f: Sequential, data: Setup, *, seed: int = 0, inputs: int = 100
+    f: Sequential, data: Setup, *, inputs: int
 ) -> tuple[float, tuple[CertificateRow, ...]]:
     """`run_certification` for a network that is trained already."""
     x, y = data.test
-    logits = finite_outputs(apply(f, x))
+    classes = finite_outputs(apply(f, x)).argmax(1)
     some = x[: as_int(inputs, "inputs", 1)]
     rows = []
     for method, compressor in METHODS.items():
         g, _ = compress(f, dict.fromkeys(weights(f), compressor))
-        others = finite_outputs(apply(g, x), name=method)
+        others = finite_outputs(apply(g, x), name=method).argmax(1)
         balls = {
-            eps: ball_certificates(
-                f, g, some, eps=eps, clip=(0.0, 1.0), max_symbols=data.max_symbols
-            )
+            eps: ball_certificates(f, g, some, eps=eps, clip=PIXELS, max_symbols=data.max_symbols)
             for eps in RADII
         }
-        bounds = np.array([c.bound for c in balls[SEARCHED]])
-        found = attack(
-            f, g, some, eps=SEARCHED, clip=(0.0, 1.0), rng=np.random.default_rng([seed, 2])
-        )
+        bounds = [c.bound for c in balls[SEARCHED]]
+        rng = np.random.default_rng([data.seed, 2])
+        found = attack(f, g, some, eps=SEARCHED, clip=PIXELS, rng=rng)
         rows.append(
             CertificateRow(
                 method,
-                float((others.argmax(1) == y).mean()),
-                float((others.argmax(1) == logits.argmax(1)).mean()),
+                float((others == y).mean()),
+                float((others == classes).mean()),
                 certified_domain(f, g, data),
-                tuple(sum(c.same_class for c in balls[eps]) / len(some) for eps in RADII),
-                float(np.median(bounds)),
-                float(np.median(found)),
-                float(np.median(bounds / found)),
+                tuple(sum(c.same_class for c in ball) / len(some) for ball in balls.values()),
+                *(float(np.median(of)) for of in (bounds, found, bounds / found)),
             )
         )
-    return float((logits.argmax(1) == y).mean()), tuple(rows)
+    return float((classes == y).mean()), tuple(rows)
 
 
 def format_certificates(accuracy: float, rows: tuple[CertificateRow, ...], inputs: int) -> str:
@@ -125,30 +121,19 @@ def format_certificates(accuracy: float, rows: tuple[CertificateRow, ...], input
 def certificate_cells(rows: tuple[CertificateRow, ...]) -> list[tuple[str, ...]]:
     """The rows under their heads."""
     head = ("method", "accuracy", "agree", "domain", *RADIUS_NAMES, "bound", "found", "ratio")
-    return [head, *(_cells(row) for row in rows)]
+    cells = [
+        (
+            row.method,
+            *(f"{100 * share:.2f}" for share in (row.accuracy, row.agreement)),
+            *(f"{100 * share:.1f}" for share in (row.domain, *row.balls)),
+            *(f"{value:.4g}" for value in (row.bound, row.found)),
+            f"{row.ratio:.2f}",
+        )
+        for row in rows
+    ]
+    return [head, *cells]
 
 
 def certificate_legend(accuracy: float, inputs: int) -> str:
     """What the columns are."""
-    return (
-        f"The original classifies {accuracy:.2%} of the test images rightly. agree: % of them that "
-        "the compressed network gives the same class. domain: % of them that lie in the box of the "
-        "training images and provably keep their class, known from the original's outputs alone. "
-        f"{', '.join(RADIUS_NAMES)}: % of the first {inputs} with provably one class of both "
-        "networks on the whole ball of that radius, every pixel in [0, 1]. bound: how far the "
-        f"outputs that run can be apart in the ball of 1/{round(1 / SEARCHED)}, proven, rounding "
-        "included; found: the most that sign gradients and corners find there; both medians, and "
-        "the median of their ratio."
-    )
-
-
-def _cells(row: CertificateRow) -> tuple[str, ...]:
-    shares = (row.accuracy, row.agreement, row.domain, *row.balls)
-    return (
-        row.method,
-        *(f"{100 * share:.2f}" for share in shares[:2]),
-        *(f"{100 * share:.1f}" for share in shares[2:]),
-        f"{row.bound:.4g}",
-        f"{row.found:.4g}",
-        f"{row.ratio:.2f}",
-    )
+    return LEGEND.format(accuracy, ", ".join(RADIUS_NAMES), inputs, round(1 / SEARCHED))

@@ -7,21 +7,22 @@ Every setting is fixed here, before any test image is seen, and each model is sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from minicompress.analysis.accounting import summary
-from minicompress.arrays import Array, as_int
+from minicompress.arrays import Array, as_int, ceil_div
 from minicompress.certify.certificates import domain_certificate
 from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.compressors.svd import low_rank
-from minicompress.datasets import Images
+from minicompress.datasets import SPLITS, Images
 from minicompress.nn.architectures import digits_cnn, seed_cnn
 from minicompress.nn.network import Sequential, apply, decoded
 from minicompress.nn.optimizers import adam, cosine_lr
@@ -50,17 +51,30 @@ SMALL = 0.02
 
 
 class Setup(NamedTuple):
-    """A data set, the network for it, and how that is trained."""
+    """A data set, the network for it, and how that is trained: what all experiments share."""
 
+    name: str
     train: Images
     validation: Images
     test: Images
     network: Callable[..., Sequential]
-    epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
     max_symbols: int | None  # of the certificates: all on small networks
+    seed: int
+    epochs: int
+    progress: Progress
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return self.test[0].shape[1:]
+
+    @property
+    def images(self) -> dict[str, int]:
+        """How many there are in each split."""
+        return {split: len(getattr(self, split)[0]) for split in SPLITS}
 
 
 class Row(NamedTuple):
@@ -92,64 +106,80 @@ class Candidate(NamedTuple):
 
     method: str
     model: Sequential
-    certificate: Certificate | None = None
+    certificates: Mapping[int, Certificate] = MappingProxyType({})
     against: str | None = None
 
 
-class Run(NamedTuple):
-    """What every training of one comparison shares."""
-
-    data: Setup
-    seed: int
-    epochs: int
-    progress: Progress
-
-
-def setup(name: str, load: Callable[[str], Images]) -> Setup:
-    """The settings for "digits" or "mnist", with the images that `load` gives for each split."""
-    train, validation, test = (load(split) for split in ("train", "validation", "test"))
-    if name == "digits":
-        # Strong decay, chosen on the validation images: they are classified better, and small
-        # weights make small differences of large margins.
-        return Setup(train, validation, test, digits_cnn, EPOCHS[name], 32, 3e-3, 0.3, None)
-    return Setup(train, validation, test, seed_cnn, EPOCHS[name], 64, 1e-3, 0.0, 64)
-
-
-def compare(
-    data: Setup, *, seed: int = 0, epochs: int | None = None, progress: Progress | None = None
-) -> tuple[Row, ...]:
-    """Train, compress every way, count, bound and score.
+def setup(
+    name: str,
+    load: Callable[[str], Images],
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
+    progress: Progress | None = None,
+) -> Setup:
+    """The settings for "digits" or "mnist".
 
     Parameters
     ----------
-    data : Setup
+    name : str
+    load : callable
+        Gives the images of a split.
     seed : int
-        Of the initial weights and of the order of the images: the same seed, the same rows.
+        Of the initial weights and of the order of the images: the same seed, the same results.
     epochs : int, optional
-        For each network that is trained from scratch, as `data` says unless told; retraining after
-        a compression takes `retraining_epochs` of it.
+        For each network that is trained from scratch, instead of those in `EPOCHS`; retraining
+        after a compression takes `retraining_epochs` of it.
     progress : callable, optional
-        Called with the name of what is being trained and the fraction of it that is done.
-
-    Returns
-    -------
-    tuple of Row
-        The uncompressed network first.
+        Called with the name of what is being done and the fraction of it that is done.
     """
-    epochs = data.epochs if epochs is None else as_int(epochs, "epochs", 1)
-    run = Run(data, as_int(seed, "seed", 0), epochs, progress or (lambda name, done: None))
-    first, *others = _candidates(run)
-    dense = _score(data, first, None, first.model)
-    return (dense, *(_score(data, other, dense, first.model) for other in others))
+    shared = (
+        as_int(seed, "seed", 0),
+        as_int(EPOCHS[name] if epochs is None else epochs, "epochs", 1),
+        progress or (lambda what, done: None),
+    )
+    train, validation, test = map(load, SPLITS)
+    if name == "digits":
+        # Strong decay, chosen on the validation images: they are classified better, and small
+        # weights make small differences of large margins.
+        return Setup(name, train, validation, test, digits_cnn, 32, 3e-3, 0.3, None, *shared)
+    return Setup(name, train, validation, test, seed_cnn, 64, 1e-3, 0.0, 64, *shared)
 
 
-def trained(
-    data: Setup, *, seed: int = 0, epochs: int | None = None, progress: Progress | None = None
-) -> Sequential:
-    """The network of the first row of `compare`, with the same arguments."""
-    epochs = data.epochs if epochs is None else as_int(epochs, "epochs", 1)
-    seed = as_int(seed, "seed", 0)
-    return _fresh(Run(data, seed, epochs, progress or (lambda name, done: None)), "baseline")
+def compare(data: Setup) -> tuple[Row, ...]:
+    """Train, compress every way, count, bound and score; the uncompressed network first."""
+    dense = trained(data)
+    dense_bytes = summary(dense, data.shape).dense_bytes
+    dense_accuracy = accuracy(dense, *data.test)
+    rows = []
+    for method, model, certificates, against in _candidates(data, dense):
+        counted = summary(model, data.shape)
+        certificate = total(certificates.values())
+        on_test = accuracy(model, *data.test)
+        rows.append(
+            Row(
+                method,
+                counted.params,
+                counted.nonzeros,
+                counted.macs,
+                counted.packed_bytes,
+                dense_bytes / counted.packed_bytes,
+                accuracy(model, *data.validation),
+                on_test,
+                100 * (on_test - dense_accuracy),
+                certificate.bound if against else None,
+                certificate.measured if against else None,
+                against,
+                certified_domain(dense, model, data) if against else None,
+            )
+        )
+    return tuple(rows)
+
+
+def trained(data: Setup, variant: str = "baseline") -> Sequential:
+    """A variant of the network, trained from scratch; the first row of `compare` is "baseline"."""
+    model = data.network(np.random.default_rng([data.seed, 0]), variant)
+    return _train(data, variant, model, data.epochs)
 
 
 def retraining_epochs(epochs: int) -> int:
@@ -166,102 +196,54 @@ def low_rank_share(weight: Array, *, share: Fraction) -> Compressed:
 half_rank = partial(low_rank_share, share=Fraction(1, 2))
 
 
-def _candidates(run: Run) -> list[Candidate]:
+def _candidates(data: Setup, dense: Sequential) -> Iterator[Candidate]:
     """Every model of the comparison, the dense one first."""
-    dense = _fresh(run, "baseline")
     sizes = {i: decode(w).size for i, w in weights(dense).items()}
     large = [i for i, size in sizes.items() if size >= SMALL * sum(sizes.values())]
 
-    found = [
-        Candidate("dense float32", dense),
-        _compressed("int8", dense, dict.fromkeys(sizes, INT8)),
-        _compressed("int4", dense, dict.fromkeys(sizes, INT4)),
-    ]
-    found += _retrained(run, dense, "low rank 1/2", large, half_rank, INT8)
+    yield Candidate("dense float32", dense)
+    yield Candidate("int8", *compress(dense, dict.fromkeys(sizes, INT8)), TRAINED)
+    yield Candidate("int4", *compress(dense, dict.fromkeys(sizes, INT4)), TRAINED)
+    steps: dict[str, tuple[Compressor, Compressor]] = {"low rank 1/2": (half_rank, INT8)}
     for amount in AMOUNTS:
-        step = partial(prune_magnitude, amount=amount)
-        found += _retrained(run, dense, f"prune {amount:.0%}", large, step, INT8_ONE_SCALE)
-
-    return found + [Candidate(variant, _fresh(run, variant)) for variant in VARIANTS]
-
-
-def _compressed(
-    method: str, model: Sequential, compressors: Mapping[int, Compressor], against: str = TRAINED
-) -> Candidate:
-    compressed, certificates = compress(model, compressors)
-    return Candidate(method, compressed, total(certificates.values()), against)
-
-
-def _retrained(
-    run: Run,
-    dense: Sequential,
-    method: str,
-    large: Iterable[int],
-    step: Compressor,
-    rounding: Compressor,
-) -> list[Candidate]:
-    """The model compressed by `step` and retrained, and then that one in 8 bits as well."""
-    steps = dict.fromkeys(large, step)
-    before = _compressed(method, dense, steps, BEFORE_RETRAINING)
-    few = retraining_epochs(run.epochs)
-    if any(isinstance(w, LowRank) for w in weights(before.model).values()):
-        factors = _train(run, method, factorize(before.model), few)
-        retrained = restore_factors(before.model, factors)
-    else:
-        view = preserve_structure(before.model)
-        retrained = _train(run, method, decoded(before.model), few, view)
-
-    # The weights still have this rank or these zeros: the same step loses nothing on them.
-    again, _ = compress(retrained, steps)
-    both: dict[int, Compressor] = dict.fromkeys(weights(retrained), INT8)
-    both |= dict.fromkeys(large, chain(step, rounding))
-    hybrid = _compressed(f"{method} + int8", retrained, both, RETRAINED)
-    return [before._replace(model=again), hybrid]
+        pruned = partial(prune_magnitude, amount=amount)
+        steps[f"prune {amount:.0%}"] = (pruned, INT8_ONE_SCALE)
+    for method, (step, rounding) in steps.items():
+        made, certificates = compress(dense, dict.fromkeys(large, step))
+        retrained = _retrained(data, method, made)
+        # The weights still have this rank or these zeros: the same step loses nothing on them.
+        again, _ = compress(retrained, dict.fromkeys(large, step))
+        yield Candidate(method, again, certificates, BEFORE_RETRAINING)
+        both = dict.fromkeys(sizes, INT8) | dict.fromkeys(large, chain(step, rounding))
+        yield Candidate(f"{method} + int8", *compress(retrained, both), RETRAINED)
+    for variant in VARIANTS:
+        yield Candidate(variant, trained(data, variant))
 
 
-def _fresh(run: Run, variant: str) -> Sequential:
-    model = run.data.network(np.random.default_rng([run.seed, 0]), variant)
-    return _train(run, variant, model, run.epochs)
+def _retrained(data: Setup, name: str, model: Sequential) -> Sequential:
+    """Plain weights of the same rank, or with the same zeros, after more training."""
+    epochs = retraining_epochs(data.epochs)
+    if any(isinstance(w, LowRank) for w in weights(model).values()):
+        return restore_factors(model, _train(data, name, factorize(model), epochs))
+    return _train(data, name, decoded(model), epochs, preserve_structure(model))
 
 
 def _train(
-    run: Run, name: str, model: Sequential, epochs: int, view: LatentView | None = None
+    data: Setup, name: str, model: Sequential, epochs: int, view: LatentView | None = None
 ) -> Sequential:
-    data, (x, y) = run.data, run.data.train
-    steps = epochs * -(-len(x) // data.batch_size)
-    trained, _ = fit(
+    x, y = data.train
+    steps = epochs * ceil_div(len(x), data.batch_size)
+    return fit(
         model,
         x,
         y,
         optimizer=adam(cosine_lr(data.learning_rate, steps), weight_decay=data.weight_decay),
         epochs=epochs,
         batch_size=data.batch_size,
-        rng=np.random.default_rng([run.seed, 1]),  # afresh: no row depends on those above it
+        rng=np.random.default_rng([data.seed, 1]),  # afresh: no row depends on those above it
         view=view,
-        progress=lambda step, steps, loss: run.progress(name, step / steps),
-    )
-    return trained
-
-
-def _score(data: Setup, candidate: Candidate, dense: Row | None, original: Sequential) -> Row:
-    counted = summary(candidate.model, data.test[0].shape[1:])
-    on_test = accuracy(candidate.model, *data.test)
-    certificate = candidate.certificate
-    return Row(
-        candidate.method,
-        counted.params,
-        counted.nonzeros,
-        counted.macs,
-        counted.packed_bytes,
-        (counted.dense_bytes if dense is None else dense.bytes) / counted.packed_bytes,
-        accuracy(candidate.model, *data.validation),
-        on_test,
-        0.0 if dense is None else 100 * (on_test - dense.test_accuracy),
-        None if certificate is None else certificate.bound,
-        None if certificate is None else certificate.measured,
-        candidate.against,
-        None if candidate.against is None else certified_domain(original, candidate.model, data),
-    )
+        progress=lambda step, steps, loss: data.progress(name, step / steps),
+    )[0]
 
 
 def certified_domain(f: Sequential, g: Sequential, data: Setup) -> float:

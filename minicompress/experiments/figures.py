@@ -21,6 +21,7 @@ from minicompress.experiments.comparison import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # By what they are about: the name of each, its bound, its error.
@@ -34,23 +35,19 @@ ON_PAGE = {INK: "currentColor", LINE: "var(--line)"} | {
 MARKERS = "os^D"
 # Narrow, so that letters are large enough on a telephone, too.
 SIZE = (4.6, 3.4)
-STYLE: Any = {
+INKED = ("axes.edgecolor", "axes.labelcolor", "legend.labelcolor", "text.color")
+STYLE: Any = dict.fromkeys((*INKED, "xtick.color", "ytick.color"), INK) | {
     "axes.axisbelow": True,
-    "axes.edgecolor": INK,
     "axes.formatter.use_mathtext": False,
     "axes.grid": True,
-    "axes.labelcolor": INK,
+    "axes.prop_cycle": f"cycler(color={SERIES})",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.unicode_minus": False,
     "font.size": 9,
     "grid.color": LINE,
     "legend.frameon": False,
-    "legend.labelcolor": INK,
     "svg.fonttype": "none",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
 }
 
 
@@ -81,21 +78,17 @@ def front_figure(rows: Sequence[Row], front: Sequence[str]) -> str:
     from matplotlib.ticker import LogLocator
 
     figure, axes = _axes("bytes", "accuracy, % of the test images")
-    axes.set_xscale("log")
     best = [next(row for row in rows if row.method == method) for method in front]
     others = [row for row in rows if row.method not in front]
-    for some, style, color, label in (
-        (others, "o", SERIES[0], "the others"),
-        (best, "D-", SERIES[1], "the front"),
-    ):
+    for label, style, some in (("the others", "o", others), ("the front", "D-", best)):
         accuracies = [100 * row.test_accuracy for row in some]
-        axes.plot([row.bytes for row in some], accuracies, style, color=color, label=label)
+        axes.semilogx([row.bytes for row in some], accuracies, style, label=label)
     for row in best:
         place = (row.bytes, 100 * row.test_accuracy)
         axes.annotate(row.method, place, xytext=(5, -14), textcoords="offset points")
     axes.margins(0.1, 0.15)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    _plain_ticks(axes, x="{:,.0f}")
+    _plain_ticks(axes.xaxis, "{x:,.0f}")
     figure.legend(loc="outside upper center", ncols=2)
     told = "; ".join(f"{r.method}, {r.bytes:,} bytes, {r.test_accuracy:.2%}" for r in best)
     return _svg(
@@ -117,14 +110,13 @@ def layers_figure(rows: Sequence[Sensitivity]) -> str:
             [row.loss_change for row in of_layer],
             [methods.index(row.method) for row in of_layer],
             MARKERS[i % len(MARKERS)],
-            color=SERIES[i % len(SERIES)],
             label=f"layer {layer}, {kind}",
         )
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xticks([-0.01, 0, 0.01, 0.1, 1])
-    _plain_ticks(axes, x="{:g}")
+    _plain_ticks(axes.xaxis, "{x:g}")
     figure.legend(loc="outside upper center", ncols=min(3, len(layers)), handletextpad=0)
     worst = max(rows, key=lambda row: row.loss_change)
     return _svg(
@@ -147,7 +139,6 @@ def certified_figure(rows: Sequence[CertificateRow]) -> str:
             [x + (i - (len(names) - 1) / 2) * width for x in range(len(methods))],
             [100 * (row.domain, *row.balls)[i] for row in rows],
             width,
-            color=SERIES[i % len(SERIES)],
             label=name,
         )
     axes.set_xticks(range(len(methods)), methods)
@@ -170,10 +161,11 @@ def bounds_figure(pairs: Pairs) -> str:
     for i, (what, found) in enumerate(pairs.items()):
         points = [(measured, bound) for _, bound, measured in found if bound > 0 and measured > 0]
         if points:
-            axes.loglog(*zip(*points), MARKERS[i], color=SERIES[i], mfc="none", label=what)
+            axes.loglog(*zip(*points), MARKERS[i], mfc="none", label=what)
     ends = [f((*axes.get_xlim(), *axes.get_ylim())) for f in (min, max)]
     axes.plot(ends, ends, color=INK, lw=1, ls="--", label="bound = error")
-    _plain_ticks(axes, x="{:g}", y="{:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis, "{x:g}")
     axes.legend(loc="lower right")
     every = [pair for found in pairs.values() for pair in found]
     above = sum(measured > bound for _, bound, measured in every)
@@ -189,7 +181,7 @@ def exits_figure(curve: Sequence[ExitPoint]) -> str:
     """Accuracy against multiplications."""
     figure, axes = _axes("MACs, % of the network's", "accuracy, % of validation images")
     shares = [100 * point.share for point in curve]
-    axes.plot(shares, [100 * point.accuracy for point in curve], "o-", color=SERIES[0])
+    axes.plot(shares, [100 * point.accuracy for point in curve], "o-")
     axes.margins(0.05, 0.15)
     first, last = curve[0], curve[-1]
     return _svg(
@@ -210,14 +202,10 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plain_ticks(axes: Axes, **formats: str) -> None:
+def _plain_ticks(axis: Axis, text: str) -> None:
     """Numbers as they are read, not as powers of ten."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    for name, text in formats.items():
-        axis = axes.xaxis if name == "x" else axes.yaxis
-        axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text.format(value)))
-        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(text)
+    axis.set_minor_formatter("")
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:
@@ -230,21 +218,20 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": name}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
+    inner = buffer.getvalue().split("<svg", 1)[1].split(">", 1)[1].rsplit("</svg>", 1)[0]
+    for pattern, new in (
+        ("(?s)<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", ""),
+        (r"\bid=\"", f'id="{name}-'),
+        (r"(xlink:)?href=\"#", f'href="#{name}-'),
+        (r"font: ([\d.]+px)[^;\"]*", r"font-size: \1"),
+        (r"\s*\n\s*", r"\n"),
+        *ON_PAGE.items(),
+    ):
+        inner = re.sub(pattern, new, inner)
     width, height = (72 * inches for inches in SIZE)
-    inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    for unwanted in ("<metadata>.*?</metadata>", "<style.*?</style>", "<!--.*?-->"):
-        inner = re.sub(unwanted, "", inner, flags=re.DOTALL)
-    inner = re.sub(r"\bid=\"", f'id="{name}-', inner)
-    inner = re.sub(r"(xlink:)?href=\"#", f'href="#{name}-', inner)
-    inner = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", inner)
-    for color, variable in ON_PAGE.items():
-        inner = inner.replace(color, variable)
-    inner = "\n".join(line.strip() for line in inner.splitlines() if line.strip())
-    return (
-        f'<svg role="img" aria-labelledby="{name}-title {name}-desc" '
-        f'viewBox="0 0 {width:g} {height:g}">\n'
-        f'<title id="{name}-title">{escape(title)}</title>\n'
-        f'<desc id="{name}-desc">{escape(description)}</desc>\n'
-        f"{inner}\n</svg>"
-    )
+    return f"""\
+<svg role="img" aria-labelledby="{name}-title {name}-desc" viewBox="0 0 {width:g} {height:g}">
+<title id="{name}-title">{escape(title)}</title>
+<desc id="{name}-desc">{escape(description)}</desc>
+{inner.strip()}
+</svg>"""

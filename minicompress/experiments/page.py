@@ -5,13 +5,19 @@ Every number that a figure shows stands in a table beside it.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+import scipy
+
+from minicompress.early_exit.thresholds import ExitPoint
 from minicompress.experiments.budget import sensitivity_cells
 from minicompress.experiments.certification import certificate_cells, certificate_legend
 from minicompress.experiments.comparison import retraining_epochs
 from minicompress.experiments.figures import (
+    Pairs,
     bounds_figure,
     certified_figure,
     exits_figure,
@@ -20,7 +26,7 @@ from minicompress.experiments.figures import (
     layers_figure,
     need_matplotlib,
 )
-from minicompress.experiments.report import ExitResult, Report
+from minicompress.experiments.report import Report
 from minicompress.experiments.table import comparison_cells, legend, read_table
 
 CSS = """
@@ -50,13 +56,85 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>minicompress: the {name} report</title>
 <style>{css}</style>
 </head>
 <body>
 <main>
-<h1>{title}</h1>
-{body}
+<h1>minicompress: the {name} report</h1>
+
+<section>
+<h2>One network, compressed every way</h2>
+<p>{reading}</p>
+{methods_table}
+<p>{legend}</p>
+</section>
+
+<section>
+<h2>Accuracy against bytes</h2>
+<figure>
+{front_figure}
+<figcaption>Of the methods on the front, no other is both as small and as good.</figcaption>
+</figure>
+{front_table}
+</section>
+
+<section>
+<h2>What each layer tolerates</h2>
+<figure>
+{layers_figure}
+<figcaption>One layer compressed, all others as they were. The axis is linear up to 0.01, and
+logarithmic beyond.</figcaption>
+</figure>
+{layers_table}
+<p>loss, accuracy (in points), file bytes and MACs are changes of the whole network; bound and error
+are those of the layer's weights, proven and measured.</p>
+</section>
+
+<section>
+<h2>What is certified</h2>
+<figure>
+{certified_figure}
+<figcaption>No retraining here: it is proven of the network and its compressed forms that they
+agree.</figcaption>
+</figure>
+{certified_table}
+<p>{certificate_legend}</p>
+</section>
+
+<section>
+<h2>Proven and measured</h2>
+<figure>
+{bounds_figure}
+<figcaption>No point can lie below the dashed line, and the nearer one is to it, the tighter is its
+bound. Of outputs, the error is the most that a search found.</figcaption>
+</figure>
+{bounds_table}
+</section>
+
+<section>
+<h2>Leaving early</h2>
+<figure>
+{exits_figure}
+<figcaption>A small head behind the first layers answers when it is confident enough, and the rest
+of the network is not run.</figcaption>
+</figure>
+{exits_table}
+<p>The threshold {exits.threshold:.4f} was chosen on the validation images: it saves most of those
+that lose nothing there. Of the test images, looked at once, {exits.left:.2%} leave early at it, for
+{exits.share:.2%} of the MACs; {exits.accuracy:.2%} are right, and {exits.plain_accuracy:.2%} by the
+whole network.</p>
+</section>
+
+<section>
+<h2>The same again</h2>
+<pre tabindex="0">python -m minicompress report --data {name}{folder} --seed {data.seed} \
+--epochs {data.epochs} --out FILE.html</pre>
+<p>Data: {source}. Images: {images}.</p>
+<p>SHA-256 of all images and labels: {digest}.</p>
+<p>Versions: {versions}. With these the same seed gives the same page, byte for byte; another BLAS,
+or another number of its threads, may move last digits.</p>
+</section>
 </main>
 </body>
 </html>
@@ -87,83 +165,68 @@ def html_page(report: Report) -> str:
     CompressionError
         There is no matplotlib.
     """
-    drawn_by = need_matplotlib()
+    versions = _versions()
+    data, exits = report.data, report.exits
+    pairs = _pairs(report)
+    texts = {
+        "name": data.name,
+        "reading": read_table(report.rows, data.images["test"]),
+        "legend": legend(retraining_epochs(data.epochs), wide=True),
+        "certificate_legend": certificate_legend(report.accuracy, report.balls),
+        "folder": " --folder DIR" if data.name == "mnist" else "",
+        "source": DATA.get(data.name, data.name),
+        "images": ", ".join(f"{n:,} {split}" for split, n in data.images.items()),
+        "digest": report.digest,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    tables: dict[str, tuple[str, Sequence[Sequence[str]]]] = {
+        "methods_table": ("All methods", comparison_cells(report.rows, wide=True)),
+        "front_table": ("Accuracy against bytes", _front_cells(report)),
+        "layers_table": ("What each layer tolerates", sensitivity_cells(report.layers)),
+        "certified_table": ("What is certified", certificate_cells(report.certificates)),
+        "bounds_table": ("Proven and measured", _bounds_cells(pairs)),
+        "exits_table": ("Leaving early", _exits_cells(exits.curve)),
+    }
     with figure_style():
-        body = [
-            _table_section(report),
-            _front_section(report),
-            _layers_section(report),
-            _certificates_section(report),
-            _bounds_section(report),
-            _exits_section(report.exits),
-            _again_section(report, drawn_by),
-        ]
-    title = escape(f"minicompress: the {report.data} report")
-    page = PAGE.format(title=title, css=CSS, body="\n".join(body))
+        page = PAGE.format(
+            css=CSS,
+            data=data,
+            exits=exits,
+            front_figure=front_figure(report.rows, report.front),
+            layers_figure=layers_figure(report.layers),
+            certified_figure=certified_figure(report.certificates),
+            bounds_figure=bounds_figure(pairs),
+            exits_figure=exits_figure(exits.curve),
+            **{name: escape(text) for name, text in texts.items()},
+            **{name: _table(cells, title) for name, (title, cells) in tables.items()},
+        )
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-def _table_section(report: Report) -> str:
-    reading = read_table(report.rows, report.images["test"])
-    return _section(
-        "One network, compressed every way",
-        _paragraph(reading),
-        _table(comparison_cells(report.rows, wide=True), "All methods"),
-        _paragraph(legend(retraining_epochs(report.epochs), wide=True)),
-    )
+def _versions() -> dict[str, str]:
+    """Of what was running; without matplotlib a `CompressionError`."""
+    from minicompress import __version__
+
+    return {
+        "minicompress": __version__,
+        "Python": platform.python_version(),
+        "NumPy": np.__version__,
+        "SciPy": scipy.__version__,
+        "matplotlib": need_matplotlib(),
+    }
 
 
-def _front_section(report: Report) -> str:
+def _front_cells(report: Report) -> list[tuple[str, ...]]:
+    yes = dict.fromkeys(report.front, "yes")
     cells = [
-        (
-            row.method,
-            f"{row.bytes:,}",
-            f"{100 * row.test_accuracy:.2f}",
-            "yes" if row.method in report.front else "no",
-        )
-        for row in sorted(report.rows, key=lambda row: row.bytes)
+        (r.method, f"{r.bytes:,}", f"{100 * r.test_accuracy:.2f}", yes.get(r.method, "no"))
+        for r in sorted(report.rows, key=lambda row: row.bytes)
     ]
-    return _section(
-        "Accuracy against bytes",
-        _figure(
-            front_figure(report.rows, report.front),
-            "Of the methods on the front, no other is both as small and as good.",
-        ),
-        _table([("method", "bytes", "accuracy", "front"), *cells], "Accuracy against bytes"),
-    )
+    return [("method", "bytes", "accuracy", "front"), *cells]
 
 
-def _layers_section(report: Report) -> str:
-    return _section(
-        "What each layer tolerates",
-        _figure(
-            layers_figure(report.layers),
-            "One layer compressed, all others as they were. The axis is linear up to 0.01, and "
-            "logarithmic beyond.",
-        ),
-        _table(sensitivity_cells(report.layers), "What each layer tolerates"),
-        _paragraph(
-            "loss, accuracy (in points), file bytes and MACs are changes of the whole network; "
-            "bound and error are those of the layer's weights, proven and measured."
-        ),
-    )
-
-
-def _certificates_section(report: Report) -> str:
-    return _section(
-        "What is certified",
-        _figure(
-            certified_figure(report.certificates),
-            "No retraining here: it is proven of the network and its compressed forms that they "
-            "agree.",
-        ),
-        _table(certificate_cells(report.certificates), "What is certified"),
-        _paragraph(certificate_legend(report.accuracy, report.balls)),
-    )
-
-
-def _bounds_section(report: Report) -> str:
-    pairs = {
+def _pairs(report: Report) -> Pairs:
+    return {
         "a layer's weights": [
             (f"layer {r.layer}, {r.method}", r.certificate.bound, r.certificate.measured)
             for r in report.layers
@@ -175,91 +238,39 @@ def _bounds_section(report: Report) -> str:
         ],
         "outputs": [(row.method, row.bound, row.found) for row in report.certificates],
     }
+
+
+def _bounds_cells(pairs: Pairs) -> list[tuple[str, ...]]:
     cells = [
         (name, what, f"{bound:.4g}", f"{error:.4g}", f"{bound / error:.2f}" if error else "-")
         for what, found in pairs.items()
         for name, bound, error in found
     ]
-    return _section(
-        "Proven and measured",
-        _figure(
-            bounds_figure(pairs),
-            "No point can lie below the dashed line, and the nearer one is to it, the tighter is "
-            "its bound. Of outputs, the error is the most that a search found.",
-        ),
-        _table([("method", "of", "bound", "error", "ratio"), *cells], "Proven and measured"),
-    )
+    return [("method", "of", "bound", "error", "ratio"), *cells]
 
 
-def _exits_section(exits: ExitResult) -> str:
+def _exits_cells(curve: Sequence[ExitPoint]) -> list[tuple[str, ...]]:
     cells = [
         (f"{p.threshold:.4f}", f"{100 * p.accuracy:.2f}", f"{float(p.macs):,.0f}", f"{p.share:.1%}")
-        for p in exits.curve
+        for p in curve
     ]
-    return _section(
-        "Leaving early",
-        _figure(
-            exits_figure(exits.curve),
-            "A small head behind the first layers answers when it is confident enough, and the "
-            "rest of the network is not run.",
-        ),
-        _table([("threshold", "accuracy", "MACs", "share"), *cells], "Leaving early"),
-        _paragraph(
-            f"The threshold {exits.threshold:.4f} was chosen on the validation images: it saves "
-            "most of those that lose nothing there. Of the test images, looked at once, "
-            f"{exits.left:.2%} leave early at it, for {exits.share:.2%} of the MACs; "
-            f"{exits.accuracy:.2%} are right, and {exits.plain_accuracy:.2%} by the whole network."
-        ),
-    )
-
-
-def _again_section(report: Report, drawn_by: str) -> str:
-    folder = " --folder DIR" if report.data == "mnist" else ""
-    command = (
-        f"python -m minicompress report --data {report.data}{folder} --seed {report.seed} "
-        f"--epochs {report.epochs} --out FILE.html"
-    )
-    images = ", ".join(f"{n:,} {split}" for split, n in report.images.items())
-    versions = report.versions | {"matplotlib": drawn_by}
-    return _section(
-        "The same again",
-        f'<pre tabindex="0">{escape(command)}</pre>',
-        _paragraph(f"Data: {DATA.get(report.data, report.data)}. Images: {images}."),
-        _paragraph(f"SHA-256 of all images and labels: {report.digest}."),
-        _paragraph(
-            f"Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}. "
-            "With these the same seed gives the same page, byte for byte; another BLAS, or another "
-            "number of its threads, may move last digits."
-        ),
-    )
-
-
-def _section(heading: str, *parts: str) -> str:
-    return "\n".join(["<section>", f"<h2>{escape(heading)}</h2>", *parts, "</section>"])
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>\n{svg}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+    return [("threshold", "accuracy", "MACs", "share"), *cells]
 
 
 def _table(cells: Sequence[Sequence[str]], name: str) -> str:
     """A table that scrolls within its own box, by the keyboard too."""
-
-    def row(line: Sequence[str], first: str, other: str) -> str:
-        tags = [first, *[other] * (len(line) - 1)]
-        inner = (
-            f"<{t}>{escape(c.strip())}</{t.split()[0]}>" for t, c in zip(tags, line, strict=True)
-        )
-        return f"<tr>{''.join(inner)}</tr>"
-
-    column, lead = 'th scope="col"', 'th scope="row"'
-    body = "\n".join(row(line, lead, "td") for line in cells[1:])
-    return (
-        f'<div class="wide" role="region" aria-label="{escape(name)}: the numbers" tabindex="0">\n'
-        f"<table>\n<thead>{row(cells[0], column, column)}</thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    head = "".join(f'<th scope="col">{escape(cell.strip())}</th>' for cell in cells[0])
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(first.strip())}</th>'
+        f"{''.join(f'<td>{escape(cell.strip())}</td>' for cell in others)}</tr>"
+        for first, *others in cells[1:]
     )
+    return f"""\
+<div class="wide" role="region" aria-label="{escape(name)}: the numbers" tabindex="0">
+<table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</div>"""

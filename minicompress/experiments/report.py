@@ -8,17 +8,15 @@ images.
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import scipy
 
 from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import Sensitivity, sensitivity
-from minicompress.arrays import Array, as_int
+from minicompress.arrays import ceil_div
 from minicompress.compressors.chaining import Compressor
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
@@ -31,14 +29,22 @@ from minicompress.early_exit.thresholds import (
 )
 from minicompress.early_exit.training import fit_exits
 from minicompress.experiments.certification import CertificateRow, certified_against
-from minicompress.experiments.comparison import Progress, Row, Setup, compare, half_rank, trained
+from minicompress.experiments.comparison import (
+    INT4,
+    INT8,
+    Row,
+    Setup,
+    compare,
+    half_rank,
+    trained,
+)
 from minicompress.nn.network import Sequential, output_shape
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import accuracy
 
 LAYER_METHODS: Mapping[str, Compressor] = {
-    "int8": partial(quantize, num_bits=8, axis=-1),
-    "int4": partial(quantize, num_bits=4, axis=-1),
+    "int8": INT8,
+    "int4": INT4,
     "int2": partial(quantize, num_bits=2, axis=-1),
     "prune 50%": partial(prune_magnitude, amount=0.5),
     "prune 90%": partial(prune_magnitude, amount=0.9),
@@ -81,14 +87,10 @@ class Report(NamedTuple):
 
     Parameters
     ----------
-    data, seed, epochs : str, int, int
-        As the command was told; the epochs that were really run.
-    images : dict of str to int
-        How many there are in each split.
+    data : Setup
+        As the command was told.
     digest : str
         SHA-256 of all images and labels, in hexadecimal.
-    versions : dict of str to str
-        Of what was running.
     rows : tuple of Row
         As the main command prints them.
     front : tuple of str
@@ -102,12 +104,8 @@ class Report(NamedTuple):
     exits : ExitResult
     """
 
-    data: str
-    seed: int
-    epochs: int
-    images: dict[str, int]
+    data: Setup
     digest: str
-    versions: dict[str, str]
     rows: tuple[Row, ...]
     front: tuple[str, ...]
     layers: tuple[Sensitivity, ...]
@@ -117,52 +115,20 @@ class Report(NamedTuple):
     exits: ExitResult
 
 
-def gather(
-    data: Setup,
-    name: str,
-    *,
-    seed: int = 0,
-    epochs: int | None = None,
-    progress: Progress | None = None,
-) -> Report:
-    """Run all that the report shows.
-
-    Parameters
-    ----------
-    data : Setup
-    name : str
-        What the data are called.
-    seed, epochs, progress
-        As for `comparison.compare`.
-
-    Returns
-    -------
-    Report
-        The same seed, the same report.
-    """
-    epochs = data.epochs if epochs is None else as_int(epochs, "epochs", 1)
-    rows = compare(data, seed=seed, epochs=epochs, progress=progress)
-    network = trained(data, seed=seed, epochs=epochs, progress=progress)
+def gather(data: Setup) -> Report:
+    """Run all that the report shows: the same settings, the same report."""
+    digest = hashlib.sha256()
+    for array in (*data.train, *data.validation, *data.test):
+        # The same on every machine: as little-endian, in C order.
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    rows = compare(data)
+    network = trained(data)
     x, y = (part[:IMAGES] for part in data.validation)
-    layers = sensitivity(network, LAYER_METHODS, x, y, progress=progress)
-    balls = BALLS if data.max_symbols is None else FEW_BALLS
-    right, certificates = certified_against(network, data, seed=seed, inputs=balls)
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    return Report(
-        data=name,
-        seed=seed,
-        epochs=epochs,
-        images={split: len(labels) for split, (_, labels) in splits.items()},
-        digest=_digest([array for images in splits.values() for array in images]),
-        versions=_versions(),
-        rows=rows,
-        front=pareto_front(rows),
-        layers=layers,
-        accuracy=right,
-        certificates=certificates,
-        balls=min(balls, len(data.test[0])),
-        exits=_exits(data, network, seed, max(1, epochs // 2), progress),
-    )
+    layers = sensitivity(network, LAYER_METHODS, x, y, progress=data.progress)
+    balls = min(BALLS if data.max_symbols is None else FEW_BALLS, len(data.test[0]))
+    certified = certified_against(network, data, inputs=balls)
+    front, exits = pareto_front(rows), _exits(data, network)
+    return Report(data, digest.hexdigest(), rows, front, layers, *certified, balls, exits)
 
 
 def pareto_front(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -187,53 +153,32 @@ def pareto_front(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(method for _, method in sorted(front))
 
 
-def _exits(
-    data: Setup, network: Sequential, seed: int, epochs: int, progress: Progress | None
-) -> ExitResult:
-    shape = data.train[0].shape[1:]
-    inside = output_shape(Sequential(network.layers[: HEAD_BEHIND + 1]), shape)
+def _exits(data: Setup, network: Sequential) -> ExitResult:
+    inside = output_shape(Sequential(network.layers[: HEAD_BEHIND + 1]), data.shape)
     # A head of 4 x 4 windows is cheap, and so is what it learns from.
-    exits = attach_heads(network, (HEAD_BEHIND,), shape, pool=max(1, inside[0] // 4))
-    steps = epochs * -(-len(data.train[0]) // data.batch_size)
+    exits = attach_heads(network, (HEAD_BEHIND,), data.shape, pool=max(1, inside[0] // 4))
+    epochs = max(1, data.epochs // 2)
+    steps = epochs * ceil_div(len(data.train[0]), data.batch_size)
     exits, _ = fit_exits(
         exits,
         *data.train,
         optimizer=adam(cosine_lr(data.learning_rate, steps)),
         epochs=epochs,
         batch_size=data.batch_size,
-        rng=np.random.default_rng([seed, 3]),
-        progress=progress and (lambda step, steps, loss: progress("head", step / steps)),
+        rng=np.random.default_rng([data.seed, 3]),
+        progress=lambda step, steps, loss: data.progress("head", step / steps),
     )
     x, y = (part[:IMAGES] for part in data.validation)
     curve = exit_curve(exits, x, y, points=POINTS)
     chosen = choose_thresholds(exits, x, y, min_accuracy=curve[0].accuracy)
     x, y = data.test
     logits, left_at = predict(chosen, x)
-    plain = summary(network, shape).macs
+    macs = expected_macs(chosen, data.shape, left_at)
     return ExitResult(
         curve,
         chosen.thresholds[0],
         float((left_at == 0).mean()),
         float((logits.argmax(1) == y).mean()),
         accuracy(network, x, y),
-        float(expected_macs(chosen, shape, left_at) / plain),
+        float(macs / summary(network, data.shape).macs),
     )
-
-
-def _digest(arrays: Sequence[Array]) -> str:
-    found = hashlib.sha256()
-    for array in arrays:
-        # The same on every machine: as little-endian, in C order.
-        found.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-    return found.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    from minicompress import __version__
-
-    return {
-        "minicompress": __version__,
-        "Python": platform.python_version(),
-        "NumPy": np.__version__,
-        "SciPy": scipy.__version__,
-    }

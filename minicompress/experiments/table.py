@@ -11,6 +11,15 @@ from minicompress.experiments.comparison import BEFORE_RETRAINING, RETRAINED, Ro
 NARROW = ("method", "bytes", "ratio", "MACs", "accuracy", "change", "bound", "error  ")
 """The columns that fit a terminal of 80 characters."""
 
+LEGEND = """bytes: of all weights. ratio: how many times smaller than the dense network. MACs: {}.
+accuracy: % of the test images; change: in points.
+bound: the proven limit of the distance between original and compressed weights;
+error: the measured distance. *: before retraining (epochs: {}).
+**: distance from the retrained weights. -: another network, nothing is approximated.
+"""
+CERTIFIED = """certified: % of the test images that lie in the box of the training images and
+provably keep the class of the dense network as the floats compute it; this is known from the dense
+network's outputs alone."""
 MARKS = {BEFORE_RETRAINING: "*", RETRAINED: "**"}
 
 
@@ -47,20 +56,7 @@ def _cells(row: Row, dense: Row, wide: bool) -> dict[str, str]:
 def legend(retraining: int, *, wide: bool = False) -> str:
     """What the columns mean, after so many epochs of retraining."""
     macs = "multiplications for one image" if wide else "multiplications, % of the dense network's"
-    text = (
-        "bytes: of all weights. ratio: how many times smaller than the dense network. "
-        f"MACs: {macs}. accuracy: % of the test images; change: in points. bound: the proven limit "
-        "of the distance between original and compressed weights; error: the measured distance. "
-        f"*: before retraining (epochs: {retraining}). **: distance from the retrained weights. "
-        "-: another network, nothing is approximated. "
-    )
-    if not wide:
-        return f"{text}--wide shows all columns."
-    return (
-        f"{text}certified: % of the test images that lie in the box of the training images and "
-        "provably keep the class of the dense network as the floats compute it; this is known from "
-        "the dense network's outputs alone."
-    )
+    return LEGEND.format(macs, retraining) + (CERTIFIED if wide else "--wide shows all columns.")
 
 
 def read_table(rows: Sequence[Row], test_images: int) -> str:

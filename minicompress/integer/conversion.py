@@ -8,7 +8,7 @@ multipliers.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -50,6 +50,12 @@ NO_FORM = (
     "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, "
     "GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
 )
+
+REFUSED: dict[type[Layer], str] = {
+    BatchNorm: "batch normalization has no integer form of its own: fold it into the weights of "
+    "the layer before it first",
+    Softmax: "softmax has an integer form at the end of a model only",
+}
 
 QUANTILES = 1 << 17
 """The number of values of an array between two layers from which "percentile" and "mse" choose."""
@@ -169,23 +175,17 @@ def to_integer(
 
 def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
     """The layers to convert, each with its index in the model and whether it includes a ReLU."""
+    parts: list[tuple[int, Layer, bool]] = []
     for index, layer in enumerate(model.layers):
         if type(layer) not in LAYER_TYPES:
             raise CompressionError(f"layer {index} ({type(layer).__name__}): {NO_FORM}")
-    chain = [
-        (index, part)
-        for index, layer in enumerate(model.layers)
-        if not isinstance(layer, Dropout)
-        for part in factor_layers(layer)
-    ]
-    if chain and isinstance(chain[-1][1], Softmax):
-        chain.pop()
-    parts: list[tuple[int, Layer, bool]] = []
-    for index, part in chain:
-        if isinstance(part, ReLU) and parts and isinstance(parts[-1][1], Rescaled):
-            parts[-1] = (*parts[-1][:2], True)
-        else:
-            parts.append((index, part, False))
+        for part in factor_layers(layer):
+            if isinstance(part, ReLU) and parts and isinstance(parts[-1][1], Rescaled):
+                parts[-1] = (*parts[-1][:2], True)
+            elif not isinstance(part, Dropout):
+                parts.append((index, part, False))
+    if parts and isinstance(parts[-1][1], Softmax):
+        parts.pop()
     return parts
 
 
@@ -223,25 +223,19 @@ def _affine(
             f"{np.abs(bias).max():.3g} of them"
         )
     target = _no_finer(target, step.max(initial=0.0))
-    multiplier, shift = quantize_multiplier(step / float(target.scale))
-    zero_point = int(target.zero_point)
-    fields = (
-        weight,
-        bias.astype(np.int32),
-        multiplier,
-        shift,
-        int(source.zero_point),
-        zero_point,
-        zero_point if clamped else target.qmin,
-        target.qmax,
-        num_bits,
-        Scales(input_scale, scale, float(target.scale)),
-    )
+    scales = Scales(input_scale, scale, float(target.scale))
+    fields = {
+        **_rescaling(step, source, target, clamped),
+        "weight": weight,
+        "bias": bias.astype(np.int32),
+        "num_bits": num_bits,
+        "scales": scales,
+    }
     if isinstance(part, Dense):
-        return IntegerDense(*fields), target
+        return IntegerDense(**fields), target
     g = part.geometry(input_shape[:2])
     layer = IntegerConv2D(
-        *fields, stride=g.stride, padding=g.pads, dilation=g.dilation, groups=part.groups
+        **fields, stride=g.stride, padding=g.pads, dilation=g.dilation, groups=part.groups
     )
     return layer, target
 
@@ -288,20 +282,22 @@ def _average(
         pixels = np.arange(1, pixels[0] + 1)
     step = np.maximum(float(source.scale) * (1 / pixels), np.finfo(np.float64).tiny)
     target = _no_finer(target, step[-1])
+    rescaling = _rescaling(step, source, target, clamped)
+    return IntegerAvgPool2D(g.kernel, g.stride, g.pads, **rescaling), target
+
+
+def _rescaling(step: Array, source: QParams, target: QParams, clamped: bool) -> dict[str, Any]:
+    """The fields of a layer that turn sums of so large steps into codes of its output."""
     multiplier, shift = quantize_multiplier(step / float(target.scale))
     zero_point = int(target.zero_point)
-    layer = IntegerAvgPool2D(
-        g.kernel,
-        g.stride,
-        g.pads,
-        multiplier=multiplier,
-        shift=shift,
-        input_zero_point=int(source.zero_point),
-        output_zero_point=zero_point,
-        low=zero_point if clamped else target.qmin,
-        high=target.qmax,
-    )
-    return layer, target
+    return {
+        "multiplier": multiplier,
+        "shift": shift,
+        "input_zero_point": int(source.zero_point),
+        "output_zero_point": zero_point,
+        "low": zero_point if clamped else target.qmin,
+        "high": target.qmax,
+    }
 
 
 def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLayer:
@@ -314,11 +310,4 @@ def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLay
         case MaxPool2D():
             g = layer.geometry(input_shape[:2])
             return IntegerMaxPool2D(g.kernel, g.stride, g.pads)
-        case BatchNorm():
-            raise CompressionError(
-                "batch normalization has no integer form of its own: fold it into the weights of "
-                "the layer before it first"
-            )
-        case Softmax():
-            raise CompressionError("softmax has an integer form at the end of a model only")
-    raise CompressionError(NO_FORM)
+    raise CompressionError(REFUSED.get(type(layer), NO_FORM))

@@ -7,17 +7,15 @@ in steps of input scale * weight scale; `requantize` turns them into steps of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from minicompress.arrays import Array, DType, as_int, finite_array, frozen, integer_array
 from minicompress.errors import CompressionError
-from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
-from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit
+from minicompress.integer.requantization import HIGHEST, LOWEST
+from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit, requantized
 from minicompress.nn.kernels.direct import direct_conv2d
 from minicompress.nn.kernels.windows import Geometry, Pads, geometry, pair
 from minicompress.nn.stateless import Shape, image_shape
@@ -61,32 +59,29 @@ class _IntegerAffine(IntegerLayer):
     ndim: ClassVar[int]
 
     def __post_init__(self) -> None:
-        for name, dtype, ndim in (
-            ("weight", np.int8, self.ndim),
-            ("bias", np.int32, 1),
-            ("multiplier", np.int32, 1),
-            ("shift", np.int32, 1),
-        ):
+        weight = integer_array(self.weight, "weight")
+        if weight.dtype != np.int8 or weight.ndim != self.ndim:
+            raise CompressionError(
+                f"weight must be of int8 with {self.ndim} axes, not of {weight.dtype} and shape "
+                f"{weight.shape}"
+            )
+        self._set(weight=frozen(weight))
+        outputs = weight.shape[-1:]
+        for name in ("bias", "multiplier", "shift"):
             array = integer_array(getattr(self, name), name)
-            if array.dtype != dtype or array.ndim != ndim:
+            if array.dtype != np.int32 or array.shape != outputs:
                 raise CompressionError(
-                    f"{name} must be of {np.dtype(dtype)} with {ndim} axes, not of {array.dtype} "
-                    f"and shape {array.shape}"
+                    f"{name} must be of shape {outputs} and dtype int32, one number for each "
+                    f"output, not of shape {array.shape} and {array.dtype}"
                 )
             self._set(**{name: frozen(array)})
-        outputs = self.weight.shape[-1:]
-        if not self.bias.shape == self.multiplier.shape == self.shift.shape == outputs:
-            raise CompressionError(
-                f"bias, multiplier and shift must be of shape {outputs}, one for each output, not "
-                f"{self.bias.shape}, {self.multiplier.shape} and {self.shift.shape}"
-            )
         scales = self.scales._replace(weight=frozen(finite_array(self.scales.weight, "scales")))
         if scales.weight.shape != outputs:
             raise CompressionError(f"scales must have a weight of shape {outputs}, like bias")
         self._set(scales=scales)
         as_int(self.num_bits, "num_bits", 2, 8)
         as_int(self.input_zero_point, "input_zero_point", LOWEST, HIGHEST)
-        self._requantized(np.zeros((0, *outputs), np.int32))  # checks the other fields
+        requantized(self, np.zeros((0, *outputs), np.int32))  # checks the other fields
         magnitudes = np.abs(self.weight.astype(np.int64)).sum(tuple(range(self.ndim - 1)))
         sums = magnitudes * self._reach() + np.abs(self.bias.astype(np.int64))
         if sums.max(initial=0) >= 2**31:
@@ -99,17 +94,6 @@ class _IntegerAffine(IntegerLayer):
     def _reach(self) -> int:
         """How far a code can be from the zero point."""
         return max(HIGHEST - self.input_zero_point, self.input_zero_point - LOWEST)
-
-    def _requantized(self, sums: Array) -> Array:
-        """The output's codes; the bias is added here."""
-        return requantize(
-            sums + self.bias,
-            self.multiplier,
-            self.shift,
-            zero_point=self.output_zero_point,
-            low=self.low,
-            high=self.high,
-        )
 
     def _centred(self, codes: Array, exact: DType) -> Array:
         """Codes minus the zero point, so that the padding of 0.0 is 0."""
@@ -170,13 +154,22 @@ class IntegerConv2D(_IntegerAffine):
     def forward(self, codes: Array) -> Array:
         g = self.geometry(image_shape(codes.shape[1:], self.weight.shape[2] * self.groups)[:2])
         exact, block = _exact_block(self.weight, self._reach())
-        kernel = self.weight.astype(exact)
-        y: Array = np.empty((len(codes), *g.output, kernel.shape[3]), np.int8)
+        inputs, outputs = self.weight.shape[2], self.weight.shape[3] // self.groups
+        kernel, nothing = self.weight.astype(exact), np.zeros(outputs, exact)
+        y: Array = np.empty((len(codes), *g.output, len(self.bias)), np.int8)
         rows = max(TILE_BYTES // (4 * max(math.prod(y.shape[1:]), 1)), 1)
         for start in range(0, len(codes), rows):
             x = self._centred(codes[start : start + rows], exact)
-            sums = _convolved(x, kernel, g, self.groups, block)
-            y[start : start + rows] = self._requantized(sums)
+            sums = np.full((len(x), *y.shape[1:]), self.bias)
+            for group in range(self.groups):
+                image = x[..., group * inputs : (group + 1) * inputs]
+                made = slice(group * outputs, (group + 1) * outputs)
+                for channel in range(0, inputs, block):
+                    places = slice(channel, channel + block)
+                    weight = kernel[:, :, places, made]
+                    part = direct_conv2d(image[..., places], weight, nothing, g)
+                    sums[..., made] += part.astype(np.int32)
+            y[start : start + rows] = requantized(self, sums)
         return y
 
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -206,8 +199,11 @@ class IntegerDense(_IntegerAffine):
         self.output_shape(codes.shape[1:])
         exact, block = _exact_block(self.weight[None, None], self._reach())
         x, matrix = self._centred(codes, exact), self.weight.astype(exact)
-        slices = _slices(len(matrix), block)
-        return self._requantized(_total(x[:, part] @ matrix[part] for part in slices))
+        sums = np.full((len(x), len(self.bias)), self.bias)
+        for start in range(0, len(matrix), block):
+            places = slice(start, start + block)
+            sums += (x[:, places] @ matrix[places]).astype(np.int32)
+        return requantized(self, sums)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         inputs, outputs = self.weight.shape
@@ -228,27 +224,3 @@ def _exact_block(kernel: Array, reach: int) -> tuple[DType, int]:
     if places * largest <= 2**24:
         return np.dtype(np.float32), 2**24 // (places * largest)
     return np.dtype(np.float64), 2**53 // (places * largest)
-
-
-def _convolved(x: Array, kernel: Array, g: Geometry, groups: int, block: int) -> Array:
-    """The exact convolution of integers in float arrays, as int32."""
-    nothing = np.zeros(kernel.shape[3] // groups, x.dtype)
-    parts = zip(np.split(x, groups, axis=3), np.split(kernel, groups, axis=3), strict=True)
-    totals = [
-        _total(
-            direct_conv2d(part[..., channels], weight[:, :, channels], nothing, g)
-            for channels in _slices(kernel.shape[2], block)
-        )
-        for part, weight in parts
-    ]
-    return totals[0] if groups == 1 else np.concatenate(totals, axis=3)
-
-
-def _total(products: Iterable[Array]) -> Array:
-    """The sum of products, each exact in a float type, as int32."""
-    return reduce(np.add, (product.astype(np.int32) for product in products))
-
-
-def _slices(count: int, block: int) -> list[slice]:
-    """Slices of at most `block` that cover a range; one, even if the range is empty."""
-    return [slice(i, i + block) for i in range(0, max(count, 1), block)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import Array, as_int, finite_array, integer_array
+from minicompress.arrays import Array, as_int, check_range, finite_array, integer_array
 from minicompress.errors import CompressionError
 
 LOWEST, HIGHEST = -128, 127
@@ -141,8 +141,5 @@ def _per_channel(value: ArrayLike, name: str, a: Array, low: int, high: int) -> 
             f"{name} must be one integer or one for each channel of accumulators of shape "
             f"{a.shape}, not of shape {array.shape}"
         )
-    if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
-        raise CompressionError(
-            f"{name} must lie in [{low}, {high}], not reach from {array.min()} to {array.max()}"
-        )
+    check_range(array, name, low, high)
     return array.astype(np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,7 @@ class IntegerAvgPool2D(_IntegerPool2D):
                 f"pixels, not be of shapes {self.multiplier.shape} and {self.shift.shape}"
             )
         as_int(self.input_zero_point, "input_zero_point", LOWEST, HIGHEST)
-        self._requantized(np.zeros((0, self.shift.size), np.int32), np.arange(self.shift.size))
+        requantized(self, np.zeros((0, self.shift.size), np.int32), np.arange(self.shift.size))
 
     def forward(self, codes: Array) -> Array:
         sums = self._windows(codes, self.input_zero_point).sum((0, 1), dtype=np.int32)
@@ -192,19 +193,23 @@ class IntegerAvgPool2D(_IntegerPool2D):
         if self.shift.size > 1:
             inside = np.ones((1, *codes.shape[1:]), np.int8)
             place = self._windows(inside, 0).sum((0, 1), dtype=np.int32)[0] - 1
-        made = self._requantized(sums.reshape(len(sums), place.size), place.ravel())
+        made = requantized(self, sums.reshape(len(sums), place.size), place.ravel())
         return made.reshape(sums.shape)
 
-    def _requantized(self, sums: Array, place: Array) -> Array:
-        """The codes of rows of sums; column i has the multiplier and shift number ``place[i]``."""
-        return requantize(
-            sums,
-            self.multiplier[place],
-            self.shift[place],
-            zero_point=self.output_zero_point,
-            low=self.low,
-            high=self.high,
-        )
+
+def requantized(layer: Any, sums: Array, place: Any = ...) -> Array:
+    """The codes of a layer's sums, by its own fields.
+
+    Column i of the sums has the multiplier and the shift number ``place[i]``; by default number i.
+    """
+    return requantize(
+        sums,
+        layer.multiplier[place],
+        layer.shift[place],
+        zero_point=layer.output_zero_point,
+        low=layer.low,
+        high=layer.high,
+    )
 
 
 def explicit(padding: Pads) -> Pads:

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.interchange.layouts import KINDS, Slot
 from minicompress.nn.stateless import Shape
 
-# The last word of an array's name, for each of our fields.
-WORDS = {
-    "keras": {
-        "weight": "kernel",
-        "bias": "bias",
-        "scale": "gamma",
-        "offset": "beta",
-        "mean": "moving_mean",
-        "variance": "moving_variance",
-    },
-    "torch": {
-        "weight": "weight",
-        "bias": "bias",
-        "scale": "weight",
-        "offset": "bias",
-        "mean": "running_mean",
-        "variance": "running_var",
-    },
-}
 AFFINE = ("weight", "bias")
 NORM = ("scale", "offset", "mean", "variance")
+# The last word of an array's name, for each of our fields.
+KERAS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
+TORCH = ("weight", "bias", "weight", "bias", "running_mean", "running_var")
+WORDS = {
+    "keras": dict(zip(AFFINE + NORM, KERAS, strict=True)),
+    "torch": dict(zip(AFFINE + NORM, TORCH, strict=True)),
+}
 STAND_INS = {"scale": 1.0, "offset": 0.0}  # if a batch normalization has no gamma or beta
 
 ENDS = {
-    "keras": rf"{'|'.join(WORDS['keras'].values())}|depthwise_kernel|vars/\d+",
-    "torch": "|".join(WORDS["torch"].values()),
+    "keras": rf"{'|'.join(KERAS)}|depthwise_kernel|vars/\d+",
+    "torch": "|".join(TORCH),
 }
 OTHER = {"keras": ("torch", "PyTorch"), "torch": ("keras", "Keras")}
 
@@ -91,11 +79,9 @@ def matched(
         return dict(enumerate(in_order[: len(slots)]))
     layers = {prefix: _layer(prefix, ends, arrays, layout) for prefix, ends in groups.items()}
     found: dict[int, str | None] = {}
+    mine = [list(group) for _, group in groupby(enumerate(slots), lambda place: place[1].layer)]
     for kind in KINDS.values():
-        ours: dict[int, list[int]] = defaultdict(list)
-        for index, slot in enumerate(slots):
-            if slot.kind == kind:
-                ours[slot.layer].append(index)
+        ours = [group for group in mine if group[0][1].kind == kind]
         theirs = {prefix: fields for prefix, (k, fields) in layers.items() if k == kind}
         shapes = {p: arrays[next(iter(fields.values()))].shape for p, fields in theirs.items()}
         if alphabetical:
@@ -103,13 +89,12 @@ def matched(
                 _refuse_unordered([prefix for prefix in theirs if shapes[prefix] == shape])
         prefixes: Sequence[str | None] = list(theirs)
         if len(ours) != len(theirs) or (alphabetical and _differ(prefixes)):
-            prefixes = _by_shape([slots[indices[0]] for indices in ours.values()], shapes)
-        for indices, prefix in zip(ours.values(), prefixes, strict=True):
+            prefixes = _by_shape([group[0][1] for group in ours], shapes)
+        for group, prefix in zip(ours, prefixes, strict=True):
             fields = {} if prefix is None else theirs[prefix]
-            for index in indices:
-                field = slots[index].field
-                if field in fields or (fields and field in STAND_INS):
-                    found[index] = fields.get(field)
+            for index, slot in group:
+                if slot.field in fields or (fields and slot.field in STAND_INS):
+                    found[index] = fields.get(slot.field)
     return found
 
 

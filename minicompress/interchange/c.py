@@ -16,38 +16,18 @@ from typing import NamedTuple
 from minicompress.tables import aligned
 from minicompress.arrays import Array
 from minicompress.compressors.quantization import quantize
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, naming
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.model import IntegerModel
 from minicompress.integer.stateless import IntegerFlatten
-from minicompress.interchange.c_layers import fits, layer_code
+from minicompress.interchange.c_layers import CLayer, fits, layer_code
 from minicompress.interchange.c_plan import Plan, lead, plan
 from minicompress.interchange.c_text import header_text, source_text
-from minicompress.nn.network import Sequential
-from minicompress.representation import Clustered, Rep, Sparse, decode
+from minicompress.representation import Clustered, Sparse, decode
 from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
 from minicompress.storage.files import replacing
-
-
-class CLayer(NamedTuple):
-    """One layer of the C file.
-
-    Parameters
-    ----------
-    kind : str
-    output_shape : tuple of int
-    form : str
-        How its weights are stored.
-    flash_bytes : int
-        The size of its constants.
-    """
-
-    kind: str
-    output_shape: tuple[int, ...]
-    form: str
-    flash_bytes: int
 
 
 class CExport(NamedTuple):
@@ -151,33 +131,32 @@ def export_c(
         raise CompressionError(
             f"model must be an IntegerModel, as to_integer makes one, not {type(model).__name__}"
         )
-    source = _source_path(path)
-    _check_name(name)
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".c"):
+        raise CompressionError(f'path must be the name of a file that ends in ".c", not {path!r}')
+    source = Path(path)
+    # The C file includes the header by its name, which must not have these characters.
+    if re.search(r'["\\\n\r\0]', source.name) or source.name == ".c":
+        raise CompressionError(f"path must be a name that #include takes, not {path!r}")
+    # C++ reserves names with two underscores in a row, and an underscore follows `name`.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", name):
+        raise CompressionError(
+            f"name must be a letter, then letters, digits and single underscores between them, "
+            f"not {name!r}"
+        )
     fits(math.prod(model.input_shape))
     codes, leads = [], []
     shape = model.input_shape
     for index, layer in enumerate(model.layers):
         if type(layer) is not IntegerFlatten:
-            try:
+            with naming(f"layer {index} ({type(layer).__name__})"):
                 codes.append(layer_code(layer, shape, index, name))
-            except CompressionError as error:
-                raise CompressionError(
-                    f"layer {index} ({type(layer).__name__}): {error}"
-                ) from error
             leads.append(lead(layer, shape))
         shape = layer.output_shape(shape)
-    sizes = [math.prod(code.output_shape) for code in codes]
+    layers = tuple(code.layer for code in codes)
+    sizes = [math.prod(layer.output_shape) for layer in layers]
     memory = plan(sizes, leads) if codes else Plan(0, ())
-    made = CExport(
-        source,
-        source.with_suffix(".h"),
-        sum(code.nbytes for code in codes),
-        memory.size,
-        tuple(
-            CLayer(c.kind, c.output_shape, "" if c.weights is None else str(c.weights), c.nbytes)
-            for c in codes
-        ),
-    )
+    flash = sum(layer.flash_bytes for layer in layers)
+    made = CExport(source, source.with_suffix(".h"), flash, memory.size, layers)
     texts = (
         header_text(model, name, codes, memory.size, _table(made.layers)),
         source_text(made.header.name, name, codes, memory, math.prod(shape)),
@@ -230,52 +209,22 @@ def export_c_file(
     outputs. With one scale for each output, equal values would get different codes, and the
     codebook would grow.
     """
-    model = _one_codebook(fold_batch_norm(load(file)), num_bits)
+    model = fold_batch_norm(load(file))
+    one_scale = {
+        index: quantize(decode(rep), num_bits=num_bits).rep
+        for index, rep in weights(model).items()
+        if isinstance(rep.values if isinstance(rep, Sparse) else rep, Clustered)
+    }
     integer_model = to_integer(
-        model, calibration, num_bits=num_bits, activation_bits=activation_bits, method=method
+        with_weights(model, one_scale),
+        calibration,
+        num_bits=num_bits,
+        activation_bits=activation_bits,
+        method=method,
     )
     return export_c(integer_model, path, name=name)
 
 
-def _one_codebook(model: Sequential, num_bits: int) -> Sequential:
-    """Quantize clustered weights, each with a single scale."""
-    return with_weights(
-        model,
-        {
-            index: quantize(decode(rep), num_bits=num_bits).rep
-            for index, rep in weights(model).items()
-            if _is_clustered(rep)
-        },
-    )
-
-
-def _is_clustered(rep: Rep) -> bool:
-    return isinstance(rep.values if isinstance(rep, Sparse) else rep, Clustered)
-
-
-def _source_path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path).endswith(".c"):
-        raise CompressionError(f'path must be the name of a file that ends in ".c", not {path!r}')
-    source = Path(path)
-    # The C file includes the header by its name, which must not have these characters.
-    if re.search(r'["\\\n\r\0]', source.name) or source.name == ".c":
-        raise CompressionError(f"path must be a name that #include takes, not {path!r}")
-    return source
-
-
-def _check_name(name: str) -> None:
-    # C++ reserves names with two underscores in a row, and an underscore follows `name`.
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", name):
-        raise CompressionError(
-            f"name must be a letter, then letters, digits and single underscores between them, "
-            f"not {name!r}"
-        )
-
-
 def _table(layers: Sequence[CLayer]) -> str:
-    return aligned(
-        [
-            ("layer", "output", "bytes", "weights"),
-            *((c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers),
-        ]
-    )
+    rows = [(c.kind, str(c.output_shape), f"{c.flash_bytes:,}", c.form) for c in layers]
+    return aligned([("layer", "output", "bytes", "weights"), *rows])

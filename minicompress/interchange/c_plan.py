@@ -110,16 +110,15 @@ def _first_reads(layer: IntegerLayer, input_shape: Shape) -> Array:
     if not isinstance(layer, IntegerConv2D | IntegerMaxPool2D | IntegerAvgPool2D):
         return np.zeros_like(outputs)  # a dense layer reads everything
     h, w, channels = input_shape
-    y, x, o = np.unravel_index(outputs, output_shape)
-    dilation, first = (1, 1), o
+    g = layer.geometry((h, w))
+    y, x, first = np.unravel_index(outputs, output_shape)
     if isinstance(layer, IntegerConv2D):
-        dilation = layer.dilation
-        first = o // (output_shape[2] // layer.groups) * layer.weight.shape[2]
+        first = first // (output_shape[2] // layer.groups) * layer.weight.shape[2]
     row, column = (
-        np.minimum(np.where(start < 0, start % step, start), size - 1)
-        for start, step, size in (
-            (y * layer.stride[0] - layer.padding[0][0], dilation[0], h),
-            (x * layer.stride[1] - layer.padding[1][0], dilation[1], w),
+        np.minimum(np.where(start < 0, start % dilation, start), size - 1)
+        for start, dilation, size in (
+            (y * g.stride[0] - g.pads[0][0], g.dilation[0], h),
+            (x * g.stride[1] - g.pads[1][0], g.dilation[1], w),
         )
     )
     reads: Array = (row * w + column) * channels + first

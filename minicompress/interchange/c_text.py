@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from minicompress.integer.model import IntegerModel
@@ -17,8 +18,8 @@ def header_text(
 ) -> str:
     """The header: declarations and sizes, and a comment for people."""
     inputs, shape = math.prod(model.input_shape), model.input_shape
-    outputs = math.prod(codes[-1].output_shape) if codes else inputs
-    flash = sum(code.nbytes for code in codes)
+    outputs = math.prod(codes[-1].layer.output_shape) if codes else inputs
+    flash = sum(code.layer.flash_bytes for code in codes)
     logits = model.output_qparams
     listed = "\n".join(f" *   {line}".rstrip() for line in table.splitlines())
     return f"""/* {name}: a network of integers, written by minicompress.
@@ -75,6 +76,7 @@ def _code(q: QParams) -> str:
 def source_text(
     header: str, name: str, codes: Sequence[LayerCode], memory: Plan, outputs: int
 ) -> str:
+    calls = "\n    ".join(_calls(name, codes, memory))
     parts = [
         f"""/* {name}: see {header}. Written by minicompress.
  *
@@ -93,16 +95,15 @@ def source_text(
         *(code.text for code in codes),
     ]
     if codes:
-        parts.append(
-            f"/* The outputs of all layers. A layer's output overwrites inputs that no layer reads "
-            f"any more. */\nstatic int8_t {name}_arena[{memory.size}];"
-        )
-    parts.append(
-        f"const int8_t *{name}_logits(const int8_t *input)\n{{\n"
-        + "".join(f"    {line}\n" for line in _calls(name, codes, memory))
-        + "}"
-    )
-    parts.append(f"""int {name}_class(const int8_t *input)
+        parts.append(f"""/* The outputs of all layers. A layer's output overwrites inputs that no
+ * layer reads any more. */
+static int8_t {name}_arena[{memory.size}];""")
+    parts.append(f"""const int8_t *{name}_logits(const int8_t *input)
+{{
+    {calls}
+}}
+
+int {name}_class(const int8_t *input)
 {{
     const int8_t *logits = {name}_logits(input);
     int32_t best = 0;
@@ -118,7 +119,8 @@ def source_text(
 
 def _helpers(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
     """The functions that layers share, if they are called: compilers warn of unused ones."""
-    if any(f"{name}_requantize(" in code.text for code in codes):
+    text = "".join(code.text for code in codes)
+    if f"{name}_requantize(" in text:
         yield f"""/* A sum as a code: sum * multiplier / 2^shift, halves up, plus zero, clamped. */
 static int8_t {name}_requantize(
     int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high)
@@ -129,15 +131,8 @@ static int8_t {name}_requantize(
     const int64_t code = (n < 0 ? ~(~n >> shift) : n >> shift) + zero;
     return (int8_t)(code < low ? low : code > high ? high : code);
 }}"""
-    widths = {
-        numbers.bits
-        for code in codes
-        if code.weights is not None
-        for numbers in code.weights
-        if numbers is not None and numbers.bits < 8
-    }
-    for bits in sorted(widths):
-        yield reader(bits, name)
+    for bits in sorted(set(re.findall(rf"\b{name}_read_(\d)\(", text))):
+        yield reader(int(bits), name)
     if any(step.moved_from is not None for step in memory.steps):
         yield f"""/* Move codes to a place farther on; the two places may overlap. */
 static void {name}_move(const int8_t *from, int8_t *to, int32_t count)
@@ -156,7 +151,7 @@ def _calls(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]
         if i:
             source = f"{arena} + {step.source}"
         if step.moved_from is not None:
-            count = math.prod(codes[i - 1].output_shape)
+            count = math.prod(codes[i - 1].layer.output_shape)
             yield f"{name}_move({arena} + {step.moved_from}, {source}, {count});"
         yield f"{code.name}({source}, {arena} + {step.target});"
         source = f"{arena} + {step.target}"

@@ -6,7 +6,6 @@ is a pruned weight, and few distinct codes make a codebook.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,21 +17,12 @@ from minicompress.storage.bits import pack_bits
 NUMBERS_A_LINE = 16
 
 
-class CArray(NamedTuple):
-    """A const array of the C file: its name, and its values in the dtype that it has in C."""
-
-    name: str
-    values: Array
-
-    def definition(self, placement: str) -> str:
-        """The lines of C that define it; `placement` is a macro for the place in memory."""
-        numbers = list(map(str, self.values.tolist()))
-        lines = (
-            "    " + ", ".join(numbers[i : i + NUMBERS_A_LINE]) + ","
-            for i in range(0, len(numbers), NUMBERS_A_LINE)
-        )
-        head = f"static const {placement} {self.values.dtype}_t {self.name}[{len(numbers)}] = {{"
-        return "\n".join([head, *lines, "};"])
+def definition(name: str, values: Array, placement: str) -> str:
+    """The lines of C that define a const array; `placement` is a macro for its place in memory."""
+    numbers = list(map(str, values.tolist()))
+    starts = range(0, len(numbers), NUMBERS_A_LINE)
+    rows = "".join(f"    {', '.join(numbers[i : i + NUMBERS_A_LINE])},\n" for i in starts)
+    return f"static const {placement} {values.dtype}_t {name}[{len(numbers)}] = {{\n{rows}}};"
 
 
 class Numbers(NamedTuple):
@@ -55,15 +45,14 @@ class Numbers(NamedTuple):
     offset: int = 0
     codebook: Array | None = None
 
+    def arrays(self, name: str) -> dict[str, Array]:
+        """The arrays of C by name, in the dtypes that they have there."""
+        codebook = {} if self.codebook is None else {f"{name}_codebook": self.codebook}
+        return {name: self.stored, **codebook}
+
     @property
     def nbytes(self) -> int:
-        return self.stored.nbytes + (0 if self.codebook is None else self.codebook.nbytes)
-
-    def arrays(self, name: str) -> Iterator[CArray]:
-        """The arrays in C."""
-        yield CArray(name, self.stored)
-        if self.codebook is not None:
-            yield CArray(f"{name}_codebook", self.codebook)
+        return sum(array.nbytes for array in self.arrays("").values())
 
     def read(self, name: str, prefix: str, index: str) -> str:
         """The C expression for the number with this index."""
@@ -96,9 +85,14 @@ class Weights(NamedTuple):
     values: Numbers
     gaps: Numbers | None = None
 
+    def arrays(self, name: str) -> dict[str, Array]:
+        """The arrays of C by name, in the dtypes that they have there."""
+        gaps = {} if self.gaps is None else self.gaps.arrays(f"{name}_gap")
+        return {**self.values.arrays(f"{name}_weight"), **gaps}
+
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.gaps is None else self.gaps.nbytes)
+        return sum(array.nbytes for array in self.arrays("").values())
 
     def __str__(self) -> str:
         return str(self.values) + (f" behind {self.gaps.bits}-bit gaps" if self.gaps else "")

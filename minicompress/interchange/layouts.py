@@ -115,33 +115,17 @@ def slots_of(
             torch = TORCH_AXES.get(kind, same) if field == "weight" else same
             axes, other = (same, torch) if layout == "keras" else (torch, same)
             there, unnamed = (tuple(shape[axis] for axis in way) for way in (axes, other))
-            depthwise = None
+            depthwise: Shape | None = None
             if isinstance(layer, Conv2D) and (layout, field) == ("keras", "weight"):
-                depthwise = _depthwise(shape, layer.groups)
-            by_feature = None if field == "bias" else order
-            slots.append(
-                Slot(
-                    i,
-                    field,
-                    kind,
-                    f"{label} {field}",
-                    there,
-                    unnamed,
-                    dtype_of(rep),
-                    depthwise,
-                    axes,
-                    by_feature,
-                )
-            )
+                kh, kw, inputs, outputs = shape
+                if layer.groups > 1 and inputs == 1:
+                    depthwise = kh, kw, layer.groups, outputs // layer.groups
+            name, dtype = f"{label} {field}", dtype_of(rep)
+            rows = None if field == "bias" else order
+            slots.append(Slot(i, field, kind, name, there, unnamed, dtype, depthwise, axes, rows))
         if kind == "dense":
             flat, order = False, None
     return slots
-
-
-def _depthwise(shape: Shape, groups: int) -> Shape | None:
-    """The shape of the kernel as one of a DepthwiseConv2D, if it can be one."""
-    kh, kw, inputs, outputs = shape
-    return (kh, kw, groups, outputs // groups) if groups > 1 and inputs == 1 else None
 
 
 def _order(shape: Shape, flatten: str) -> Array | None:

@@ -15,7 +15,7 @@ from minicompress.arrays import DType, as_int
 from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_graph import Graph, constant_bytes
 from minicompress.interchange.onnx_layers import TYPES, add_layer
-from minicompress.nn.layers import Layer, factor_layers
+from minicompress.nn.layers import factor_layers
 from minicompress.nn.network import Sequential, apply, finite_model
 from minicompress.nn.stateless import Shape
 from minicompress.representation import dtype_of
@@ -85,7 +85,12 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     >>> [node.op_type for node in made.graph.node]  # doctest: +SKIP
     ['Transpose', 'Conv', 'Relu', 'Conv', 'Relu', 'Transpose', 'Flatten', 'Gemm']
     """
-    onnx = _onnx()
+    try:
+        onnx = importlib.import_module("onnx")
+    except ImportError:
+        raise CompressionError(
+            "ONNX needs a package that is not installed: pip install 'minicompress[onnx]'"
+        ) from None
     opset = as_int(opset, "opset", *OPSETS)
     if not isinstance(model, Sequential):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
@@ -95,7 +100,15 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
     shape = tuple(as_int(n, f"input_shape[{i}]", 1) for i, n in enumerate(input_shape))
     dtype = _dtype(model)
     chains = [factor_layers(layer) for layer in model.layers]
-    _check_size([part for chain in chains for part in chain], opset)
+    parts = [part for chain in chains for part in chain]
+    size = LAYER_BYTES * (len(parts) + 1) + sum(
+        constant_bytes(rep, opset) for part in parts for rep in part.parameters().values()
+    )
+    if size > MAX_BYTES:
+        raise CompressionError(
+            f"model takes about {size:,} bytes as ONNX, and a file of ONNX has at most "
+            f"{MAX_BYTES:,}; quantize its weights or export it in parts"
+        )
     apply(model, np.empty((0, *shape), dtype))  # refuses layers that do not fit together
     graph = Graph(onnx, opset, dtype, shape)
     for i, chain in enumerate(chains):
@@ -144,43 +157,21 @@ def save_onnx(
     return write_file(path, made.SerializeToString(deterministic=True))
 
 
-def _onnx() -> Any:
-    """Import the package onnx."""
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise CompressionError(
-            "ONNX needs a package that is not installed: pip install 'minicompress[onnx]'"
-        ) from None
-
-
 def _dtype(model: Sequential) -> DType:
     """The one dtype of all weights; float32 if there are none."""
-    found: list[tuple[str, DType]] = []
+    first: tuple[str, DType] | None = None
     for i, layer in enumerate(model.layers):
         name = f"layer {i} ({type(layer).__name__})"
         if type(layer) not in TYPES:
             known = ", ".join(sorted(kind.__name__ for kind in TYPES))
             raise CompressionError(f"{name} has no ONNX form: {known} have one")
-        found += [(name, dtype_of(rep)) for rep in layer.parameters().values()]
-    for name, dtype in found:
-        if dtype == np.float64:
-            raise CompressionError(
-                f"{name} must be of float32 or float16, not float64, which ONNX's runtimes lack"
-            )
-        if dtype != found[0][1]:
-            raise CompressionError(
-                f"{name} must be of {found[0][1]} as {found[0][0]} is, not {dtype}"
-            )
-    return found[0][1] if found else np.dtype(np.float32)
-
-
-def _check_size(layers: list[Layer], opset: int) -> None:
-    size = LAYER_BYTES * (len(layers) + 1) + sum(
-        constant_bytes(rep, opset) for layer in layers for rep in layer.parameters().values()
-    )
-    if size > MAX_BYTES:
-        raise CompressionError(
-            f"model takes about {size:,} bytes as ONNX, and a file of ONNX has at most "
-            f"{MAX_BYTES:,}; quantize its weights or export it in parts"
-        )
+        for dtype in map(dtype_of, layer.parameters().values()):
+            first = first or (name, dtype)
+            named, other = first
+            if dtype == np.float64:
+                raise CompressionError(
+                    f"{name} must be of float32 or float16, not float64, which ONNX's runtimes lack"
+                )
+            if dtype != other:
+                raise CompressionError(f"{name} must be of {other} as {named} is, not {dtype}")
+    return first[1] if first else np.dtype(np.float32)

@@ -64,7 +64,7 @@ class Graph:
         self.constants: list[Any] = []
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Append a node with one output, and return the output's name."""
+        """Append a node with one output, and return its name. An attribute of None is left out."""
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], output, **attributes))
         return output
 
@@ -134,13 +134,10 @@ class Graph:
             self.constant(scale, f"{name}.scale"),
             self.constant(zero_point, f"{name}.zero_point", kind),
         ]
-        options = {"axis": axis, "block_size": block_size}
-        given = {option: value for option, value in options.items() if value is not None}
-        if scale.dtype == rep.dtype:
-            return self.node("DequantizeLinear", parts, name, **given)
-        wide = self.node("DequantizeLinear", parts, f"{name}.{scale.dtype}", **given)
+        first = name if scale.dtype == rep.dtype else f"{name}.{scale.dtype}"
+        made = self.node("DequantizeLinear", parts, first, axis=axis, block_size=block_size)
         to = self.onnx.helper.np_dtype_to_tensor_dtype(rep.dtype)
-        return self.node("Cast", [wide], name, to=to)
+        return made if first == name else self.node("Cast", [made], name, to=to)
 
     def model(self) -> Any:
         """The finished ModelProto."""

@@ -45,22 +45,19 @@ def add_layer(graph: Graph, layer: Layer, name: str) -> None:
         graph.move_channels(not isinstance(layer, Flatten), name)
     match layer:
         case Conv2D():
-            kernel = rearranged(layer.weight, (3, 2, 0, 1))
+            weights = _weights(graph, rearranged(layer.weight, (3, 2, 0, 1)), layer.bias, name)
             options = {"dilations": layer.dilation, **_window(graph, layer)}
-            weights = _weights(graph, kernel, layer.bias, name)
             graph.step("Conv", name, *weights, group=layer.groups, **options)
         case Dense():
             # Stored (out, in). For (in, out) onnxruntime would replace Gemm by MatMulNBits, which
             # rounds the *inputs* to 8 bits.
             weights = _weights(graph, rearranged(layer.weight, (1, 0)), layer.bias, name)
             graph.step("Gemm", name, *weights, transB=1)
-        case MaxPool2D() | AvgPool2D():
-            options = _window(graph, layer)
-            if isinstance(layer, AvgPool2D):
-                options["count_include_pad"] = int(layer.count_include_pad)
-                graph.step("AveragePool", name, **options)
-            else:
-                graph.step("MaxPool", name, **options)
+        case MaxPool2D():
+            graph.step("MaxPool", name, **_window(graph, layer))
+        case AvgPool2D():
+            counted = int(layer.count_include_pad)
+            graph.step("AveragePool", name, count_include_pad=counted, **_window(graph, layer))
         case GlobalAvgPool2D():
             graph.step("GlobalAveragePool", f"{name}.image")
             graph.step("Flatten", name)

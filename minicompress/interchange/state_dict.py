@@ -7,7 +7,8 @@ Arrays are given as a mapping of names to arrays: a state dict, ``np.load`` of a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from minicompress.interchange.array_names import (
 from minicompress.interchange.layouts import Slot, slots_of
 from minicompress.nn.network import Sequential, finite_model, with_parameters
 from minicompress.nn.stateless import Shape
-from minicompress.representation import decode
+from minicompress.representation import Rep, decode
 
 KERAS_STEMS = {"conv": "conv2d", "dense": "dense", "norm": "batch_normalization"}
 
@@ -126,31 +127,29 @@ def from_state_dict(
     if found is None:
         found = matched(slots, given, layout)
     problems: dict[str, list[str]] = defaultdict(list)
-    values: list[dict[str, Array]] = [{} for _ in model.layers]
+    values: list[dict[str, Rep]] = [{} for _ in model.layers]
     for index, slot in enumerate(slots):
-        name = found.get(index)
-        if name is None and index in found:
+        name, target = found.get(index), slot.dtype if wanted is None else wanted
+        if name in given:
+            array = given[name]
+        elif index in found and name is None:
             array = np.full(slot.shape, STAND_INS[slot.field], slot.dtype)
-        elif name is None or name not in given:
+        else:
             asked = "" if name is None else f", {name!r}"
             problems["missing"].append(f"{slot.label}{asked}, {slot.shape}")
             continue
-        else:
-            array = given[name]
-        trouble = _trouble(array, slot, wanted, OTHER[layout][0])
+        trouble = list(_trouble(array, slot, target, wanted is not None, OTHER[layout][0]))
         for kind, text in trouble:
             problems[kind].append(f"{name!r} for {slot.label} {text}")
         if not trouble:
-            array = _converted(array, slot.dtype if wanted is None else wanted)
-            values[slot.layer][slot.field] = slot.inward(array.reshape(slot.shape))
+            array = _converted(array, target).reshape(slot.shape)
+            values[slot.layer][slot.field] = freeze(np.array(slot.inward(array), order="C"))
     taken = set(found.values())
     if extra := [f"{n!r}, {a.shape}" for n, a in given.items() if n not in taken]:
         problems["extra"] = extra
     if problems:
         raise _error("arrays do not fit the model:", problems)
-    return with_parameters(
-        model, tuple({n: freeze(np.array(a, order="C")) for n, a in v.items()} for v in values)
-    )
+    return with_parameters(model, tuple(values))
 
 
 def to_state_dict(
@@ -258,24 +257,23 @@ def _named(slots: list[Slot], names: Mapping[str, str | None]) -> dict[int, str 
     return {keys[key]: name for key, name in names.items()}
 
 
-def _trouble(array: Array, slot: Slot, dtype: DType | None, unnamed: str) -> list[tuple[str, str]]:
+def _trouble(
+    array: Array, slot: Slot, target: DType, convert: bool, unnamed: str
+) -> Iterator[tuple[str, str]]:
     """Everything that is wrong with an array for a slot; `unnamed` is the other layout."""
-    trouble = []
-    target = slot.dtype if dtype is None else dtype
     if array.dtype.hasobject:
-        trouble.append(("pickled", f"must be of {target}, not Python objects"))
+        yield "pickled", f"must be of {target}, not Python objects"
     elif "float" not in array.dtype.name or not np.can_cast(array.dtype, np.float64):
         # By name: in ml_dtypes most floats have kind "V", and so have the integers.
-        trouble.append(("wrong dtype", f"must be of {target}, not {array.dtype}"))
-    elif dtype is None and array.dtype.newbyteorder("=") != target:
-        text = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
-        trouble.append(("wrong dtype", text))
+        yield "wrong dtype", f"must be of {target}, not {array.dtype}"
+    elif not convert and array.dtype.newbyteorder("=") != target:
+        said = f"must be of {target}, not {array.dtype}; dtype={str(target)!r} converts it"
+        yield "wrong dtype", said
     elif fault := not_finite(_converted(array, target)):
-        trouble.append(("not finite", f"must hold numbers of {target}, but {fault}"))
+        yield "not finite", f"must hold numbers of {target}, but {fault}"
     if array.shape not in {slot.shape, slot.depthwise}:
         hint = f", as layout={unnamed!r} has it" if array.shape == slot.unnamed else ""
-        trouble.append(("misshapen", f"must be {slot.shape}, not {array.shape}{hint}"))
-    return trouble
+        yield "misshapen", f"must be {slot.shape}, not {array.shape}{hint}"
 
 
 def _converted(array: Array, dtype: DType) -> Array:
@@ -295,11 +293,7 @@ def _error(header: str, problems: Mapping[str, list[str]]) -> CompressionError:
 
 
 def _float_dtype(dtype: DTypeLike) -> DType:
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        pass
-    else:
-        if found in FLOATS:
+    with suppress(TypeError):
+        if (found := np.dtype(dtype)) in FLOATS:
             return found
     raise CompressionError(f"dtype must be float16, float32 or float64, not {dtype!r}")

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from minicompress.arrays import as_float, as_int
+from minicompress.arrays import as_float, as_int, ceil_div
 from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
@@ -90,10 +90,8 @@ def deep_compression(
             k: partial(prune_magnitude, amount=1 - share ** (i / rounds))
             for k, share in left.items()
         }
-        steps += [
-            Step(f"prune {i}", partial(compressed, plan=prune), settings),
-            Step(f"retrain {i}", partial(training, epochs=epochs), settings),
-        ]
+        steps.append(Step(f"prune {i}", partial(compressed, plan=prune), settings))
+        steps.append(Step(f"retrain {i}", partial(training, epochs=epochs), settings))
     share: dict[int, Compressor] = {
         # `prune` drops the weights that are zero already, so this loses nothing more.
         k: chain(prune[k], partial(cluster, n_clusters=2 ** as_int(bits[k], "bits", 0, 16)))
@@ -121,12 +119,11 @@ def retrained(
     learning_rate: float = 1e-3,
 ) -> Sequential:
     """`fit` by Adam as a step; zero weights stay zero, and shared values stay shared."""
-    x, y = images
+    updates = epochs * ceil_div(len(images[0]), batch_size)
     trained, _ = fit(
         decoded(model),
-        x,
-        y,
-        optimizer=adam(cosine_lr(learning_rate, max(epochs * -(-len(x) // batch_size), 1))),
+        *images,
+        optimizer=adam(cosine_lr(learning_rate, max(updates, 1))),
         epochs=epochs,
         batch_size=batch_size,
         rng=rng,

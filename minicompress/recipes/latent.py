@@ -171,13 +171,6 @@ def _quantized(array: Array, step: StepLength) -> Quantized:
     num_bits = max(2, max(-low - 1, high).bit_length() + 1)
     mantissa, exponent = math.frexp(step.now)
     scale = math.ldexp(round(mantissa * 256), exponent - 8)
-    return Quantized(
-        codes.astype(code_dtype(num_bits, signed=True)),
-        np.array(scale, scale_dtypes(array.dtype)[0]),
-        np.array(0),
-        num_bits,
-        True,
-        None,
-        None,
-        array.dtype,
-    )
+    codes = codes.astype(code_dtype(num_bits, signed=True))
+    length = np.array(scale, scale_dtypes(array.dtype)[0])
+    return Quantized(codes, length, np.array(0), num_bits, True, None, None, array.dtype)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicompress.arrays import Array, as_float, as_int, freeze
+from minicompress.arrays import Array, as_float, as_int, ceil_div, freeze
 from minicompress.errors import CompressionError
 from minicompress.nn.losses import distillation, softmax_cross_entropy
 from minicompress.nn.network import Sequential, apply
@@ -107,10 +107,10 @@ def lesson(
     >>> lesson(x, y, shifts=BY_A_PIXEL, teacher=digits_cnn(np.random.default_rng(0))).answers.shape
     (9, 5, 10)
     """
-    places = tuple(shifts)
-    if teacher is None:
-        return Lesson(x, y, places)
-    return Lesson(x, y, places, freeze(np.stack([apply(teacher, shifted(x, *s)) for s in places])))
+    answers = None
+    if teacher is not None:
+        answers = freeze(np.stack([apply(teacher, shifted(x, *shift)) for shift in shifts]))
+    return Lesson(x, y, tuple(shifts), answers)
 
 
 def taught(
@@ -152,7 +152,7 @@ def taught(
     for _ in range(as_int(epochs, "epochs", 1)):
         x, answers = _moved(learn, rng)
         seen, history = fit(
-            model if state is None else state,
+            state or model,
             x,
             learn.y,
             optimizer=optimizer,
@@ -218,56 +218,44 @@ def smallest_file(
         raise CompressionError(f"prices must rise from above 0, not from {first} to {last}")
     for name, epochs in (("anneal", anneal), ("cool", cool)):
         as_int(epochs, name, 1)
-    updates = -(-len(learn.x) // BATCH_SIZE)
+    updates = ceil_div(len(learn.x), BATCH_SIZE)
 
     def train_dense(model: Sequential, rng: np.random.Generator) -> Sequential:
         rate = cosine_lr(learning_rate, dense * updates)
         return taught(model, learn, optimizer=adam(rate), epochs=dense, rng=rng)[0]
 
-    def raise_price(model: Sequential, rng: np.random.Generator) -> Sequential:
-        def price(step: int) -> float:
-            return float(first * (last / first) ** (step / (anneal * updates)))
-
-        latent = model if is_latent(model) else latent_model(model)
-        return priced(latent, rng, price, adam(learning_rate), anneal)
-
-    def cool_down(latent: Sequential, rng: np.random.Generator) -> Sequential:
-        rate = cosine_lr(learning_rate, cool * updates)
-        return priced(latent, rng, lambda step: last, adam(rate), cool)
+    train = partial(taught, learn=learn, between=without_dead_units)
 
     def priced(
-        latent: Sequential,
+        model: Sequential,
         rng: np.random.Generator,
         price: Callable[[int], float],
         optimizer: Optimizer,
         epochs: int,
     ) -> Sequential:
-        _, state = taught(
-            latent,
-            learn,
-            optimizer=optimizer,
-            epochs=epochs,
-            rng=rng,
-            view=rate_view(price),
-            between=without_dead_units,
-        )
+        latent = model if is_latent(model) else latent_model(model)
+        view = rate_view(price)
+        _, state = train(latent, optimizer=optimizer, epochs=epochs, rng=rng, view=view)
         return state.latent
 
+    def rising(step: int) -> float:
+        return float(first * (last / first) ** (step / (anneal * updates)))
+
+    steady, falling = adam(learning_rate), adam(cosine_lr(learning_rate, cool * updates))
+    raise_price = partial(priced, price=rising, optimizer=steady, epochs=anneal)
+    cool_down = partial(priced, price=lambda step: last, optimizer=falling, epochs=cool)
     arrays = [array for array in (learn.x, learn.y, learn.answers) if array is not None]
     settings = (
         f"{first} to {last}, dense={dense}, anneal={anneal}, cool={cool}, restarts={restarts}, "
         f"learning_rate={learning_rate}, shifts={learn.shifts}, lesson={array_digest(*arrays)}"
     )
-    return (
-        *([Step("dense", train_dense, settings)] if as_int(dense, "dense", 0) else []),
-        Step("anneal", raise_price, settings),
-        Step("cool", cool_down, settings),
-        *(
-            Step(f"restart {i + 1}", cool_down, settings)
-            for i in range(as_int(restarts, "restarts", 0))
-        ),
-        Step("store", lambda latent, rng: quantized_model(latent), settings),
-    )
+    runs: dict[str, Callable[..., Sequential]] = {}
+    if as_int(dense, "dense", 0):
+        runs["dense"] = train_dense
+    runs |= {"anneal": raise_price, "cool": cool_down}
+    runs |= {f"restart {i + 1}": cool_down for i in range(as_int(restarts, "restarts", 0))}
+    runs["store"] = lambda latent, rng: quantized_model(latent)
+    return tuple(Step(name, run, settings) for name, run in runs.items())
 
 
 def _moved(learn: Lesson, rng: np.random.Generator) -> tuple[Array, Array | None]:

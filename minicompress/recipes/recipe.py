@@ -157,15 +157,13 @@ def run_recipe(
         with naming(f"step {step.name!r}"):
             model = step.run(model, np.random.default_rng([seed, i]))
             blob = dumps(model, coding=coding)
-        if kept is not None:
-            write_file(kept.file(i), blob)
         figures = {
             name: as_float(float(figure), f"{name}, measured after step {step.name!r},", -math.inf)
             for name, figure in (measure(model) if measure else {}).items()
         }
         history.append(StepRow(step.name, len(blob), _digest([blob]), figures))
         if kept is not None:
-            kept.keep(history)
+            kept.keep(history, blob)
         report(history[-1])
     return RecipeResult(model, tuple(history))
 
@@ -238,8 +236,9 @@ class _Folder:
             raise CompressionError(f"{path} is not the model that was left there")
         return model
 
-    def keep(self, history: Sequence[StepRow]) -> None:
-        """Write the history."""
+    def keep(self, history: Sequence[StepRow], blob: bytes) -> None:
+        """Write the model of the last finished step, then the history."""
+        write_file(self.file(len(history) - 1), blob)
         text = {"recipe": self._made_for, "history": [row._asdict() for row in history]}
         write_file(self._path / HISTORY, (json.dumps(text, indent=2) + "\n").encode())
 

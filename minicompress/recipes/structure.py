@@ -82,11 +82,9 @@ def restore_structure(model: Sequential, trained: Sequential) -> Sequential:
     array([3.])
     """
     arrays = {i: decode(w) for i, w in weights(trained).items()}
-    everywhere = {i: np.ones(array.shape, bool) for i, array in arrays.items()}
-    return with_weights(
-        trained,
-        {i: _refilled(rep, arrays[i], everywhere[i]) for i, rep in weights(model).items()},
-    )
+    known = {i: np.ones(array.shape, bool) for i, array in arrays.items()}
+    filled = {i: _refilled(rep, arrays[i], known[i]) for i, rep in weights(model).items()}
+    return with_weights(trained, filled)
 
 
 def _projected(rep: Rep, gradient: Array) -> Array:

@@ -64,9 +64,8 @@ def fold_batch_norm(model: Sequential) -> Sequential:
 
 
 def _folded(layer: Conv2D | Dense, norm: BatchNorm) -> Layer:
-    scale, offset, mean, variance = (
-        v.astype(np.float64) for v in (norm.scale, norm.offset, norm.mean, norm.variance)
-    )
+    wide = (v.astype(np.float64) for v in (norm.scale, norm.offset, norm.mean, norm.variance))
+    scale, offset, mean, variance = wide
     weight = decode(layer.weight)
     bias = 0.0 if layer.bias is None else decode(layer.bias).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

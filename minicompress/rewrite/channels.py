@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -83,9 +84,8 @@ def remove_channels(model: Sequential, index: int, keep: ArrayLike) -> Sequentia
             case Conv2D() as depthwise if depthwise.groups == shape_of(depthwise.weight)[3]:
                 layers[i] = _with_outputs(depthwise, kept)
             case BatchNorm() as norm:
-                arrays = (norm.scale, norm.offset, norm.mean, norm.variance)
-                scale, offset, mean, variance = (v[kept] for v in arrays)
-                layers[i] = BatchNorm(scale, offset, mean, variance, norm.epsilon)
+                cut = {name: decode(v)[kept] for name, v in norm.parameters().items()}
+                layers[i] = BatchNorm(**cut, epsilon=norm.epsilon)
             case Flatten() | MaxPool2D() | AvgPool2D() | GlobalAvgPool2D() | Dropout():
                 pass
             case ReLU() | LeakyReLU() | Sigmoid() | Tanh():
@@ -117,8 +117,9 @@ def _kept(keep: ArrayLike, channels: int) -> Array:
 
 
 def _with_outputs(layer: Conv2D | Dense, kept: Array) -> Conv2D | Dense:
-    weight = freeze(decode(layer.weight)[..., kept])
-    bias = None if layer.bias is None else freeze(decode(layer.bias)[kept])
+    changed: dict[str, Any] = {"weight": freeze(decode(layer.weight)[..., kept])}
+    if layer.bias is not None:
+        changed["bias"] = freeze(decode(layer.bias)[kept])
     if isinstance(layer, Conv2D) and layer.groups > 1:  # depthwise: a group for each channel
-        return dataclasses.replace(layer, weight=weight, bias=bias, groups=len(kept))
-    return dataclasses.replace(layer, weight=weight, bias=bias)
+        changed["groups"] = len(kept)
+    return dataclasses.replace(layer, **changed)

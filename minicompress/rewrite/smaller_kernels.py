@@ -69,16 +69,11 @@ def shrink_kernel(
     if new[0] > old[0] or new[1] > old[1]:
         raise CompressionError(f"size must be at most {old}, not {new}")
     images = None if calibration is None else finite_array(calibration, "calibration", ndim=4)
-    hw = (64, 64) if input_hw is None else pair(input_hw, "input_hw", 1)
+    hw = pair((64, 64) if input_hw is None else input_hw, "input_hw", 1)
     if images is not None:
         hw = (images.shape[1], images.shape[2])
-    dilations = pair(layer.dilation, "dilation", 1)
-    pads, after = (
-        resolve_padding(
-            layer.padding, hw, k, stride=pair(layer.stride, "stride", 1), dilation=dilations
-        )
-        for k in (old, new)
-    )
+    strides, dilations = pair(layer.stride, "stride", 1), pair(layer.dilation, "dilation", 1)
+    pads, after = (resolve_padding(layer.padding, hw, k, strides, dilations) for k in (old, new))
     offsets = [
         (b[0] - a[0]) // d if layer.padding == "same" else (o - n) // 2
         for b, a, d, o, n in zip(pads, after, dilations, old, new, strict=True)
@@ -154,7 +149,7 @@ def split_kernel(
         turned = _solved(second, target.transpose(0, 1, 3, 2))  # the first kernel, (h, h, m, in)
         second = _solved(turned, target)
     first = turned.transpose(0, 1, 3, 2)
-    padding = ((k // 2,) * 2,) * 2 if layer.padding == "same" else layer.padding
+    padding = k // 2 if layer.padding == "same" else layer.padding
     first = cast_or_refuse(first, kernel.dtype, "the first kernel")
     second = cast_or_refuse(second, kernel.dtype, "the second kernel")
     return (
@@ -169,22 +164,18 @@ def _fitted(layer: Conv2D, images: Array, window: tuple[slice, slice]) -> tuple[
     inputs = weight.shape[2]
     h, w = (s.stop - s.start for s in window)
     # This kernel of zeros and ones copies the pixels that the new kernel reads into channels.
-    picks = np.zeros((*weight.shape[:2], inputs, h, w, inputs))
-    for i, j, c in np.ndindex(h, w, inputs):
-        picks[window[0].start + i, window[1].start + j, c, i, j, c] = 1.0
+    picks = np.zeros((*weight.shape[:3], h * w * inputs))
+    picks[window] = np.eye(h * w * inputs).reshape(h, w, inputs, -1)
     bias = None if layer.bias is None else decode(layer.bias).astype(np.float64)
     old = dataclasses.replace(layer, weight=weight.astype(np.float64), bias=bias)
-    selecting = dataclasses.replace(layer, weight=picks.reshape(*weight.shape[:3], -1), bias=None)
     x = images.astype(np.float64)
-    seen, wanted = selecting.forward(x), old.forward(x)
-    a = seen.reshape(-1, h * w * inputs)
-    a = np.concatenate([a, np.ones((len(a), 1))], axis=1)
+    wanted = old.forward(x)
+    seen = dataclasses.replace(layer, weight=picks, bias=None).forward(x)
+    a = np.insert(seen.reshape(-1, h * w * inputs), h * w * inputs, 1.0, axis=1)
     solution = scipy.linalg.lstsq(a, wanted.reshape(len(a), -1))[0]
-    kernel = solution[:-1].reshape(h, w, inputs, -1)
-    return (
-        cast_or_refuse(kernel, weight.dtype, "the new kernel"),
-        cast_or_refuse(solution[-1], weight.dtype, "the new bias"),
-    )
+    kernel = cast_or_refuse(solution[:-1], weight.dtype, "the new kernel")
+    bias = cast_or_refuse(solution[-1], weight.dtype, "the new bias")
+    return kernel.reshape(h, w, inputs, -1), bias
 
 
 def _solved(known: Array, target: Array) -> Array:
@@ -195,8 +186,7 @@ def _solved(known: Array, target: Array) -> Array:
     h, _, m, p = known.shape
     k, n = target.shape[0], target.shape[3]
     system = np.zeros((k, k, p, h, h, m))
-    for i, j in np.ndindex(h, h):
-        for u, v in np.ndindex(h, h):
-            system[i + u, j + v, :, u, v] = known[i, j].T
+    for i, j, u, v in np.ndindex(h, h, h, h):
+        system[i + u, j + v, :, u, v] = known[i, j].T
     matrix, right = system.reshape(k * k * p, h * h * m), target.reshape(k * k * p, n)
     return np.asarray(scipy.linalg.lstsq(matrix, right)[0]).reshape(h, h, m, n)

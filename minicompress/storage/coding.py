@@ -7,8 +7,10 @@ dense layer after another has as many inputs as that has outputs), and codes onl
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from itertools import chain, repeat
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,14 +27,14 @@ from minicompress.representation import (
     dtype_of,
     shape_of,
 )
-from minicompress.storage.sections import DTYPES, Reader, Section, Writer
+from minicompress.storage.sections import DTYPES, Reader, Section
 from minicompress.subscripts import check_letters
 
 # A shape in which None stands for a size that is not known yet.
 Template: TypeAlias = tuple[int | None, ...]
 
-KINDS = (np.ndarray, Quantized, Sparse, Clustered, LowRank)
 SUBSCRIPTS = ("", "ir,ro->io", "hwir,ro->hwio", "hir,rwo->hwio", "ia,hwab,bo->hwio")
+INT64, UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 INDEX_BYTES = 8
 # The deepest nesting of representations, and the longest subscripts that are not in the list above.
 DEEPEST, LONGEST_SUBSCRIPTS = 16, 256
@@ -42,19 +44,20 @@ GAPS, BITMAP, FULL = 0, 1, 2
 # Bitmap and full array are tried up to this size, and the bitmap also if an array is dense enough.
 BITMAP_ENTRIES = 1 << 20
 
-# A reader passes these as the values to write, which are ignored.
+# A representation's kind in the file is its index here. A reader passes these as the values to
+# write, which are ignored.
 NOTHING = freeze(np.zeros(0, np.int64))
-STAND_INS: dict[type, Rep] = {
-    np.ndarray: NOTHING,
-    Quantized: Quantized(NOTHING, np.array(1.0), np.array(0), 8, True, None, None, np.dtype("f8")),
-    Sparse: Sparse((0,), NOTHING, NOTHING),
-    Clustered: Clustered(NOTHING, np.zeros(0)),
-    LowRank: LowRank((np.zeros((0, 0)), np.zeros((0, 0))), "ir,ro->io"),
-}
+STAND_INS: tuple[Rep, ...] = (
+    NOTHING,
+    Quantized(NOTHING, np.array(1.0), np.array(0), 8, True, None, None, np.dtype("f8")),
+    Sparse((0,), NOTHING, NOTHING),
+    Clustered(NOTHING, np.zeros(0)),
+    LowRank((np.zeros((0, 0)), np.zeros((0, 0))), "ir,ro->io"),
+)
 
 
 def code_rep(
-    section: Section, shape: Template, dtype: DType | None, rep: Rep | None, depth: int = 0
+    section: Section, shape: Template, dtype: DType | None, rep: Rep, depth: int = 0
 ) -> Rep:
     """Code a representation, or a plain array.
 
@@ -65,8 +68,8 @@ def code_rep(
         One entry for each axis; None for a size that is not known.
     dtype : numpy.dtype or None
         None if it is not known.
-    rep : Rep or None
-        None for a Reader.
+    rep : Rep
+        Any, for a Reader.
     depth : int
         The number of representations around it.
 
@@ -75,21 +78,21 @@ def code_rep(
     Rep
     """
     if depth > DEEPEST:
-        error = FileFormatError if rep is None else CompressionError
-        raise error(f"representations must not nest deeper than {DEEPEST}")
+        raise CompressionError(f"representations must not nest deeper than {DEEPEST}")
     section.part()
-    kind = 0 if rep is None else next(i for i, k in enumerate(KINDS) if isinstance(rep, k))
-    kind = section.choice("kind", kind, len(KINDS))
+    kind = next(i for i, stand_in in enumerate(STAND_INS) if isinstance(rep, type(stand_in)))
+    kind = section.choice("kind", kind, len(STAND_INS))
+    if isinstance(section, Reader):
+        rep = STAND_INS[kind]
     if dtype is None:
-        index = 0 if rep is None else DTYPES.index(dtype_of(rep))
-        dtype = DTYPES[section.choice("dtype", index, len(DTYPES))]
-    if rep is None:
-        rep, actual = STAND_INS[KINDS[kind]], (0,) * len(shape)
-    else:
-        actual = shape_of(rep)
+        dtype = DTYPES[section.choice("dtype", DTYPES.index(dtype_of(rep)), len(DTYPES))]
     if isinstance(rep, LowRank):
         return _code_low_rank(section, shape, dtype, rep, depth)
-    sizes = _code_shape(section, shape, actual)
+    actual = (0,) * len(shape) if isinstance(section, Reader) else shape_of(rep)
+    sizes = tuple(
+        section.number("size", n) if size is None else size
+        for n, size in zip(actual, shape, strict=True)
+    )
     section.claim(math.prod(max(n, 1) for n in sizes), dtype.itemsize)
     match rep:
         case Quantized():
@@ -98,24 +101,10 @@ def code_rep(
             return _code_sparse(section, sizes, dtype, rep, depth)
         case Clustered():
             count = section.number("codebook", shape_of(rep.codebook)[0])
-            codes = section.integers(sizes, _narrowest(count), rep.codes)
-            return Clustered(codes, _code_part(section, (count,), dtype, rep.codebook, depth))
+            narrow = np.uint8 if count <= 256 else np.uint16 if count <= 65536 else np.int64
+            codes = section.integers(sizes, np.dtype(narrow), rep.codes)
+            return Clustered(codes, code_rep(section, (count,), dtype, rep.codebook, depth + 1))
     return (section.floats if dtype.kind == "f" else section.integers)(sizes, dtype, rep)
-
-
-def _code_shape(section: Section, known: Template, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Code the sizes that are not known, and return the whole shape."""
-    return tuple(
-        section.number("size", n) if size is None else size
-        for n, size in zip(shape, known, strict=True)
-    )
-
-
-def _code_part(
-    section: Section, shape: Template, dtype: DType | None, part: Rep, depth: int
-) -> Rep:
-    """Code a part of another representation. A reader's stand-in has no such part."""
-    return code_rep(section, shape, dtype, None if isinstance(section, Reader) else part, depth + 1)
 
 
 def _code_quantized(
@@ -134,77 +123,56 @@ def _code_quantized(
         block_size = section.number("block", int(rep.block_size or 0)) or None
     usual = code_dtype(min(num_bits, 16), signed)
     known = section.flag("usual codes", dtype_of(rep.codes) == usual)
-    codes = _code_part(section, shape, usual if known else None, rep.codes, depth)
+    codes: Any = code_rep(section, shape, usual if known else None, rep.codes, depth + 1)
     scale = section.floats(qparam_shape(shape, axis, block_size), kind, rep.scale)
     zero_point = np.zeros(scale.shape, np.int64)
     if section.flag("zero point", bool(rep.zero_point.any())):
-        zero_point = section.integers(scale.shape, np.dtype(np.int64), rep.zero_point)
-    if not isinstance(codes, np.ndarray | Sparse):
-        raise FileFormatError(f"codes must be integers, not {type(codes).__name__}")
+        zero_point = section.integers(scale.shape, INT64, rep.zero_point)
     return Quantized(codes, scale, zero_point, num_bits, signed, axis, block_size, dtype)
 
 
 def _code_sparse(
     section: Section, shape: tuple[int, ...], dtype: DType, rep: Sparse, depth: int
 ) -> Sparse:
-    if isinstance(section, Writer):
-        _write_sparse(section, dtype, rep, depth)
-        return rep
-    form = section.choice("form", GAPS, 3)
-    if form == FULL:
-        return _code_full(section, shape, dtype, rep)
-    indices = _code_places(section, shape, rep, form)
-    return Sparse(shape, indices, _code_part(section, indices.shape, dtype, rep.values, depth))
+    """Code it in the shortest form. With gaps and bitmap, the values follow the indices."""
 
+    def gaps(section: Section) -> Array:
+        count = section.number("count", rep.indices.size)
+        steps = section.integers((count,), INT64, np.diff(rep.indices, prepend=-1) - 1)
+        return freeze(np.cumsum(steps + 1) - 1)
 
-def _write_sparse(section: Writer, dtype: DType, rep: Sparse, depth: int) -> None:
-    """Choose the form. Gaps and bitmap have the same values, so these are written only once."""
-
-    def places_as(form: int, writer: Writer) -> None:
-        writer.number("form", form)
-        _code_places(writer, rep.shape, rep, form)
-
-    def apart(writer: Writer) -> None:
-        few = math.prod(rep.shape) <= max(BITMAP_ENTRIES, 64 * rep.indices.size)
-        forms = (GAPS, BITMAP) if few else (GAPS,)
-        writer.smallest([partial(places_as, form) for form in forms])
-        _code_part(writer, rep.indices.shape, dtype, rep.values, depth)
-
-    def full(writer: Writer) -> None:
-        writer.number("form", FULL)
-        _code_full(writer, rep.shape, dtype, rep)
-
-    integers = isinstance(rep.values, np.ndarray) and dtype.kind != "f" and rep.values.all()
-    if integers and math.prod(rep.shape) <= BITMAP_ENTRIES:
-        section.smallest([apart, full])
-    else:
-        apart(section)
-
-
-def _code_places(section: Section, shape: tuple[int, ...], rep: Sparse, form: int) -> Array:
-    """Code the indices of a sparse array."""
-    if form == BITMAP:
+    def bitmap(section: Section) -> Array:
         mask = np.zeros(math.prod(rep.shape), np.uint8)
         mask[rep.indices] = 1
-        mask = section.integers(shape, np.dtype(np.uint8), mask.reshape(rep.shape))
+        mask = section.integers(shape, UINT8, mask.reshape(rep.shape))
         if mask.max(initial=0) > 1:
             raise FileFormatError("a bitmap must hold 0 and 1")
         # For the indices, and for their differences when they are checked.
         section.claim(int(np.count_nonzero(mask)), 2 * INDEX_BYTES)
         return freeze(np.flatnonzero(mask))
-    count = section.number("count", rep.indices.size)
-    gaps = np.diff(rep.indices, prepend=-1) - 1
-    gaps = section.integers((count,), np.dtype(np.int64), gaps)
-    return freeze(np.cumsum(gaps + 1) - 1)
 
+    def full(section: Section) -> Sparse:
+        if dtype.kind == "f":
+            raise FileFormatError("floats are not coded as integers")
+        entries = section.integers(shape, dtype, decode(rep)).ravel()
+        indices = freeze(np.flatnonzero(entries))
+        return Sparse(shape, indices, freeze(entries[indices]))
 
-def _code_full(section: Section, shape: tuple[int, ...], dtype: DType, rep: Sparse) -> Sparse:
-    """Code a sparse array of integers as the full array."""
-    if dtype.kind == "f":
-        raise FileFormatError("floats are not coded as integers")
-    full = section.integers(shape, dtype, decode(rep)).ravel()
-    indices = freeze(np.flatnonzero(full))
-    return Sparse(shape, indices, freeze(full[indices]))
+    def in_form(section: Section, forms: dict[int, Callable[[Section], Array | Sparse]]) -> Sparse:
+        found = section.one_of("form", forms)
+        if isinstance(found, Sparse):
+            return found
+        return Sparse(shape, found, code_rep(section, found.shape, dtype, rep.values, depth + 1))
+
+    if isinstance(section, Reader):
+        return in_form(section, {GAPS: gaps, BITMAP: bitmap, FULL: full})
+    size = math.prod(shape)
+    few = size <= max(BITMAP_ENTRIES, 64 * rep.indices.size)
+    options = [partial(in_form, forms={GAPS: gaps, BITMAP: bitmap} if few else {GAPS: gaps})]
+    integers = isinstance(rep.values, np.ndarray) and dtype.kind != "f" and rep.values.all()
+    if integers and size <= BITMAP_ENTRIES:
+        options.append(partial(in_form, forms={FULL: full}))
+    return section.smallest(options)
 
 
 def _code_low_rank(
@@ -218,11 +186,10 @@ def _code_low_rank(
     if len(output) != len(shape):
         raise FileFormatError(f"{subscripts!r} does not give an array of {len(shape)} dimensions")
     sizes = dict(zip(output, shape))  # of the letters, as far as they are known
-    factors = []
-    for i, term in enumerate(left.split(",")):
-        factor = rep.factors[i] if isinstance(section, Writer) else NOTHING
+    factors: list[Rep] = []
+    for term, factor in zip(left.split(","), chain(rep.factors, repeat(NOTHING))):
         template = tuple(sizes.get(letter) for letter in term)
-        factors.append(_code_part(section, template, dtype, factor, depth))
+        factors.append(code_rep(section, template, dtype, factor, depth + 1))
         sizes.update(zip(term, shape_of(factors[-1])))
     product = LowRank(tuple(factors), subscripts)
     section.claim(math.prod(shape_of(product)), dtype.itemsize)
@@ -235,10 +202,5 @@ def _code_text(section: Section, text: str) -> str:
             f"subscripts must have at most {LONGEST_SUBSCRIPTS} characters, not {len(text)}"
         )
     length = section.choice("text", len(text), LONGEST_SUBSCRIPTS + 1)
-    letters = [ord(letter) for letter in text.ljust(length)]
-    return "".join(chr(section.choice("letter", letters[i], 0x110000)) for i in range(length))
-
-
-def _narrowest(size: int) -> DType:
-    """The dtype of the codes of `Clustered` with a codebook of this size."""
-    return np.dtype(np.uint8 if size <= 256 else np.uint16 if size <= 65536 else np.int64)
+    letters = text.ljust(length)[:length]
+    return "".join(chr(section.choice("letter", ord(letter), 0x110000)) for letter in letters)

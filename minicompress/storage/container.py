@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -173,11 +174,16 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
                 f"{', '.join(t.__name__ for t in TYPES)}"
             )
     finite_model(model)
-    blobs = [_written(model, codings) for codings in CHOICES[choice(coding, "coding", CHOICES)]]
-    readable = [blob for blob in blobs if blob is not None]
-    if not readable:
+    contents = []
+    for codings in CHOICES[choice(coding, "coding", CHOICES)]:
+        writer = Writer(codings)
+        _code_model(writer, model.layers)
+        bulk, coded = bytes(writer.bulk), writer.coder.finish()
+        if writer.coder.work <= allowed_work(len(coded)):
+            contents.append(put_varint(len(bulk)) + bulk + coded)
+    if not contents:
         raise CompressionError("model has more parts than a reader would accept")
-    return min(readable, key=len)
+    return sealed(MAGIC, VERSION, min(contents, key=len))
 
 
 def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
@@ -212,7 +218,7 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     bulk = frame.take(frame.varint())
     reader = Reader(frame.take(frame.left), bulk, limit)
     try:
-        layers = _code_model(reader, None)
+        layers = _code_model(reader, ())
         reader.coder.finish()
         reader.bulk.end()
         model = Sequential(layers)
@@ -224,35 +230,23 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
     return model
 
 
-def _written(model: Sequential, codings: tuple[str, ...]) -> bytes | None:
-    """The bytes with these codings; None if decoding them would take too long."""
-    writer = Writer(codings)
-    _code_model(writer, model.layers)
-    bulk, coded = bytes(writer.bulk), writer.coder.finish()
-    if writer.coder.work > allowed_work(len(coded)):
-        return None
-    return sealed(MAGIC, VERSION, put_varint(len(bulk)) + bulk + coded)
-
-
-def _code_model(section: Section, layers: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
-    """Code all layers; `features` is the number of outputs of the layer before, if known."""
-    count = section.number("layers", 0 if layers is None else len(layers))
+def _code_model(section: Section, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Code all layers. A reader passes none."""
     coded: list[Layer] = []
-    features: int | None = None
-    for i in range(count):
+    features: int | None = None  # the number of outputs of the layer before, if known
+    count = section.number("layers", len(layers))
+    for _, layer in zip(range(count), chain(layers, repeat(LAYERS[0]))):
         section.part()
-        layer = None if layers is None else layers[i]
-        number = 0 if layer is None else TYPES.index(type(layer))
-        stand_in = LAYERS[section.choice("layer", number, len(LAYERS))]
+        number = section.choice("layer", TYPES.index(type(layer)), len(TYPES))
+        if isinstance(section, Reader):
+            layer = LAYERS[number]
         with np.errstate(all="ignore"):  # a damaged batch normalization may overflow
-            coded.append(_code_layer(section, layer or stand_in, features))
-        match coded[-1]:
-            case Dense(weight=weight) | Conv2D(weight=weight):
-                features = shape_of(weight)[-1]
-            case BatchNorm(scale=scale):
-                features = scale.size
-            case Flatten():
-                features = None
+            layer = _code_layer(section, layer, features)
+        coded.append(layer)
+        if isinstance(layer, Flatten):
+            features = None
+        for rep in layer.parameters().values():  # the last axis is that of the outputs
+            features = shape_of(rep)[-1]
     return tuple(coded)
 
 
@@ -303,11 +297,10 @@ def _code_affine(
     section: Section, layer: Dense | Conv2D, shape: Template
 ) -> tuple[Rep, Rep | None]:
     """Code weight and bias. A bias has the weight's dtype and one entry for each output."""
-    reading = isinstance(section, Reader)
-    weight = code_rep(section, shape, None, None if reading else layer.weight)
+    weight = code_rep(section, shape, None, layer.weight)
     if not section.flag("bias", layer.bias is not None):
         return weight, None
-    bias = None if reading else layer.bias
+    bias = layer.weight if layer.bias is None else layer.bias  # a reader's stand-in has none
     return weight, code_rep(section, shape_of(weight)[-1:], dtype_of(weight), bias)
 
 

@@ -12,16 +12,17 @@ decision of probability p costs close to -log2(p) bits.
   the estimate (n1 + 1/2) / (n + 1) of Krichevsky and Trofimov (1981). A model chooses the context
   of each decision; the better it predicts, the fewer bytes are written.
 
-Encoder and decoder have the same methods. The decoder ignores the value that it is given and
-returns the value that it reads. So each model is one function that codes *and* decodes, and the two
-directions cannot disagree.
+Encoder and decoder are one machine, `Coder`: only where a decision comes from, and what happens to
+a byte, differ. The decoder ignores the value that it is given and returns the value that it reads.
+So each model is one function that codes *and* decodes, and the two directions cannot disagree.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Hashable
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from minicompress.errors import CompressionError, FileFormatError
 
@@ -43,25 +44,70 @@ def new_context() -> Context:
     return [1, 1]
 
 
-class Coder(Protocol):
-    """What a model may call, of an encoder or a decoder."""
-
-    def code(self, context: Context, bit: int) -> int:
-        """Code a decision; the context learns it."""
-
-    def code_uniform(self, value: int, width: int) -> int:
-        """Code an integer of `width` bits, all equally likely."""
-
-
-class RangeEncoder:
-    """Decisions in, bytes out.
+class Coder:
+    """What encoder and decoder share: the interval, and how each decision cuts it.
 
     Attributes
     ----------
-    Parameters
-    ----------
+    reads : bool
+        Whether decisions are read. Then the values that are given are ignored, and `_low` is
+        counted from the number that is read, so it is never positive.
     work : int
-        Number of decisions coded so far; decoding takes time in proportion.
+        Decisions coded so far; decoding takes time in proportion.
+    """
+
+    def __init__(self, reads: bool, max_work: int = sys.maxsize) -> None:
+        self.reads, self.work, self._max_work = reads, 0, max_work
+        self._low, self._range = 0, WHOLE
+
+    def code(self, context: Context, bit: int) -> int:
+        """Code a decision; the context learns it."""
+        zeros, ones = context
+        total, interval = zeros + ones, self._range
+        split = interval * zeros // total
+        if self.reads:
+            bit = self._low + split <= 0
+            if self.work >= self._max_work:
+                raise FileFormatError(f"the bytes hold more than {self._max_work} decisions")
+        if bit:
+            self._low += split
+            interval -= split
+            context[1] = ones + 2
+        else:
+            interval = split
+            context[0] = zeros + 2
+        if total >= FULL:
+            context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
+        self._range = interval
+        self.work += 1
+        while interval < NARROW:
+            self._widen()
+            interval = self._range
+        return bit
+
+    def code_uniform(self, value: int, width: int) -> int:
+        """Code an integer of `width` bits, all equally likely: pieces of 16, the highest first."""
+        result = 0
+        for shift in range((width - 1) // 16 * 16, -1, -16):
+            size = min(width - shift, 16)
+            self._range >>= size
+            piece = -self._low // self._range if self.reads else value >> shift & (1 << size) - 1
+            if piece >> size:
+                raise FileFormatError("the bytes are not what a range coder writes")
+            self._low += self._range * piece
+            result |= piece << shift
+            self.work += 1
+            while self._range < NARROW:
+                self._widen()
+        return result
+
+    def _widen(self) -> None:
+        """Widen the interval by a byte."""
+        raise NotImplementedError
+
+
+class RangeEncoder(Coder):
+    """Decisions in, bytes out.
 
     Examples
     --------
@@ -78,44 +124,14 @@ class RangeEncoder:
     """
 
     def __init__(self) -> None:
-        self.work = 0
-        self._low, self._range, self._out = 0, WHOLE, bytearray()
-
-    def code(self, context: Context, bit: int) -> int:
-        """Code a decision; the context learns it."""
-        zeros, ones = context
-        total = zeros + ones
-        split = self._range * zeros // total
-        if bit:
-            self._low += split
-            self._range -= split
-            context[1] = ones + 2
-        else:
-            self._range = split
-            context[0] = zeros + 2
-        if total >= FULL:
-            context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
-        self.work += 1
-        while self._range < NARROW:
-            self._widen()
-        return bit
+        super().__init__(reads=False)
+        self._out = bytearray()
 
     def copy(self) -> RangeEncoder:
         """An encoder in the same state, which goes on independently."""
         other = copy.copy(self)
         other._out = self._out.copy()
         return other
-
-    def code_uniform(self, value: int, width: int) -> int:
-        """Code an integer of `width` bits, all equally likely."""
-        for shift in _shifts(width):
-            size = min(width - shift, 16)
-            self._range >>= size
-            self._low += self._range * (value >> shift & (1 << size) - 1)
-            self.work += 1
-            while self._range < NARROW:
-                self._widen()
-        return value
 
     @property
     def bits(self) -> int:
@@ -141,7 +157,7 @@ class RangeEncoder:
         self._range <<= 8
 
 
-class RangeDecoder:
+class RangeDecoder(Coder):
     """Bytes in, decisions out; the contexts must be those of the encoder.
 
     Parameters
@@ -152,59 +168,21 @@ class RangeDecoder:
         so a few bytes could otherwise keep a decoder busy for ever.
     """
 
-    def __init__(self, blob: bytes, max_work: int | None = None) -> None:
-        self.work = 0
-        self._max_work = float("inf") if max_work is None else max_work
-        self._blob, self._place, self._range = blob, 4, WHOLE
-        self._code = int.from_bytes(blob[:4].ljust(4, b"\0"), "big")  # the number minus low
-
-    def code(self, context: Context, bit: int) -> int:
-        """Read a decision and ignore `bit`; the context learns it."""
-        zeros, ones = context
-        total = zeros + ones
-        split = self._range * zeros // total
-        if self._code >= split:
-            bit = 1
-            self._code -= split
-            self._range -= split
-            context[1] = ones + 2
-        else:
-            bit = 0
-            self._range = split
-            context[0] = zeros + 2
-        if total >= FULL:
-            context[:] = (context[0] + 1) // 2, (context[1] + 1) // 2
-        self.work += 1
-        if self.work > self._max_work:
-            raise FileFormatError(f"{len(self._blob)} bytes hold too many decisions")
-        while self._range < NARROW:
-            self._widen()
-        return bit
-
-    def code_uniform(self, value: int, width: int) -> int:
-        """Read an integer of `width` bits and ignore `value`."""
-        value = 0
-        for shift in _shifts(width):
-            size = min(width - shift, 16)
-            self._range >>= size
-            digit, self._code = divmod(self._code, self._range)
-            if digit >> size:
-                raise FileFormatError("the bytes are not what a range coder writes")
-            value |= digit << shift
-            self.work += 1
-            while self._range < NARROW:
-                self._widen()
-        return value
+    def __init__(self, blob: bytes, max_work: int = sys.maxsize) -> None:
+        super().__init__(reads=True, max_work=max_work)
+        self._blob, self._place = blob, 4
+        self._low = -int.from_bytes(blob[:4].ljust(4, b"\0"), "big")
 
     def finish(self) -> None:
         """Check that the bytes end here, exactly as the encoder ends them."""
         extra = len(self._blob) > self._place - 3 or self._blob.endswith(b"\0")
-        if extra or self._code >= NARROW:
+        if extra or -self._low >= NARROW:
             raise FileFormatError("the bytes do not end where their decisions do")
 
     def _widen(self) -> None:
+        """Read a byte; behind the end come zeros."""
         byte = self._blob[self._place] if self._place < len(self._blob) else 0
-        self._code = self._code << 8 | byte
+        self._low = (self._low << 8) - byte
         self._range <<= 8
         self._place += 1
 
@@ -232,19 +210,14 @@ def code_number(coder: Coder, numbers: Contexts, value: int) -> int:
     if value > MOST:
         raise CompressionError(f"numbers up to {MOST} can be stored, not {value}")
     value += 1
-    length, wanted = 0, value.bit_length() - 1
-    while length < LONGEST - 1 and coder.code(numbers[length], length < wanted):
+    code, length, wanted = coder.code, 0, value.bit_length() - 1
+    while length < LONGEST - 1 and code(numbers[length], length < wanted):
         length += 1
     prefix = 1  # the highest bits, as far as they are known
     for shift in range(length - 1, max(length - LEARNED_BITS, 0) - 1, -1):
         context = numbers[length << LEARNED_BITS | prefix]  # larger than any length
-        prefix = prefix << 1 | coder.code(context, value >> shift & 1)
+        prefix = prefix << 1 | code(context, value >> shift & 1)
     rest = length - LEARNED_BITS
     if rest > 0:
         prefix = prefix << rest | coder.code_uniform(value & (1 << rest) - 1, rest)
     return prefix - 1
-
-
-def _shifts(width: int) -> range:
-    """Where the pieces of 16 bits of an integer begin, the highest first."""
-    return range((width - 1) // 16 * 16, -1, -16)

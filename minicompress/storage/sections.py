@@ -14,8 +14,9 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -40,6 +41,8 @@ from minicompress.storage.range_coder import (
     code_number,
 )
 
+T = TypeVar("T")
+
 DTYPES: tuple[DType, ...] = (*FLOATS, *(np.dtype(c) for c in "bBhHiIqQ"))
 CODINGS = ("packed", "huffman", "sequence", "matrix")
 # The decisions that a reader accepts, so that no file keeps it busy for long: this many, plus some
@@ -49,7 +52,7 @@ FREE_WORK, WORK_PER_BYTE = 1 << 19, 16
 MOST_PARTS = 1 << 13
 
 
-class Section:
+class _Numbers:
     """The part that writing and reading share: numbers and flags, each in a context of its name."""
 
     coder: Coder
@@ -80,19 +83,8 @@ class Section:
         if self._parts > MOST_PARTS:
             raise CompressionError(f"there are more than {MOST_PARTS} layers and representations")
 
-    def claim(self, count: int, itemsize: int) -> None:
-        """Announce that memory is about to be taken."""
 
-    def floats(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
-        """An array of floats, bit for bit."""
-        raise NotImplementedError
-
-    def integers(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
-        """An array of integers."""
-        raise NotImplementedError
-
-
-class Writer(Section):
+class Writer(_Numbers):
     """The two sections of a file that is being written.
 
     Parameters
@@ -115,18 +107,32 @@ class Writer(Section):
         other._numbers, other._flags = defaultdict(Contexts, learned), self._flags.copy()
         return other
 
-    def smallest(self, options: Sequence[Callable[[Writer], object]]) -> None:
-        """Write with the option that takes the fewest bits."""
-        forks = []
+    def smallest(self, options: Iterable[Callable[[Writer], T]]) -> T:
+        """Write with the option that takes the fewest bits, and return its result."""
+        tried = []
         for option in options:
-            forks.append(self.fork())
-            option(forks[-1])
-        best = min(forks, key=Writer._cost)
+            fork = self.fork()
+            tried.append((fork, option(fork)))
+        best, result = min(tried, key=lambda pair: Writer._cost(pair[0]))
         self.bulk += best.bulk
         self.coder, self._parts = best.coder, best._parts
         self._numbers, self._flags = best._numbers, best._flags
+        return result
+
+    def one_of(self, name: str, options: Mapping[int, Callable[[Any], T]]) -> T:
+        """Write with the option that takes the fewest bits, behind its number."""
+
+        def numbered(writer: Writer, index: int) -> T:
+            writer.number(name, index)
+            return options[index](writer)
+
+        return self.smallest([partial(numbered, index=index) for index in options])
+
+    def claim(self, count: int, itemsize: int) -> None:
+        """Nothing: a writer takes no memory that is not there."""
 
     def floats(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
+        """Write an array of floats, bit for bit."""
         swapped = array.ravel().astype(dtype.newbyteorder(">"))
         octets = swapped.view(np.uint8).reshape(array.size, dtype.itemsize)
         used = np.flatnonzero(octets.any(axis=0))
@@ -136,22 +142,16 @@ class Writer(Section):
         return array
 
     def integers(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
+        """Write an array of integers in the shortest coding that it fits."""
         values = array.ravel().view(np.int64) if dtype == np.uint64 else array.ravel()
         values = values.astype(np.int64, copy=False)
         small = bool(((values >= -(2**31)) & (values < 2**31)).all())
-        fitting = {"packed"}
-        if small:
-            fitting |= {"huffman", "sequence"}
-        if small and len(shape) > 1 and 1 not in _as_matrix(shape):
-            fitting.add("matrix")
+        two = len(shape) > 1 and 1 not in _as_matrix(shape)
+        fits = {"packed": True, "huffman": small, "sequence": small, "matrix": small and two}
+        codings = [c for c in CODINGS if fits[c] and c in ("packed", *self.codings)]
         if values.size:
-            self.smallest(
-                [
-                    partial(Writer._put_integers, coding=coding, values=values, shape=shape)
-                    for coding in CODINGS
-                    if coding in fitting and coding in ("packed", *self.codings)
-                ]
-            )
+            put = partial(Writer._put_integers, values=values, shape=shape)
+            self.smallest([partial(put, coding=coding) for coding in codings])
         return array
 
     def _put_integers(self, coding: str, values: Array, shape: tuple[int, ...]) -> None:
@@ -178,7 +178,7 @@ class Writer(Section):
         return bits if self.coder.work <= allowed_work(self.coder.bits // 8) else math.inf
 
 
-class Reader(Section):
+class Reader(_Numbers):
     """The two sections of a file that is being read.
 
     Parameters
@@ -195,7 +195,12 @@ class Reader(Section):
         self.coder = RangeDecoder(coded, allowed_work(len(coded)))
         self.bulk, self._left = ByteReader(bulk), max_bytes
 
+    def one_of(self, name: str, options: Mapping[int, Callable[[Any], T]]) -> T:
+        """Read the number of an option, and with it the rest."""
+        return options[self.choice(name, 0, len(options))](self)
+
     def claim(self, count: int, itemsize: int) -> None:
+        """Announce that memory is about to be taken."""
         if count * itemsize > self._left:
             raise FileFormatError(
                 f"{count} more entries of {itemsize} bytes are more than max_bytes allows"
@@ -203,6 +208,7 @@ class Reader(Section):
         self._left -= count * itemsize
 
     def floats(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
+        """Read an array of floats."""
         size = math.prod(shape)
         self.claim(size, dtype.itemsize)
         kept = dtype.itemsize - self.choice("bytes", 0, dtype.itemsize + 1)
@@ -212,6 +218,7 @@ class Reader(Section):
         return _shaped(octets.view(dtype.newbyteorder(">")), shape, dtype)
 
     def integers(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
+        """Read an array of integers."""
         size = math.prod(shape)
         self.claim(size, dtype.itemsize)
         if size == 0:
@@ -245,6 +252,9 @@ class Reader(Section):
         _check_range(least, least + int(offsets.max()), dtype)
         values = (offsets + np.uint64(least & 2**64 - 1)).view(np.int64)
         return _shaped(values, shape, dtype)
+
+
+Section: TypeAlias = Writer | Reader
 
 
 def allowed_work(size: int) -> int:

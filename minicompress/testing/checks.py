@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from minicompress.arrays import Array
 from minicompress.nn.stateless import Layer
 from minicompress.representation import Compressed
 from minicompress.testing import laws
-from minicompress.testing.laws import same
+from minicompress.testing.laws import leaves, same
 from minicompress.testing.strategies import weights as all_weights
 
 
@@ -105,9 +106,7 @@ def _search(
     def test(w: Array) -> None:
         nonlocal calls
         calls += bool(found)
-        if calls > 300 or (found and time.monotonic() > end + 4):
-            raise _Enough
-        if not found and time.monotonic() > end:
+        if calls > 300 or time.monotonic() > (end + 4 if found else end):
             raise _Enough
         try:
             law(w)
@@ -124,17 +123,11 @@ def _search(
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
     )(given(strategy)(test))
-    try:
+    with suppress(_Enough, AssertionError):
         run()
-    except _Enough:
-        if not found:
-            return
-    except AssertionError:
-        pass
     if found:
-        smallest = min(size for size, _ in found)
-        message = str(next(e for size, e in reversed(found) if size == smallest))
-        raise AssertionError(message) from None
+        _, smallest = min(reversed(found), key=lambda seen: seen[0])
+        raise AssertionError(str(smallest)) from None
 
 
 def check_pure(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -166,37 +159,32 @@ arguments was [3.0, 1.0] and is now [1.0, 3.0]
     results = []
     for read_only in (False, True):
         arguments = copy.deepcopy((args, kwargs))
-        leaves = list(_leaves(arguments))
-        arrays = [leaf for _, leaf in leaves if isinstance(leaf, np.ndarray)]
+        held = list(leaves(arguments))
+        arrays = [leaf for _, leaf in held if isinstance(leaf, np.ndarray)]
         before = [a.copy() for a in arrays]
-        if read_only:
-            for a in arrays:
-                a.flags.writeable = False
+        for a in arrays if read_only else ():
+            a.flags.writeable = False
         try:
             results.append(fn(*arguments[0], **arguments[1]))
         except Exception as error:
             if not read_only:
                 raise
-            raise AssertionError(
-                f"law 'read-only arguments are accepted' is broken by {name}: {error!r}"
-            ) from error
+            raise _broken("read-only arguments are accepted", name, repr(error)) from error
+        law = "arguments are not written to"
         for i, (old, new) in enumerate(zip(before, arrays, strict=True)):
-            if old.shape != new.shape or old.tobytes() != new.tobytes():
-                raise AssertionError(
-                    f"law 'arguments are not written to' is broken by {name}: array {i} of its "
-                    f"arguments was {old.tolist()} and is now {new.tolist()}"
-                )
-        held = list(_leaves(arguments))
-        if [(path, id(leaf)) for path, leaf in held] != [(path, id(leaf)) for path, leaf in leaves]:
-            raise AssertionError(
-                f"law 'arguments are not written to' is broken by {name}: they held {leaves!r} "
-                f"and now hold {held!r}"
-            )
+            if not same(old, new):
+                seen = f"array {i} of its arguments was {old.tolist()} and is now {new.tolist()}"
+                raise _broken(law, name, seen)
+        now = list(leaves(arguments))
+        if [(path, id(leaf)) for path, leaf in held] != [(path, id(leaf)) for path, leaf in now]:
+            raise _broken(law, name, f"they held {held!r} and now hold {now!r}")
     if not same(*results):
-        raise AssertionError(
-            f"law 'the same arguments give the same result' is broken by {name}: "
-            f"{results[0]!r}, then {results[1]!r}"
-        )
+        law = "the same arguments give the same result"
+        raise _broken(law, name, f"{results[0]!r}, then {results[1]!r}")
+
+
+def _broken(law: str, name: str, seen: str) -> AssertionError:
+    return AssertionError(f"law '{law}' is broken by {name}: {seen}")
 
 
 def check_layer(layer: Layer, x: Array) -> None:
@@ -229,58 +217,47 @@ def check_layer(layer: Layer, x: Array) -> None:
     >>> from minicompress.nn.layers import Dense
     >>> check_layer(Dense(np.array([[1.0, 2.0], [0.5, -1.0]])), np.array([[3.0, 4.0]]))
     """
-    name = type(layer).__name__
+
+    def holds(law: str, condition: bool, seen: Any) -> None:
+        if not condition:
+            raise _broken(law, type(layer).__name__, str(seen))
+
     check_pure(layer.forward, x)
     y, pullback = layer.vjp(x)
-    if not same(y, layer.forward(x)):
-        raise AssertionError(f"law 'vjp gives the output of forward' is broken by {name}")
-    if layer.output_shape(x.shape[1:]) != y.shape[1:]:
-        shape = layer.output_shape(x.shape[1:])
-        raise AssertionError(
-            f"law 'output_shape is the shape' is broken by {name}: {shape}, but it is {y.shape[1:]}"
-        )
-    if y.dtype != x.dtype:
-        raise AssertionError(f"law 'dtype in, dtype out' is broken by {name}: {y.dtype}")
+    holds("vjp gives the output of forward", same(y, layer.forward(x)), y)
+    shape = layer.output_shape(x.shape[1:])
+    holds("output_shape is the shape", shape == y.shape[1:], f"{shape}, but it is {y.shape[1:]}")
+    holds("dtype in, dtype out", y.dtype == x.dtype, y.dtype)
     rng = np.random.default_rng(0)
     u = rng.normal(size=y.shape)
     check_pure(pullback, u)
     dx, gradients = pullback(u)
-    if layer.vjp(x, input_gradient=False)[1](u)[0] is not None:
-        raise AssertionError(f"law 'without input_gradient it is None' is broken by {name}")
+    without = layer.vjp(x, input_gradient=False)[1](u)[0]
+    holds("without input_gradient it is None", without is None, without)
     own = layer.parameters()
-    if not gradients.keys() <= own.keys() or {"weight", "bias"} & own.keys() - gradients.keys():
-        raise AssertionError(
-            f"law 'weight and bias have gradients, and nothing else but parameters' is broken by "
-            f"{name}: they are of {sorted(gradients)}, and the parameters {sorted(own)}"
-        )
-    weights = {k: own[k] for k in gradients}
-    for what, value, gradient in [
-        ("x", x, dx),
-        *((k, w, gradients[k]) for k, w in weights.items()),
-    ]:
-        assert isinstance(value, np.ndarray)
-        if not isinstance(gradient, np.ndarray) or gradient.shape != value.shape:
-            seen = getattr(gradient, "shape", gradient)
-            raise AssertionError(
-                f"law 'a gradient has the shape of its argument' is broken by {name} for {what}: "
-                f"{seen}, but right is {value.shape}"
-            )
+    holds(
+        "weight and bias have gradients, and nothing else but parameters",
+        {"weight", "bias"} & own.keys() <= gradients.keys() <= own.keys(),
+        f"they are of {sorted(gradients)}, and the parameters {sorted(own)}",
+    )
+    for what, gradient in {"x": dx, **gradients}.items():
+        value: Any = x if what == "x" else own[what]
+        found = getattr(gradient, "shape", None)
+        seen = f"{found} for {what}, but right is {value.shape}"
+        holds("a gradient has the shape of its argument", found == value.shape, seen)
         v, h = rng.normal(size=value.shape), 2.0**-17
         jv = (_moved(layer, x, what, h * v) - _moved(layer, x, what, -h * v)) / (2 * h)
         pulled, pushed = float((v * gradient).sum()), float((jv * u).sum())
         sizes = float(np.abs(v * gradient).sum() + np.abs(jv * u).sum() + np.abs(y * u).sum())
-        if abs(pulled - pushed) > 1e-7 * sizes:
-            raise AssertionError(
-                f"law '<v, J'u> = <Jv, u>' is broken by {name} for {what}: {pulled} and {pushed}"
-            )
+        near = abs(pulled - pushed) <= 1e-7 * sizes
+        holds("<v, J'u> = <Jv, u>", near, f"{pulled} and {pushed} for {what}")
 
 
 def _moved(layer: Layer, x: Array, what: str, step: Array) -> Array:
     """The output with the input, or one of the weights, moved by a step."""
     if what == "x":
         return layer.forward(x + step)
-    weight = layer.parameters()[what]
-    assert isinstance(weight, np.ndarray)  # or there would be no gradient
+    weight: Any = layer.parameters()[what]  # an array, or there would be no gradient
     return dataclasses.replace(layer, **{what: weight + step}).forward(x)
 
 
@@ -307,19 +284,3 @@ def check_codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], 
     back = decode(blob)
     if not same(back, value):
         raise AssertionError(f"law 'decode undoes encode' is broken: {value!r} became {back!r}")
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What lists, dicts and the like hold in the end, and where."""
-    inside: dict[Any, Any] | None = None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inside = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    elif isinstance(value, dict):
-        inside = value
-    elif isinstance(value, tuple | list):
-        inside = dict(enumerate(value))
-    if inside is None:
-        yield path, value
-    else:
-        for key, part in inside.items():
-            yield from _leaves(part, f"{path}/{key}")

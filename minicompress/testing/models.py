@@ -31,6 +31,11 @@ from minicompress.representation import Clustered, LowRank, Quantized, Rep, Spar
 from minicompress.testing.strategies import DTYPES, contents
 
 ANYWHERE = (ReLU(), LeakyReLU(), LeakyReLU(0.3), Sigmoid(), Tanh(), Softmax(), Dropout(0.25))
+PRODUCTS = {
+    2: ["ir,ro->io", "ri,or->io"],
+    4: ["hwir,ro->hwio", "hir,rwo->hwio", "ia,hwab,bo->hwio"],
+}
+"""How factors of arrays with so many axes are multiplied."""
 
 
 @st.composite
@@ -62,7 +67,7 @@ def models(
     layers: list[Layer] = []
     shape = input_shape
     for _ in range(draw(st.integers(0, max_layers))):
-        layers.append(draw(_images(shape, dtype) if len(shape) == 3 else _rows(shape, dtype)))
+        layers.append(draw(_layers(shape, dtype)))
         shape = layers[-1].output_shape(shape)
     return Sequential(tuple(layers))
 
@@ -80,32 +85,23 @@ def reps(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int = 2) -> 
     kinds = [_plain]
     if depth > 0:
         kinds += [_quantized, _sparse, _clustered]
-        if len(shape) in {2, 4}:
+        if len(shape) in PRODUCTS:
             kinds.append(_low_rank)
     return draw(draw(st.sampled_from(kinds))(shape, dtype, depth))
 
 
-def _images(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
-    return st.one_of(
-        st.sampled_from([*ANYWHERE, Flatten(), GlobalAvgPool2D()]),
-        _convolutions(shape, dtype),
-        _pools(shape),
-        _batch_norms(shape[-1], dtype),
-    )
-
-
-def _rows(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
-    return st.one_of(
-        st.sampled_from([*ANYWHERE, Flatten()]),
-        _denses(shape[0], dtype),
-        _batch_norms(shape[0], dtype),
-    )
+def _layers(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
+    plain, norms = [*ANYWHERE, Flatten()], _batch_norms(shape[-1], dtype)
+    if len(shape) == 1:
+        return st.one_of(st.sampled_from(plain), _denses(shape[0], dtype), norms)
+    plain.append(GlobalAvgPool2D())
+    return st.one_of(st.sampled_from(plain), _convolutions(shape, dtype), _pools(shape), norms)
 
 
 @st.composite
 def _denses(draw: DrawFn, inputs: int, dtype: DType) -> Layer:
     outputs = draw(st.integers(1, 4))
-    return Dense(draw(reps((inputs, outputs), dtype)), draw(_biases(outputs, dtype)))
+    return Dense(draw(reps((inputs, outputs), dtype)), draw(st.none() | reps((outputs,), dtype)))
 
 
 @st.composite
@@ -119,7 +115,9 @@ def _convolutions(draw: DrawFn, shape: tuple[int, ...], dtype: DType) -> Layer:
         "dilation": draw(st.sampled_from([1, 2] if max(kernel[:2]) == 1 else [1])),
         "groups": groups,
     }
-    return Conv2D(draw(reps((*kernel, outputs), dtype)), draw(_biases(outputs, dtype)), **options)
+    return Conv2D(
+        draw(reps((*kernel, outputs), dtype)), draw(st.none() | reps((outputs,), dtype)), **options
+    )
 
 
 @st.composite
@@ -136,10 +134,6 @@ def _pools(draw: DrawFn, shape: tuple[int, ...]) -> Layer:
 def _batch_norms(draw: DrawFn, channels: int, dtype: DType) -> Layer:
     scale, offset, mean, deviation = (draw(_tame((channels,), dtype)) for _ in range(4))
     return BatchNorm(scale, offset, mean, 1 + abs(deviation), draw(st.sampled_from([1e-5, 0.125])))
-
-
-def _biases(outputs: int, dtype: DType) -> SearchStrategy[Rep | None]:
-    return st.none() | reps((outputs,), dtype)
 
 
 def _tame(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Array]:
@@ -160,12 +154,10 @@ def _quantized(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -
     num_bits, signed = draw(st.sampled_from([2, 3, 4, 8, 16])), draw(st.booleans())
     low, high = code_range(num_bits, signed)
     code = draw(st.sampled_from([code_dtype(num_bits, signed), np.dtype(np.int64)]))
-    codes: Array | Sparse
-    if draw(st.booleans()):
-        indices = draw(_indices(shape))
-        codes = Sparse(shape, indices, draw(_codes(indices.shape, code, low, high)))
-    else:
-        codes = draw(_codes(shape, code, low, high))
+    indices = draw(st.none() | _indices(shape))
+    codes: Any = draw(_codes(shape if indices is None else indices.shape, code, low, high))
+    if indices is not None:
+        codes = Sparse(shape, indices, codes)
     axis = draw(st.none() | st.integers(0, len(shape) - 1)) if shape else None
     block_size = None if axis is None else draw(st.sampled_from([None, 1, 2, 100]))
     grid = qparam_shape(shape, axis, block_size)
@@ -190,29 +182,16 @@ def _indices(shape: tuple[int, ...]) -> SearchStrategy[Array]:
 @st.composite
 def _clustered(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -> Rep:
     k = draw(st.integers(1, 5))
-    return Clustered(
-        draw(_codes(shape, np.dtype(np.uint8), 0, k - 1)), draw(reps((k,), dtype, depth - 1))
-    )
+    codes = draw(_codes(shape, np.dtype(np.uint8), 0, k - 1))
+    return Clustered(codes, draw(reps((k,), dtype, depth - 1)))
 
 
 @st.composite
 def _low_rank(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int) -> Rep:
-    r, s = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    shapes: tuple[tuple[int, ...], ...]
-    if len(shape) == 2:
-        subscripts = draw(st.sampled_from(["ir,ro->io", "ri,or->io"]))
-        shapes = ((shape[0], r), (r, shape[1]))
-        if subscripts == "ri,or->io":
-            shapes = ((r, shape[0]), (shape[1], r))
-    else:
-        h, w, i, o = shape
-        subscripts, shapes = draw(
-            st.sampled_from(
-                [
-                    ("hwir,ro->hwio", ((h, w, i, r), (r, o))),
-                    ("hir,rwo->hwio", ((h, i, r), (r, w, o))),
-                    ("ia,hwab,bo->hwio", ((i, r), (h, w, r, s), (s, o))),
-                ]
-            )
-        )
+    subscripts = draw(st.sampled_from(PRODUCTS[len(shape)]))
+    left, output = subscripts.split("->")
+    sizes = dict(zip(output, shape, strict=True))
+    for letter in sorted(set(left) - {*output, ","}):
+        sizes[letter] = draw(st.integers(1, 2))
+    shapes = [tuple(sizes[letter] for letter in term) for term in left.split(",")]
     return LowRank(tuple(draw(reps(f, dtype, depth - 1)) for f in shapes), subscripts)

@@ -45,10 +45,9 @@ def elements(kind: str, dtype: DType) -> SearchStrategy[float]:
         case "denormal":
             return st.integers(-40, 40).map(lambda k: k * float(info.smallest_subnormal))
         case "huge":
-            magnitude = st.sampled_from([top, top / 2, top / 4]) | st.floats(
-                top / 8, top, width=width
-            )
-            return st.tuples(magnitude, st.booleans()).map(lambda p: -p[0] if p[1] else p[0])
+            exact, drawn = [top, top / 2, top / 4], st.floats(top / 8, top, width=width)
+            magnitude = st.sampled_from(exact) | drawn
+            return st.tuples(magnitude, st.sampled_from([1, -1])).map(math.prod)
     return st.floats(width=width, allow_nan=False, allow_infinity=False)
 
 
@@ -72,8 +71,8 @@ def shapes(
     if extent == "one":
         return st.integers(min_ndim, max_ndim).map(lambda n: (1,) * n)
     low = 0 if extent == "empty" else 1
-    drawn = npst.array_shapes(min_dims=max(min_ndim, low ^ 1), max_dims=max_ndim, min_side=low,
-                              max_side=7 if max_ndim <= 2 else 5)  # fmt: skip
+    dims, high = (max(min_ndim, low ^ 1), max_ndim), 7 if max_ndim <= 2 else 5
+    drawn = npst.array_shapes(min_dims=dims[0], max_dims=dims[1], min_side=low, max_side=high)
     if extent == "empty":
         return st.tuples(drawn, st.integers(0, max_ndim - 1)).map(
             lambda p: tuple(0 if i == p[1] % len(p[0]) else n for i, n in enumerate(p[0]))
@@ -81,7 +80,7 @@ def shapes(
     return drawn.filter(lambda shape: math.prod(shape) <= max_size)
 
 
-def weight_cells(
+def weights(
     *,
     dtypes: Sequence[DType] = DTYPES,
     kinds: Sequence[str] = KINDS,
@@ -89,20 +88,7 @@ def weight_cells(
     max_ndim: int = 4,
     max_size: int = 60,
     empty: bool = True,
-) -> list[SearchStrategy[Array]]:
-    """One strategy for every dtype, kind and class of shape: to walk through, none left out."""
-    extents = ("some", "one", "empty") if empty and max_ndim > 0 else ("some", "one")
-    return [
-        shapes(extent, min_ndim, max_ndim, max_size).flatmap(
-            lambda shape, kind=kind, dtype=dtype: contents(kind, dtype, shape)  # type: ignore[misc]
-        )
-        for extent in extents
-        for kind in (kinds if extent != "empty" else kinds[:1])
-        for dtype in dtypes
-    ]
-
-
-def weights(**domain: Any) -> SearchStrategy[Array]:
+) -> SearchStrategy[Array]:
     """Arrays such as a compressor meets, and the hard ones, drawn entry by entry.
 
     Parameters
@@ -121,15 +107,24 @@ def weights(**domain: Any) -> SearchStrategy[Array]:
     Returns
     -------
     strategy of ndarray
-        C-contiguous and writable; `in_layout` gives the others. Its attribute ``cells`` is the list
-        of `weight_cells`, through which `check_compressor` walks.
+        C-contiguous and writable; `in_layout` gives the others. Its attribute ``cells`` is a list
+        with a strategy for every dtype, kind and class of shape: `check_compressor` walks through
+        all of them.
 
     Examples
     --------
     >>> len(weights(min_ndim=2, max_ndim=2).cells)  # 3 dtypes, 8 kinds, 2 extents; and 3 empty
     51
     """
-    cells = weight_cells(**domain)
+    extents = ("some", "one", "empty") if empty and max_ndim > 0 else ("some", "one")
+    cells = [
+        shapes(extent, min_ndim, max_ndim, max_size).flatmap(
+            lambda shape, kind=kind, dtype=dtype: contents(kind, dtype, shape)  # type: ignore[misc]
+        )
+        for extent in extents
+        for kind in (kinds if extent != "empty" else kinds[:1])
+        for dtype in dtypes
+    ]
     strategy = st.one_of(cells)
     strategy.cells = cells  # type: ignore[attr-defined]
     return strategy

@@ -78,5 +78,5 @@ def _two_norms(terms: list[str], i: int, factor: Array) -> tuple[float, float]:
         rows = [k for k, letter in enumerate(terms[i]) if letter not in shared]
         width = math.prod(factor.shape[k] for k in columns)
         matrix = factor.transpose(rows + columns).reshape(-1 if width else 0, width)
-        norms.append(spectral_norm_upper(matrix) if matrix.size else 0.0)
+        norms.append(spectral_norm_upper(matrix))
     return norms[0], norms[1]

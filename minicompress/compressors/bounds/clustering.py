@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicompress.arrays import Array
-from minicompress.norms import UNIT, as_matrix, fro_upper, gamma, spectral_norm_upper
+from minicompress.norms import UNIT, fro_upper, gamma, norm_upper
 
 
 def clustering_bound(x: Array, centers: Array, sizes: Array, codes: Array, kind: str) -> float:
@@ -43,6 +43,4 @@ def clustering_bound(x: Array, centers: Array, sizes: Array, codes: Array, kind:
     if not (np.isfinite(parts).all() and np.isfinite(radii).all()):
         return float("inf")
     frobenius = fro_upper(parts)
-    if kind == "fro":
-        return frobenius
-    return min(frobenius, spectral_norm_upper(as_matrix(np.asarray(radii[codes]))))
+    return frobenius if kind == "fro" else min(frobenius, norm_upper(radii[codes], kind))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from minicompress.arrays import Array
-from minicompress.norms import as_matrix, fro_upper, spectral_norm_upper
+from minicompress.norms import norm_upper
 
 
 def dropped_norm(w: Array, keep: Array, kind: str) -> float:
     """An upper bound of the norm of what is dropped; `keep` is a mask of the flattened entries."""
     if kind == "spectral":
-        return spectral_norm_upper(as_matrix(np.where(keep.reshape(w.shape), w.dtype.type(0), w)))
-    lost = w.reshape(-1)[~keep]
-    return fro_upper(lost) if kind == "fro" else float(np.abs(lost).max(initial=0))
+        return norm_upper(np.where(keep.reshape(w.shape), w.dtype.type(0), w), kind)
+    return norm_upper(w.reshape(-1)[~keep], kind)

@@ -7,11 +7,9 @@ import numpy as np
 from minicompress.arrays import Array
 from minicompress.norms import (
     UNIT,
-    as_matrix,
-    fro_upper,
     gamma,
+    norm_upper,
     smallest_subnormal,
-    spectral_norm_upper,
     unit_roundoff,
 )
 from minicompress.qparams import Grid
@@ -59,11 +57,7 @@ def bound_of(entries: Array, kind: str) -> float:
     A matrix has no larger 2-norm than the matrix of its entries' bounds (Perron and Frobenius; Horn
     and Johnson, *Matrix Analysis*, theorem 8.1.18).
     """
-    if kind == "max":
-        return float(entries.max(initial=0))
-    if not np.isfinite(entries).all():
-        return float("inf")
-    return fro_upper(entries) if kind == "fro" else spectral_norm_upper(as_matrix(entries))
+    return norm_upper(entries, kind) if np.isfinite(entries).all() else float("inf")
 
 
 def comes_nearer(inputs: Array, first: Array, second: Array) -> Array:

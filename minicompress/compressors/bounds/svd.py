@@ -9,48 +9,24 @@ orthogonal.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from minicompress.arrays import Array, DType
 from minicompress.norms import (
     UNIT,
-    fro_upper,
+    Svd,
     gamma,
     norm_of,
+    norm_upper,
     orthogonality_factor,
     power_of_two_scaled,
     smallest_subnormal,
-    spectral_norm_upper,
-    svd_residual,
     unit_roundoff,
     unscaled,
     unscaled_upper,
     upward,
 )
-
-
-class Svd(NamedTuple):
-    """Singular triples of a matrix in float64, and how far their product is from it."""
-
-    u: Array
-    s: Array
-    vt: Array
-    residual: float
-
-
-def svd_of(a: Array) -> Svd:
-    """The thin decomposition of a float64 matrix of ordinary magnitude."""
-    if a.size == 0:
-        m, n = a.shape
-        return Svd(np.zeros((m, 0)), np.zeros(0), np.zeros((0, n)), 0.0)
-    try:
-        u, s, vt = scipy.linalg.svd(a, full_matrices=False, check_finite=False)
-    except np.linalg.LinAlgError:  # divide and conquer did not converge; QR iteration does
-        u, s, vt = scipy.linalg.svd(a, full_matrices=False, lapack_driver="gesvd")
-    return Svd(u, s, vt, svd_residual(a, u, s, vt))
 
 
 def scaled_float64(w: Array) -> tuple[Array, int]:
@@ -71,7 +47,7 @@ def truncation_bound(svd: Svd, exponent: int, rank: int, law: str, dtype: DType)
         return 0.0
     u, s, vt = svd.u[:, rank:], svd.s[rank:], svd.vt[rank:]
     product = np.abs(svd.u[:, :rank] * svd.s[:rank]) @ np.abs(svd.vt[:rank])
-    law = _unsaturated(law, product, exponent, dtype)
+    law = unsaturated(law, product, exponent, dtype)
     if law == "max":
         sums = np.abs(u) @ (s[:, None] * np.abs(vt))
         dropped = float(np.abs((u * s) @ vt).max() + gamma(len(s) + 8) * sums.max())
@@ -102,19 +78,16 @@ def product_bound(
     left = np.ldexp(factors[0].astype(np.float64), half - exponent)
     right = np.ldexp(factors[1].astype(np.float64), -half)
     difference, product = a - left @ right, np.abs(left) @ np.abs(right)
-    law = _unsaturated(law, product, exponent, dtype)
-    if law == "spectral":
-        seen = spectral_norm_upper(difference)
-    else:
-        seen = fro_upper(difference) if law == "fro" else float(np.abs(difference).max(initial=0))
+    law = unsaturated(law, product, exponent, dtype)
     rank, unit = left.shape[1], unit_roundoff(dtype)
     rounding = (unit + 2 * gamma(rank + 4)) * (1 + 4 * unit) * _size(product, law)
     rounding += 2 * UNIT * _size(a, law)
+    seen = norm_upper(difference, law)
     scaled = unscaled_upper(upward(seen + rounding, 2 * (a.size + 8)), exponent)
     return upward(scaled + math.sqrt(a.size) * smallest_subnormal(dtype)) if a.any() else 0.0
 
 
-def _unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
+def unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
     """The law, but "fro" for "spectral" if entries saturate: that lowers single errors only."""
     highest = unscaled(product.max(initial=0), exponent)
     return "fro" if law == "spectral" and highest >= float(np.finfo(dtype).max) else law
@@ -122,4 +95,4 @@ def _unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
 
 def _size(x: Array, law: str) -> float:
     """A norm that grows with the magnitude of every entry: the largest magnitude, or Frobenius."""
-    return float(np.abs(x).max(initial=0)) if law == "max" else norm_of(x)
+    return norm_of(x, "max" if law == "max" else "fro")

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array, DType
-from minicompress.compressors.bounds.svd import Svd
+from minicompress.compressors.bounds.svd import unsaturated
 from minicompress.norms import (
     UNIT,
+    Svd,
     gamma,
     norm_of,
     orthogonality_factor,
     smallest_subnormal,
     unit_roundoff,
-    unscaled,
     unscaled_upper,
     upward,
 )
@@ -67,8 +67,7 @@ def tucker_bound(
     off_in, off_out = f_in**2 - 1 + 4 * UNIT, f_out**2 - 1 + 4 * UNIT
     absolute = np.abs(core) @ np.abs(u_out.T)
     product = np.tensordot(np.abs(u_in), absolute, (1, INPUTS))
-    saturated = unscaled(product.max(initial=0), exponent) >= float(np.finfo(dtype).max)
-    spectral = law == "spectral" and not saturated
+    spectral = unsaturated(law, product, exponent, dtype) == "spectral"
 
     cut_in = f_in * norm_of(first.s[ri:]) + first.residual
     tail = second.s[ro:]
