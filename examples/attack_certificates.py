@@ -42,7 +42,9 @@ from minicompress.certify.attacks import attack as sign_gradients
 from minicompress.certify.certificates import ball_certificates, domain_certificate
 from minicompress.certify.lipschitz import output_bound
 from minicompress.certify.operator_norms import conv_norm_upper
-from minicompress.nn.network import decoded, layer_shapes, vjp
+from minicompress.nn.gradient import vjp
+from minicompress.nn.network import value_shapes
+from minicompress.nn.parameters import decoded
 
 DTYPES = tuple(map(np.dtype, (np.float16, np.float32, np.float64)))
 SHOWN = 10  # beaten certificates that are told of on standard error
@@ -302,7 +304,7 @@ def drawn(rng):
         alone = np.zeros((*shape[:2], 1), dtype)
         alone[tuple(rng.integers(0, shape[:2]))] = 1
         x *= alone
-    return Case(f, g, x, power, options, layer_shapes(f, shape), compressed, rows)
+    return Case(f, g, x, power, options, value_shapes(f, shape), compressed, rows)
 
 
 def attacked(rng, case):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 import minicompress as mc
-from minicompress.tables import aligned
 from minicompress.recipes import deep_compression, run_recipe
 from minicompress.recipes.rate_recipe import BY_A_PIXEL, lesson, shifted, taught
 from minicompress.search.weights import weights
+from minicompress.tables import aligned
 
 
 class Settings(NamedTuple):

@@ -18,7 +18,8 @@ from contextlib import suppress
 import numpy as np
 
 import minicompress as mc
-from minicompress.nn.stateless import AvgPool2D, Dropout, Flatten, MaxPool2D
+from minicompress.nn.pointwise import Dropout
+from minicompress.nn.stateless import AvgPool2D, Flatten, MaxPool2D
 from minicompress.storage.container import dumps, loads
 
 LIMIT = 1 << 20  # bytes that a file may decode to

@@ -19,7 +19,6 @@ from inspect import getdoc
 from tempfile import TemporaryFile
 from typing import Any, NoReturn, TypeAlias
 
-from minicompress.tables import wrap
 from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.experiments.budget import format_search, searched
@@ -41,6 +40,7 @@ from minicompress.interchange.c import export_c_file
 from minicompress.interchange.onnx_file import save_onnx
 from minicompress.storage.container import load
 from minicompress.storage.files import write_file
+from minicompress.tables import wrap
 
 # From the arguments and where to tell the progress to what is printed.
 Command: TypeAlias = Callable[[argparse.Namespace, Progress | None], str]

@@ -6,9 +6,9 @@ from hypothesis.extra.numpy import arrays
 
 from minicompress.early_exit.exits import EarlyExit, attach_heads
 from minicompress.nn.architectures import digits_cnn
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.pointwise import ReLU
 
 
 def whole(shape, largest=3):

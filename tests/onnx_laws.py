@@ -10,7 +10,7 @@ from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.nn.layers import factor_layers, plain_layers
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import Sigmoid, Softmax, Tanh
+from minicompress.nn.pointwise import Sigmoid, Softmax, Tanh
 from minicompress.norms import unit_roundoff
 from minicompress.representation import Sparse, decode
 

@@ -7,8 +7,8 @@ from unittest import mock
 
 import numpy as np
 
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
 from minicompress.recipes.dead_units import without_dead_units
 from minicompress.representation import decode
 from minicompress.search.weights import weights

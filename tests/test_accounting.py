@@ -15,10 +15,12 @@ from minicompress.analysis.accounting import Summary, summary
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer, factor_layers
-from minicompress.nn.network import Sequential
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense, factor_layers
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import Dropout, Flatten, GlobalAvgPool2D, MaxPool2D, ReLU
+from minicompress.nn.pointwise import Dropout, ReLU
+from minicompress.nn.stateless import Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
 from minicompress.storage.container import save
 

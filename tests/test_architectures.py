@@ -8,9 +8,11 @@ import pytest
 from minicompress.analysis.accounting import summary
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import VARIANTS, digits_cnn, lenet5, lenet_300_100, seed_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import layer_shapes, output_shape, parameters
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import output_shape, value_shapes
+from minicompress.nn.parameters import parameters
+from minicompress.nn.pointwise import ReLU
 
 # Parameters by hand: kernels and biases of both convolutions, then the dense layer.
 COUNTS = {
@@ -64,7 +66,7 @@ def test_lenet5():
     assert counted(model) == weights == 431_080
     macs = 24 * 24 * 25 * 20 + 8 * 8 * 25 * 20 * 50 + 800 * 500 + 500 * 10
     assert summary(model, (28, 28, 1)).macs == macs == 2_293_000
-    assert layer_shapes(model, (28, 28, 1))[6] == (4, 4, 50)
+    assert value_shapes(model, (28, 28, 1))[6] == (4, 4, 50)
 
 
 MODELS = {

@@ -12,9 +12,10 @@ from minicompress.interchange.array_names import by_number, listed, matched, sum
 from minicompress.interchange.layouts import slots_of
 from minicompress.interchange.state_dict import from_state_dict, to_state_dict
 from minicompress.nn.architectures import digits_cnn
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import Sequential, decoded, parameters
 from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.parameters import decoded, parameters
 from minicompress.nn.stateless import Flatten
 from minicompress.testing.models import models
 

@@ -38,11 +38,12 @@ from minicompress.integer.stateless import (
 from minicompress.interchange.c import export_c, export_c_file
 from minicompress.interchange.c_weights import smallest
 from minicompress.nn.architectures import digits_cnn, lenet5
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import Sequential
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import adam
-from minicompress.nn.stateless import AvgPool2D, GlobalAvgPool2D, ReLU
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import AvgPool2D, GlobalAvgPool2D
 from minicompress.nn.training import fit
 from minicompress.qparams import QParams
 from minicompress.representation import Clustered, Sparse, decode

@@ -13,7 +13,8 @@ from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.stateless import AvgPool2D, Flatten, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.pointwise import ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten
 from minicompress.norms import error_norm
 from minicompress.representation import Clustered, Compressed, LowRank, Quantized, Sparse, decode
 from minicompress.testing.checks import check_codec, check_compressor, check_layer, check_pure, same

@@ -22,9 +22,11 @@ from minicompress.experiments.comparison import (
     setup,
 )
 from minicompress.nn.architectures import digits_cnn
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import Sequential, apply
-from minicompress.nn.stateless import Flatten, ReLU
+from minicompress.nn.network import apply
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.representation import Certificate, LowRank, Quantized, decode
 from minicompress.rewrite.low_rank import factorize, restore_factors
 from minicompress.search.plan import compress

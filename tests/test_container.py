@@ -32,8 +32,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicompress as mc
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.pointwise import ReLU
 from minicompress.storage import container, sections
 from minicompress.storage.container import dumps, load, loads, save
 from minicompress.storage.sections import CODINGS, Writer

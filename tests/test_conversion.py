@@ -33,22 +33,13 @@ from minicompress.integer.layers import IntegerConv2D, IntegerDense
 from minicompress.integer.requantization import quantize_multiplier
 from minicompress.integer.stateless import IntegerAvgPool2D, IntegerFlatten
 from minicompress.nn.architectures import digits_cnn, lenet5
+from minicompress.nn.composition import Sequential
 from minicompress.nn.convolution import conv2d, dense
 from minicompress.nn.layers import Conv2D, Dense, plain_layers
-from minicompress.nn.network import Sequential
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import adam
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-)
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.nn.training import fit
 from minicompress.qparams import choose_qparams
 from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode

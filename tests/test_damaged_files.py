@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 import minicompress as mc
 from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.pointwise import ReLU
 from minicompress.storage import container, sections
 from minicompress.storage.container import dumps, loads
 from minicompress.storage.sections import Writer

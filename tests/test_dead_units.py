@@ -14,19 +14,13 @@ from hypothesis.extra.numpy import arrays
 from rate_models import U, exchanged, free, latent_of
 
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import Sequential, apply, parameters
+from minicompress.nn.network import apply
 from minicompress.nn.optimizers import adam, sgd
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Tanh,
-)
+from minicompress.nn.parameters import parameters
+from minicompress.nn.pointwise import LeakyReLU, ReLU, Sigmoid, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.nn.training import TrainingState, fit
 from minicompress.recipes.dead_units import without_dead_units
 from minicompress.recipes.latent import BIAS_STEP, latent_model

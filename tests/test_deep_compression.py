@@ -14,10 +14,12 @@ from recipe_models import contents, law_changes_are_seen
 from minicompress.compressors.quantization import quantize
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential, decoded
 from minicompress.nn.optimizers import adam, sgd
-from minicompress.nn.stateless import Flatten, ReLU
+from minicompress.nn.parameters import decoded
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.nn.training import View, accuracy, fit
 from minicompress.recipes.deep_compression import deep_compression, retrained
 from minicompress.recipes.recipe import run_recipe

@@ -15,8 +15,8 @@ from minicompress.early_exit import training as exit_training
 from minicompress.early_exit.exits import CRITERIA, EarlyExit
 from minicompress.early_exit.file import load_exits, save_exits
 from minicompress.errors import CompressionError, FileFormatError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
 from minicompress.nn.stateless import AvgPool2D, Flatten
 from minicompress.search.plan import compress
 from minicompress.testing.checks import same

@@ -15,10 +15,13 @@ from minicompress.early_exit import training as exit_training
 from minicompress.early_exit.exits import EarlyExit, attach_heads, exit_logits
 from minicompress.early_exit.training import fit_exits
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
+from minicompress.nn.gradient import vjp
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential, apply, decoded, vjp
+from minicompress.nn.network import apply
 from minicompress.nn.optimizers import adam
-from minicompress.nn.stateless import Dropout
+from minicompress.nn.parameters import decoded
+from minicompress.nn.pointwise import Dropout
 from minicompress.nn.training import fit
 from minicompress.search.plan import compress
 from minicompress.testing.checks import same

@@ -45,10 +45,13 @@ from minicompress.early_exit.training import fit_exits
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import softmax
 from minicompress.nn.architectures import lenet5
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential, apply, decoded
+from minicompress.nn.network import apply
 from minicompress.nn.optimizers import adam, sgd
-from minicompress.nn.stateless import Flatten, MaxPool2D, ReLU
+from minicompress.nn.parameters import decoded
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten, MaxPool2D
 from minicompress.search.plan import compress
 from minicompress.testing.checks import check_pure, same
 

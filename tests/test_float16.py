@@ -14,8 +14,8 @@ from minicompress.compressors.quantization import quantize
 from minicompress.integer.conversion import to_integer
 from minicompress.integers import dequantize_linear, quantize_linear
 from minicompress.interchange.c import export_c
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
 from minicompress.qparams import QParams, choose_qparams, fake_quantize
 from minicompress.recipes.latent import latent_model, quantized_model
 from minicompress.recipes.rate import rate_view

@@ -13,7 +13,8 @@ from container_models import (
 
 import minicompress as mc
 from minicompress.nn.layers import Dense
-from minicompress.nn.stateless import Flatten, ReLU
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.storage.container import dumps, load
 from minicompress.testing.checks import same
 

@@ -28,8 +28,8 @@ from minicompress.errors import CompressionError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
 from minicompress.integer.stateless import IntegerAvgPool2D, IntegerMaxPool2D
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
 from minicompress.qparams import choose_qparams
 
 F = np.float32

@@ -19,19 +19,15 @@ from hypothesis.extra.numpy import arrays
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn, seed_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import (
-    Sequential,
-    apply,
-    decoded,
-    layer_shapes,
-    output_shape,
-    parameters,
-    vjp,
-    with_parameters,
-)
+from minicompress.nn.composition import Sequential
+from minicompress.nn.gradient import vjp
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import apply, output_shape, value_shapes
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import AvgPool2D, Dropout, Flatten, MaxPool2D, ReLU
+from minicompress.nn.parameters import decoded, parameters, with_parameters
+from minicompress.nn.pointwise import Dropout, ReLU
+from minicompress.nn.stateless import AvgPool2D, Flatten, MaxPool2D
 from minicompress.representation import Clustered, LowRank, decode
 
 
@@ -304,7 +300,7 @@ def test_parameters_go_out_and_in():
 def test_shapes():
     model = convolutional()
     assert output_shape(model, (4, 4, 1)) == (2,)
-    shapes = layer_shapes(model, (4, 4, 1))
+    shapes = value_shapes(model, (4, 4, 1))
     assert shapes == ((4, 4, 1), (4, 4, 2), (4, 4, 2), (2, 2, 2), (1, 1, 3), (1, 1, 3), (3,), (2,))
 
 

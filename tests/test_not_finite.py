@@ -34,11 +34,15 @@ from minicompress.integer.conversion import to_integer
 from minicompress.interchange.onnx_file import to_onnx
 from minicompress.interchange.state_dict import from_state_dict, to_state_dict
 from minicompress.nn import training
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, apply, parameters, with_parameters
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import apply
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import Optimizer, sgd
-from minicompress.nn.stateless import Flatten, ReLU
+from minicompress.nn.parameters import parameters, with_parameters
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.nn.training import accuracy, evaluate, fit
 from minicompress.recipes import latent as latents
 from minicompress.recipes.dead_units import without_dead_units

@@ -34,21 +34,13 @@ from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_file import save_onnx, to_onnx
 from minicompress.nn.architectures import digits_cnn, lenet5, lenet_300_100, seed_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, layer_shapes
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import value_shapes
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.representation import LowRank, decode, dtype_of
 from minicompress.search.weights import weights, with_weights
 from minicompress.testing.models import models
@@ -229,7 +221,7 @@ def test_low_rank_kernels_are_chains(name):
 def test_drawn_models(model, opset, data):
     dtypes = {dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()}
     assume(dtypes <= {F})
-    assert all(min(shape) > 0 for shape in layer_shapes(model, (5, 4, 2)))
+    assert all(min(shape) > 0 for shape in value_shapes(model, (5, 4, 2)))
     x = RNG_IMAGE if data.draw(st.booleans()) else np.zeros((1, 5, 4, 2), F)
     proto = law_weights(lambda *a: to_onnx(*a, opset=opset), model, x)
     law_outputs(lambda *_: proto, model, x)

@@ -16,8 +16,8 @@ from minicompress.errors import CompressionError
 from minicompress.interchange import onnx_file as export
 from minicompress.interchange.onnx_file import LAYER_BYTES, save_onnx, to_onnx
 from minicompress.interchange.onnx_graph import constant_bytes
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense, factor_layers
-from minicompress.nn.network import Sequential
 from minicompress.representation import (
     Clustered,
     LowRank,

@@ -9,8 +9,8 @@ from onnx_laws import HALF, MATRIX, ROWS, F, law_outputs, law_weights, needs_onn
 
 from minicompress.interchange.onnx_file import to_onnx
 from minicompress.interchange.onnx_graph import densely_coded
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
 from minicompress.representation import (
     Clustered,
     LowRank,

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from training_models import OPTIMIZERS, START, mapped, small
 
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import Optimizer, adam, constant_lr, cosine_lr, sgd, step_lr
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.pointwise import ReLU
 
 
 def steps(optimizer, weight, gradients):

@@ -14,11 +14,15 @@ from hypothesis.extra.numpy import arrays
 from rate_models import U, free, latent_of
 
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
+from minicompress.nn.gradient import vjp
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import Sequential, apply, parameters, vjp, with_parameters
+from minicompress.nn.network import apply
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import adam, sgd
-from minicompress.nn.stateless import Flatten, MaxPool2D, ReLU
+from minicompress.nn.parameters import parameters, with_parameters
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten, MaxPool2D
 from minicompress.nn.training import View, fit
 from minicompress.recipes import rate
 from minicompress.recipes.latent import BIAS_STEP, is_latent, latent_model, quantized_model

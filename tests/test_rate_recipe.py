@@ -15,11 +15,14 @@ from recipe_models import law_changes_are_seen
 
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
 from minicompress.nn.losses import distillation
-from minicompress.nn.network import Sequential, apply, decoded, parameters, with_parameters
+from minicompress.nn.network import apply
 from minicompress.nn.optimizers import adam, cosine_lr
-from minicompress.nn.stateless import Flatten, ReLU
+from minicompress.nn.parameters import decoded, parameters, with_parameters
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.nn.training import fit
 from minicompress.recipes import rate_recipe
 from minicompress.recipes.latent import latent_model, quantized_model

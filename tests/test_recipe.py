@@ -16,9 +16,10 @@ from recipe_models import contents
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError, FileFormatError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential, decoded, parameters, with_parameters
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.parameters import decoded, parameters, with_parameters
+from minicompress.nn.pointwise import ReLU
 from minicompress.recipes.deep_compression import compressed
 from minicompress.recipes.recipe import HISTORY, Step, run_recipe
 from minicompress.representation import decode

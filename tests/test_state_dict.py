@@ -18,10 +18,13 @@ from minicompress.arrays import freeze
 from minicompress.errors import CompressionError
 from minicompress.interchange.state_dict import from_state_dict, to_state_dict
 from minicompress.nn.architectures import digits_cnn
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, decoded, parameters, with_parameters
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import Flatten, ReLU
+from minicompress.nn.parameters import decoded, parameters, with_parameters
+from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.representation import decode
 from minicompress.testing.models import models
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from minicompress.tables import wrap
 from minicompress.experiments.comparison import BEFORE_RETRAINING, RETRAINED, TRAINED, Row
 from minicompress.experiments.table import format_table, legend, read_table
+from minicompress.tables import wrap
 
 
 def row(

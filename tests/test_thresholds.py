@@ -31,9 +31,9 @@ from minicompress.early_exit.thresholds import (
 )
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import lenet5
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential
-from minicompress.nn.stateless import ReLU
+from minicompress.nn.pointwise import ReLU
 
 # Counting -----------------------------------------------------------------------------------------
 

@@ -14,11 +14,13 @@ from training_models import OPTIMIZERS, START, mapped, small
 
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
 from minicompress.nn.losses import distillation, mean_squared_error, softmax_cross_entropy
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import apply
 from minicompress.nn.optimizers import Optimizer, adam, cosine_lr, sgd
-from minicompress.nn.stateless import Dropout, Flatten, ReLU
+from minicompress.nn.pointwise import Dropout, ReLU
+from minicompress.nn.stateless import Flatten
 from minicompress.nn.training import History, TrainingState, View, accuracy, evaluate, fit
 from minicompress.representation import Clustered
 from minicompress.testing.checks import same

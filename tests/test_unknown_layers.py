@@ -21,10 +21,13 @@ from minicompress.integer.conversion import to_integer
 from minicompress.integer.stateless import IntegerFlatten, IntegerReLU
 from minicompress.interchange import onnx_layers
 from minicompress.interchange.c import export_c
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense
+from minicompress.nn.network import apply
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import Dropout, Flatten, ReLU, Softmax
+from minicompress.nn.pointwise import Dropout, ReLU, Softmax
+from minicompress.nn.stateless import Flatten
 from minicompress.representation import LowRank
 from minicompress.rewrite import fold_batch_norm, remove_channels
 from minicompress.search.searching import search_plan

@@ -6,9 +6,10 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential, parameters, with_parameters
 from minicompress.nn.optimizers import adam, sgd, step_lr
+from minicompress.nn.parameters import parameters, with_parameters
 
 OPTIMIZERS = {
     "sgd": sgd(0.5),

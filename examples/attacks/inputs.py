@@ -3,7 +3,7 @@
 import numpy as np
 
 import minicompress as mc
-from minicompress.nn.network import vjp
+from minicompress.nn.gradient import vjp
 
 # Sets ---------------------------------------------------------------------------------------------
 

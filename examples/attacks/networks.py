@@ -10,7 +10,7 @@ import minicompress as mc
 from minicompress.certify.certificates import ball_certificates
 from minicompress.nn.convolution import uses_winograd
 from minicompress.nn.kernels.windows import geometry
-from minicompress.nn.network import decoded
+from minicompress.nn.parameters import decoded
 
 SCALES = ("ordinary", "tiny", "huge", "mixed")
 

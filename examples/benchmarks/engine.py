@@ -31,7 +31,7 @@ import numpy as np
 import scipy
 
 import minicompress as mc
-from minicompress.nn.network import layer_shapes
+from minicompress.nn.network import value_shapes
 
 torch = ort = onnx = None
 with contextlib.suppress(ImportError):
@@ -77,7 +77,7 @@ def products(model: mc.Sequential, batch: int, training: bool) -> Callable[[], N
     """Nothing but the matrix products of the same operations, into buffers that are there."""
     rng = np.random.default_rng(0)
     jobs, first = [], True
-    for layer, out in zip(model.layers, layer_shapes(model, INPUT)[1:], strict=True):
+    for layer, out in zip(model.layers, value_shapes(model, INPUT)[1:], strict=True):
         if not isinstance(layer, mc.Conv2D | mc.Dense):
             continue
         weight = np.asarray(layer.weight)
@@ -178,7 +178,7 @@ def onnx_rival(model: mc.Sequential, x: np.ndarray) -> Callable[[], object]:
         name = f"y{len(nodes) - 1}"
 
     rows = None
-    for layer, shape in zip(model.layers, layer_shapes(model, INPUT)[:-1], strict=True):
+    for layer, shape in zip(model.layers, value_shapes(model, INPUT)[:-1], strict=True):
         match layer:
             case mc.Conv2D():
                 kernel = np.asarray(layer.weight).transpose(3, 2, 0, 1)

@@ -14,8 +14,8 @@ import numpy as np
 from train import RUNS
 
 import minicompress as mc
-from minicompress.tables import aligned
 from minicompress.experiments.file_evaluation import evaluate_file
+from minicompress.tables import aligned
 
 HERE = Path(__file__).parent
 DENSE = (mc.lenet_300_100, mc.lenet5, mc.seed_cnn)

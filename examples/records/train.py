@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 import minicompress as mc
-from minicompress.nn.layers import Layer
+from minicompress.nn.layer import Layer
 from minicompress.recipes.latent import is_latent, quantized_model
 from minicompress.recipes.rate_recipe import (
     BATCH_SIZE,

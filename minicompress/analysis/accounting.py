@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from minicompress.tables import aligned
 from minicompress.arrays import Array, Value, as_int, ceil_div
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape, factor_layers
-from minicompress.nn.network import Sequential, layer_shapes
+from minicompress.nn.layer import Layer, Shape
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, factor_layers
+from minicompress.nn.network import Network, value_shapes
 from minicompress.representation import (
     LowRank,
     Rep,
@@ -24,6 +24,7 @@ from minicompress.representation import (
     storage_bits,
 )
 from minicompress.storage.container import dumps
+from minicompress.tables import aligned
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,12 +105,12 @@ class Summary(Value):
         return aligned([(*head, "output B", ""), *rows, ("total", "", *_counts(self), "")])
 
 
-def summary(model: Sequential, input_shape: tuple[int, ...], *, file: bool = False) -> Summary:
+def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = False) -> Summary:
     """Count what a model costs, in exact integers.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Its weights may be representations.
     input_shape : tuple of int
         Of one input, without the batch axis. Only `macs`, `activation_bytes` and the shapes depend
@@ -160,7 +161,7 @@ def summary(model: Sequential, input_shape: tuple[int, ...], *, file: bool = Fal
     5 Dense        10    1,010     1,000    1,000      4,040      4,125      4,040        40
     total              266,610   266,200  266,200  1,066,440  1,098,075  1,066,440     6,272
     """
-    shapes = layer_shapes(model, input_shape)
+    shapes = value_shapes(model, input_shape)
     dtypes = [dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()]
     itemsize = max((dtype.itemsize for dtype in dtypes), default=4)  # a network has one dtype
     rows = tuple(

@@ -13,8 +13,10 @@ from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_int, float_array
 from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError, naming
+from minicompress.nn.composition import Sequential
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Sequential, apply, with_parameters
+from minicompress.nn.network import Network, apply
+from minicompress.nn.parameters import with_parameters
 from minicompress.nn.training import Loss, evaluate, scored
 from minicompress.representation import Certificate, Compressed, checked, decode
 from minicompress.storage.container import dumps
@@ -53,7 +55,7 @@ class Sensitivity(NamedTuple):
 
 
 def sensitivity(
-    model: Sequential,
+    model: Network,
     compressors: Compressors,
     x: Array,
     y: Array,
@@ -67,7 +69,7 @@ def sensitivity(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     compressors : mapping of str to compressor, or iterable of compressors
         Array -> `Compressed`, options bound beforehand. Each is tried on every layer with weights,
         so it must accept all of their shapes. In a list, they are named after their functions and
@@ -184,7 +186,7 @@ def named(compressors: Any, argument: str) -> dict[str, Compressor]:
 
 
 def compressed_weight(
-    model: Sequential, index: int, name: str, compressor: Compressor
+    model: Network, index: int, name: str, compressor: Compressor
 ) -> Compressed:
     """A layer's weight compressed; errors name the layer and the method."""
     weight = model.layers[index].parameters()["weight"]

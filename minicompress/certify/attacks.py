@@ -7,12 +7,14 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_float, as_int, finite_array, generator, interval
 from minicompress.certify.pairs import paired
-from minicompress.nn.network import Sequential, apply, decoded, vjp
+from minicompress.nn.gradient import vjp
+from minicompress.nn.network import Network, apply
+from minicompress.nn.parameters import decoded
 
 
 def attack(
-    f: Sequential,
-    g: Sequential,
+    f: Network,
+    g: Network,
     x: ArrayLike,
     *,
     eps: float,
@@ -25,7 +27,7 @@ def attack(
 
     Parameters
     ----------
-    f, g : Sequential
+    f, g : Network
         As for `ball_certificate`: layers that correspond, one number per class as output.
     x : (N, ...) ndarray
     eps : float, at least 0
@@ -55,6 +57,7 @@ def attack(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> f, g = (Sequential((Dense(np.eye(2) * s),)) for s in (1.0, 1.25))
     >>> attack(f, g, np.array([[3.0, 1.0]]), eps=1.0, rng=np.random.default_rng(0))
@@ -90,7 +93,7 @@ def attack(
     return best
 
 
-def _gradient(model: Sequential, x: Array, output: int) -> Array:
+def _gradient(model: Network, x: Array, output: int) -> Array:
     y, pullback = vjp(model, x)
     seed = np.zeros_like(y)
     seed[:, output] = 1

@@ -33,8 +33,8 @@ from minicompress.certify.float_error import Values, float_error
 from minicompress.certify.pairs import paired
 from minicompress.certify.zonotope import Pair, Zonotope, follow
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Layer
-from minicompress.nn.network import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.network import Network
 from minicompress.norms import UNIT, gamma
 from minicompress.representation import dtype_of
 
@@ -140,8 +140,8 @@ class DomainCertificate(_Certificate):
 
 
 def ball_certificate(
-    f: Sequential,
-    g: Sequential,
+    f: Network,
+    g: Network,
     x: ArrayLike,
     *,
     eps: float,
@@ -153,7 +153,7 @@ def ball_certificate(
 
     Parameters
     ----------
-    f, g : Sequential
+    f, g : Network
         The original and the compressed network: the same types of layers in the same order.
     x : ndarray, one input without a batch axis
     eps : float, at least 0
@@ -185,8 +185,9 @@ def ball_certificate(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.nn.pointwise import ReLU
     >>> f = Sequential((Dense(np.eye(2)), ReLU()))
     >>> g = Sequential((Dense(np.eye(2) * 1.25), ReLU()))
     >>> c = ball_certificate(f, g, np.array([1.0, 3.0]), eps=0.5)
@@ -199,8 +200,8 @@ def ball_certificate(
 
 
 def ball_certificates(
-    f: Sequential,
-    g: Sequential,
+    f: Network,
+    g: Network,
     x: ArrayLike,
     *,
     eps: float,
@@ -230,6 +231,7 @@ def ball_certificates(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> f, g = (Sequential((Dense(np.eye(2) * s),)) for s in (1.0, 1.25))
     >>> found = ball_certificates(f, g, np.array([[3.0, 1.0], [1.0, 1.0]]), eps=0.5)
@@ -269,8 +271,8 @@ def ball_certificates(
 
 
 def domain_certificate(
-    f: Sequential,
-    g: Sequential,
+    f: Network,
+    g: Network,
     lo: ArrayLike,
     hi: ArrayLike,
     *,
@@ -281,7 +283,7 @@ def domain_certificate(
 
     Parameters
     ----------
-    f, g : Sequential
+    f, g : Network
     lo, hi : ndarray, one input without a batch axis
         The corners of the box, ``lo <= hi``.
     max_symbols, arithmetic
@@ -303,6 +305,7 @@ def domain_certificate(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> f = Sequential((Dense(np.array([[1.0, -1.0]])),))
     >>> g = Sequential((Dense(np.array([[1.25, -1.0]])),))
@@ -328,7 +331,7 @@ def domain_certificate(
 
 
 def _arithmetic(
-    f: Sequential, g: Sequential, arithmetic: str, given: DType
+    f: Network, g: Network, arithmetic: str, given: DType
 ) -> tuple[str, tuple[DType, DType]]:
     """The name of the arithmetic, and the dtypes that the networks run in."""
     choice(arithmetic, "arithmetic", ARITHMETICS)
@@ -350,8 +353,8 @@ def _arithmetic(
 
 
 def _evaluated(
-    f: Sequential,
-    g: Sequential,
+    f: Network,
+    g: Network,
     low: Array,
     high: Array,
     max_symbols: int | None,

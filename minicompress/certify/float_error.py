@@ -20,16 +20,10 @@ from minicompress.errors import CompressionError
 from minicompress.nn.convolution import uses_winograd
 from minicompress.nn.kernels.windows import Geometry
 from minicompress.nn.kernels.winograd import winograd_error_bound
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, plain_layers
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-)
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, plain_layers
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.norms import UNIT, smallest_subnormal, unit_roundoff
 from minicompress.representation import decode
 

@@ -17,21 +17,12 @@ from minicompress.arrays import Array, as_float
 from minicompress.certify.operator_norms import conv_norm_upper
 from minicompress.certify.pairs import TINY, Linear, affine_pair, paired
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer, Shape
-from minicompress.nn.network import Sequential, naming_layer
+from minicompress.nn.layer import Layer, Shape
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense
+from minicompress.nn.network import Network, naming_layer
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.norms import UNIT, fro_upper, spectral_norm_upper, upward
 from minicompress.representation import shape_of
 
@@ -47,13 +38,13 @@ class _Constants(NamedTuple):
 
 
 def output_bound(
-    f: Sequential, g: Sequential, *, radius: float, input_shape: Shape | None = None
+    f: Network, g: Network, *, radius: float, input_shape: Shape | None = None
 ) -> float:
     """How far the outputs of two networks can be apart for any input of a given norm.
 
     Parameters
     ----------
-    f, g : Sequential
+    f, g : Network
         The original and the compressed network: the same types of layers in the same order.
     radius : float, at least 0
         Of the ball of inputs: ``||x||_2 <= radius``.
@@ -81,6 +72,7 @@ def output_bound(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> f = Sequential((Dense(np.eye(2)), ReLU()))
     >>> g = Sequential((Dense(np.eye(2) * 1.25), ReLU()))
     >>> round(output_bound(f, g, radius=4.0), 6)

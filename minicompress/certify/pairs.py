@@ -10,9 +10,11 @@ import numpy as np
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.convolution import conv2d
-from minicompress.nn.layers import Conv2D, Dense, Layer, plain_layers
-from minicompress.nn.network import Sequential, naming_layer
-from minicompress.nn.stateless import AvgPool2D, LeakyReLU, MaxPool2D
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense, plain_layers
+from minicompress.nn.network import Network, naming_layer
+from minicompress.nn.pointwise import LeakyReLU
+from minicompress.nn.stateless import AvgPool2D, MaxPool2D
 from minicompress.norms import gamma, smallest_subnormal
 from minicompress.representation import decode, shape_of
 
@@ -39,7 +41,7 @@ class AffinePair(NamedTuple):
     offset_change: Array
 
 
-def paired(f: Sequential, g: Sequential) -> list[tuple[Layer, Layer]]:
+def paired(f: Network, g: Network) -> list[tuple[Layer, Layer]]:
     """The layers of two networks, pair by pair.
 
     Raises
@@ -48,7 +50,7 @@ def paired(f: Sequential, g: Sequential) -> list[tuple[Layer, Layer]]:
         They do not correspond: other types of layers, shapes of weights or options.
     """
     for name, model in (("f", f), ("g", g)):
-        if not isinstance(model, Sequential):
+        if not isinstance(model, Network):
             raise CompressionError(f"{name} must be a Sequential, not {type(model).__name__}")
     if [type(layer) for layer in f.layers] != [type(layer) for layer in g.layers]:
         raise CompressionError("f and g must have the same types of layers in the same order")

@@ -33,17 +33,11 @@ import numpy as np
 from minicompress.arrays import Array, as_int
 from minicompress.certify.pairs import TINY, Linear, Map, affine_pair, paired, under
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, naming_layer
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-)
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense
+from minicompress.nn.network import Network, naming_layer
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.norms import UNIT, gamma
 
 
@@ -140,8 +134,8 @@ class Pair(NamedTuple):
 
 
 def follow(
-    f: Sequential,
-    g: Sequential,
+    f: Network,
+    g: Network,
     low: Array,
     high: Array,
     max_symbols: int | None,

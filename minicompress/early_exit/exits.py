@@ -27,15 +27,11 @@ from scipy.special import entr
 from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, finite_array
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import softmax
-from minicompress.nn.layers import Dense, Layer, Shape, plain_layers
-from minicompress.nn.network import (
-    Sequential,
-    apply,
-    chunk_rows,
-    finite_outputs,
-    layer_shapes,
-    output_shape,
-)
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer, Shape
+from minicompress.nn.layers import Dense, plain_layers
+from minicompress.nn.network import Network, apply, chunk_rows, output_shape, value_shapes
+from minicompress.nn.parameters import finite_outputs
 from minicompress.nn.stateless import Flatten, MaxPool2D
 from minicompress.representation import dtype_of
 
@@ -78,8 +74,8 @@ class EarlyExit(Value):
     array([0, 1])
     """
 
-    segments: tuple[Sequential, ...]
-    heads: tuple[Sequential, ...]
+    segments: tuple[Network, ...]
+    heads: tuple[Network, ...]
     thresholds: tuple[float, ...]
     criterion: str = "max_probability"
 
@@ -87,7 +83,7 @@ class EarlyExit(Value):
         for name in ("segments", "heads"):
             models = getattr(self, name)
             if not isinstance(models, tuple | list) or not all(
-                isinstance(model, Sequential) for model in models
+                isinstance(model, Network) for model in models
             ):
                 raise CompressionError(f"{name} must be a tuple of Sequential, not {models!r}")
             object.__setattr__(self, name, tuple(models))
@@ -105,19 +101,19 @@ class EarlyExit(Value):
         choice(self.criterion, "criterion", CRITERIA)
 
     @property
-    def network(self) -> Sequential:
+    def network(self) -> Network:
         """The network without its heads."""
         return joined(self.segments)
 
 
 def attach_heads(
-    model: Sequential, positions: Sequence[int], input_shape: Shape, *, pool: int = 1
+    model: Network, positions: Sequence[int], input_shape: Shape, *, pool: int = 1
 ) -> EarlyExit:
     """Cut a network after some of its layers, and put a new head at each cut.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         It ends in logits.
     positions : sequence of int, increasing
         Indices of the layers to cut after. The last layer is not allowed: the network ends there.
@@ -146,7 +142,7 @@ def attach_heads(
     >>> [len(s.layers) for s in exits.segments], exits.heads[0].layers[-1].weight.shape
     ([3, 7], (720, 10))
     """
-    shapes = layer_shapes(model, input_shape)
+    shapes = value_shapes(model, input_shape)
     pool = as_int(pool, "pool", 1)
     highest = len(model.layers) - 2
     cuts = [as_int(p, f"positions[{i}]", 0, highest) + 1 for i, p in enumerate(positions)]
@@ -316,7 +312,7 @@ def _threshold(value: float) -> float:
     return NEVER if value == NEVER else as_float(value, "thresholds", 0.0)
 
 
-def _new_head(shape: Shape, classes: int, pool: int, dtype: DType) -> Sequential:
+def _new_head(shape: Shape, classes: int, pool: int, dtype: DType) -> Network:
     before: tuple[Layer, ...] = ()
     if len(shape) > 1:
         before = (MaxPool2D(pool), Flatten()) if pool > 1 and len(shape) == 3 else (Flatten(),)
@@ -349,24 +345,24 @@ def checked(exits: EarlyExit) -> EarlyExit:
     return exits
 
 
-def joined(models: Iterable[Sequential]) -> Sequential:
+def joined(models: Iterable[Network]) -> Network:
     """The layers of several models, one model after the other."""
     return Sequential(tuple(layer for model in models for layer in model.layers))
 
 
-def stages(exits: EarlyExit) -> list[tuple[Sequential, Sequential]]:
+def stages(exits: EarlyExit) -> list[tuple[Network, Network]]:
     """Each segment with its head. The last head is empty: the segment's outputs are the logits."""
     return list(zip(exits.segments, (*exits.heads, Sequential(()))))
 
 
-def parts(exits: EarlyExit) -> list[Sequential]:
+def parts(exits: EarlyExit) -> list[Network]:
     """Segments and heads in turn: segment, head, ..., segment."""
     return [part for stage in stages(exits) for part in stage][:-1]
 
 
 def regrouped(
     layers: Sequence[Layer], sizes: Sequence[int]
-) -> tuple[tuple[Sequential, ...], tuple[Sequential, ...]]:
+) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
     """Segments and heads from the layers of ``joined(parts)`` and the number in each part."""
     ends = np.cumsum(sizes).tolist()
     models = tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
@@ -389,12 +385,12 @@ def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
     return wanted[0]
 
 
-def _plain(model: Sequential) -> Sequential:
+def _plain(model: Network) -> Network:
     """The model with decoded weights, and with a layer for every factor, as `apply` runs it."""
     return Sequential(tuple(part for layer in model.layers for part in plain_layers(layer)))
 
 
-def _piece(model: Sequential, x: Array) -> Array:
+def _piece(model: Network, x: Array) -> Array:
     """Run all rows at once: the caller has cut the batch already."""
     with np.errstate(over="ignore", invalid="ignore"):  # logits that are not finite are refused
         return apply(model, x, batch_size=max(len(x), 1))

@@ -19,7 +19,7 @@ from minicompress.early_exit.exits import (
     regrouped,
 )
 from minicompress.errors import CompressionError, FileFormatError, naming
-from minicompress.nn.network import finite_model
+from minicompress.nn.parameters import finite_model
 from minicompress.storage.bits import ByteReader, put_varint
 from minicompress.storage.container import MAX_BYTES, dumps, loads
 from minicompress.storage.files import read_file, sealed, unsealed, write_file

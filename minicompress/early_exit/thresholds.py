@@ -18,7 +18,7 @@ from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_float, as_int, exactly_one, float_array, integer_array
 from minicompress.early_exit.exits import NEVER, EarlyExit, checked, confidence, exit_logits
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.layers import Shape
+from minicompress.nn.layer import Shape
 from minicompress.nn.network import output_shape
 
 # The search begins with the best of this many thresholds that all heads share.
@@ -148,7 +148,7 @@ def exit_curve(exits: EarlyExit, x: Array, y: Array, *, points: int = 50) -> tup
     Examples
     --------
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.network import Sequential
+    >>> from minicompress.nn.composition import Sequential
     >>> segment = Sequential((Dense(np.eye(2)),))
     >>> exits = EarlyExit((segment, segment), (segment,), (math.inf,))
     >>> x, y = np.array([[0.0, 2.0], [1.0, 0.0]]), np.array([1, 1])
@@ -215,7 +215,7 @@ def choose_thresholds(
     Examples
     --------
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.network import Sequential
+    >>> from minicompress.nn.composition import Sequential
     >>> first = Sequential((Dense(np.eye(2)),))
     >>> second = Sequential((*first.layers, *first.layers, Dense(np.diag([1.0, 4.0]))))
     >>> exits = EarlyExit((first, second), (first,), (math.inf,))

@@ -27,11 +27,14 @@ from minicompress.early_exit.exits import (
     stages,
 )
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import Layer, Pullback, Shape
+from minicompress.nn.composition import Sequential
+from minicompress.nn.gradient import vjp
+from minicompress.nn.layer import Layer, Pullback, Shape
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Gradients, Sequential, apply, finite_outputs, vjp
+from minicompress.nn.network import Gradients, Network, apply
 from minicompress.nn.optimizers import Optimizer
-from minicompress.nn.stateless import Dropout
+from minicompress.nn.parameters import finite_outputs
+from minicompress.nn.pointwise import Dropout
 from minicompress.nn.training import History, View, fit
 from minicompress.representation import Rep
 
@@ -128,13 +131,13 @@ def fit_exits(
     return replace(exits, heads=tuple(heads)), tuple(histories)
 
 
-def _features(body: Sequential, i: int, x: Array) -> Array:
+def _features(body: Network, i: int, x: Array) -> Array:
     """The inputs of a head's first layer with weights."""
     with np.errstate(over="ignore", invalid="ignore"):  # outputs that are not finite are refused
         return finite_outputs(apply(body, finite_array(x, "x")), name=f"the way to heads[{i}]")
 
 
-def _joint_view(exits: EarlyExit, latent: Sequential) -> View:
+def _joint_view(exits: EarlyExit, latent: Network) -> View:
     """One layer that runs all exits, and the map from its gradients to the latent model's."""
     segments, heads = regrouped(latent.layers, [len(part.layers) for part in parts(exits)])
     together = _AllExits(replace(exits, segments=segments, heads=heads))

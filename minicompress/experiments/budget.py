@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from minicompress.analysis.accounting import summary
 from minicompress.analysis.sensitivities import Sensitivity
-from minicompress.tables import aligned, wrap
 from minicompress.arrays import Array, as_int
 from minicompress.compressors.chaining import Compressor, chain
 from minicompress.compressors.clustering import cluster
@@ -26,12 +25,13 @@ from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError
 from minicompress.experiments.comparison import INT8, Setup, low_rank_share, trained
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Network
 from minicompress.nn.training import accuracy
 from minicompress.search.choices import in_order, score, size
 from minicompress.search.plan import compress
 from minicompress.search.searching import SearchResult, search_plan
 from minicompress.search.weights import weights
+from minicompress.tables import aligned, wrap
 
 
 def _pruned(amount: float) -> Compressor:
@@ -164,7 +164,7 @@ def searched(
     return Searched(dense_bytes, limit, dense, result, right, tuple(uniform))
 
 
-def _measured(method: str, setting: str, model: Sequential, x: Array, y: Array) -> UniformRow:
+def _measured(method: str, setting: str, model: Network, x: Array, y: Array) -> UniformRow:
     """A row that is not yet tested; a task for an executor."""
     loss, _ = score(model, x, y, softmax_cross_entropy)
     return UniformRow(method, setting, *size(model, x.shape[1:], "smallest"), loss, math.nan)

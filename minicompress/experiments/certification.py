@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicompress.tables import aligned, wrap
 from minicompress.arrays import as_int
 from minicompress.certify.attacks import attack
 from minicompress.certify.certificates import ball_certificates
 from minicompress.compressors.chaining import Compressor
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.experiments.comparison import INT4, INT8, Setup, certified_domain, trained
-from minicompress.nn.network import Sequential, apply, finite_outputs
+from minicompress.nn.network import Network, apply
+from minicompress.nn.parameters import finite_outputs
 from minicompress.search.plan import compress
 from minicompress.search.weights import weights
+from minicompress.tables import aligned, wrap
 
 RADII = (1 / 64, 1 / 32, 1 / 16)
 RADIUS_NAMES = tuple(f"1/{round(1 / eps)}" for eps in RADII)
@@ -83,7 +84,7 @@ def run_certification(
 
 
 def certified_against(
-    f: Sequential, data: Setup, *, inputs: int
+    f: Network, data: Setup, *, inputs: int
 ) -> tuple[float, tuple[CertificateRow, ...]]:
     """`run_certification` for a network that is trained already."""
     x, y = data.test

@@ -24,8 +24,9 @@ from minicompress.compressors.quantization import quantize
 from minicompress.compressors.svd import low_rank
 from minicompress.datasets import SPLITS, Images
 from minicompress.nn.architectures import digits_cnn, seed_cnn
-from minicompress.nn.network import Sequential, apply, decoded
+from minicompress.nn.network import Network, apply
 from minicompress.nn.optimizers import adam, cosine_lr
+from minicompress.nn.parameters import decoded
 from minicompress.nn.training import LatentView, accuracy, fit
 from minicompress.recipes.structure import preserve_structure
 from minicompress.representation import Certificate, Compressed, LowRank, decode
@@ -57,7 +58,7 @@ class Setup(NamedTuple):
     train: Images
     validation: Images
     test: Images
-    network: Callable[..., Sequential]
+    network: Callable[..., Network]
     batch_size: int
     learning_rate: float
     weight_decay: float
@@ -105,7 +106,7 @@ class Candidate(NamedTuple):
     """A model that is yet to be counted and scored."""
 
     method: str
-    model: Sequential
+    model: Network
     certificates: Mapping[int, Certificate] = MappingProxyType({})
     against: str | None = None
 
@@ -176,7 +177,7 @@ def compare(data: Setup) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def trained(data: Setup, variant: str = "baseline") -> Sequential:
+def trained(data: Setup, variant: str = "baseline") -> Network:
     """A variant of the network, trained from scratch; the first row of `compare` is "baseline"."""
     model = data.network(np.random.default_rng([data.seed, 0]), variant)
     return _train(data, variant, model, data.epochs)
@@ -196,7 +197,7 @@ def low_rank_share(weight: Array, *, share: Fraction) -> Compressed:
 half_rank = partial(low_rank_share, share=Fraction(1, 2))
 
 
-def _candidates(data: Setup, dense: Sequential) -> Iterator[Candidate]:
+def _candidates(data: Setup, dense: Network) -> Iterator[Candidate]:
     """Every model of the comparison, the dense one first."""
     sizes = {i: decode(w).size for i, w in weights(dense).items()}
     large = [i for i, size in sizes.items() if size >= SMALL * sum(sizes.values())]
@@ -220,7 +221,7 @@ def _candidates(data: Setup, dense: Sequential) -> Iterator[Candidate]:
         yield Candidate(variant, trained(data, variant))
 
 
-def _retrained(data: Setup, name: str, model: Sequential) -> Sequential:
+def _retrained(data: Setup, name: str, model: Network) -> Network:
     """Plain weights of the same rank, or with the same zeros, after more training."""
     epochs = retraining_epochs(data.epochs)
     if any(isinstance(w, LowRank) for w in weights(model).values()):
@@ -229,8 +230,8 @@ def _retrained(data: Setup, name: str, model: Sequential) -> Sequential:
 
 
 def _train(
-    data: Setup, name: str, model: Sequential, epochs: int, view: LatentView | None = None
-) -> Sequential:
+    data: Setup, name: str, model: Network, epochs: int, view: LatentView | None = None
+) -> Network:
     x, y = data.train
     steps = epochs * ceil_div(len(x), data.batch_size)
     return fit(
@@ -246,7 +247,7 @@ def _train(
     )[0]
 
 
-def certified_domain(f: Sequential, g: Sequential, data: Setup) -> float:
+def certified_domain(f: Network, g: Network, data: Setup) -> float:
     """The fraction of test images of which it is proven that g gives them the class of f.
 
     From f's outputs and the box of the training images alone: g is never run. Images outside of

@@ -38,7 +38,8 @@ from minicompress.experiments.comparison import (
     half_rank,
     trained,
 )
-from minicompress.nn.network import Sequential, output_shape
+from minicompress.nn.composition import Sequential
+from minicompress.nn.network import Network, output_shape
 from minicompress.nn.optimizers import adam, cosine_lr
 from minicompress.nn.training import accuracy
 
@@ -153,7 +154,7 @@ def pareto_front(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(method for _, method in sorted(front))
 
 
-def _exits(data: Setup, network: Sequential) -> ExitResult:
+def _exits(data: Setup, network: Network) -> ExitResult:
     inside = output_shape(Sequential(network.layers[: HEAD_BEHIND + 1]), data.shape)
     # A head of 4 x 4 windows is cheap, and so is what it learns from.
     exits = attach_heads(network, (HEAD_BEHIND,), data.shape, pool=max(1, inside[0] // 4))

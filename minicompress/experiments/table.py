@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from minicompress.tables import aligned
 from minicompress.experiments.comparison import BEFORE_RETRAINING, RETRAINED, Row
+from minicompress.tables import aligned
 
 NARROW = ("method", "bytes", "ratio", "MACs", "accuracy", "change", "bound", "error  ")
 """The columns that fit a terminal of 80 characters."""

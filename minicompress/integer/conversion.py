@@ -26,20 +26,13 @@ from minicompress.integer.stateless import (
     IntegerReLU,
 )
 from minicompress.integers import code_range
+from minicompress.nn.layer import Layer, Shape
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, decoded_layer, factor_layers
-from minicompress.nn.network import Sequential, finite_model, finite_outputs
+from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    Layer,
-    MaxPool2D,
-    ReLU,
-    Shape,
-    Softmax,
-)
+from minicompress.nn.parameters import finite_model, finite_outputs
+from minicompress.nn.pointwise import Dropout, ReLU, Softmax
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.qparams import QParams, choose_qparams
 from minicompress.representation import Quantized, Rep, decode, shape_of
 
@@ -62,7 +55,7 @@ QUANTILES = 1 << 17
 
 
 def to_integer(
-    model: Sequential,
+    model: Network,
     calibration: Array,
     *,
     num_bits: int = 8,
@@ -74,7 +67,7 @@ def to_integer(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Of Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten and Dropout, which is
         left out. A Softmax at the very end is left out too: the output is codes of the logits,
         which have the same order. Fold batch normalization into the layer before it first.
@@ -132,6 +125,7 @@ def to_integer(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> model = Sequential((Dense(np.array([[1.0, -1.0], [0.5, 2.0]])), ReLU()))
     >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
     >>> integer_model = to_integer(model, x)
@@ -142,7 +136,7 @@ def to_integer(
     >>> bool(np.abs(integer_model(x) - model(x)).max() < 0.02)
     True
     """
-    if not isinstance(model, Sequential):
+    if not isinstance(model, Network):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
     finite_model(model)
     bits = as_int(num_bits, "num_bits", 2, 8)
@@ -173,7 +167,7 @@ def to_integer(
     return IntegerModel(tuple(layers), input_shape, first, source)
 
 
-def _parts(model: Sequential) -> list[tuple[int, Layer, bool]]:
+def _parts(model: Network) -> list[tuple[int, Layer, bool]]:
     """The layers to convert, each with its index in the model and whether it includes a ReLU."""
     parts: list[tuple[int, Layer, bool]] = []
     for index, layer in enumerate(model.layers):

@@ -18,7 +18,7 @@ from minicompress.integer.requantization import HIGHEST, LOWEST
 from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit, requantized
 from minicompress.nn.kernels.direct import direct_conv2d
 from minicompress.nn.kernels.windows import Geometry, Pads, geometry, pair
-from minicompress.nn.stateless import Shape, image_shape
+from minicompress.nn.layer import Shape, image_shape
 
 # Of the sums of one block, so that they stay in the cache until they are codes.
 TILE_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from minicompress.arrays import Array, Value
 from minicompress.errors import CompressionError
 from minicompress.integer.stateless import IntegerLayer
 from minicompress.integers import dequantize_linear, quantize_linear
-from minicompress.nn.stateless import Shape
+from minicompress.nn.layer import Shape
 from minicompress.qparams import QParams
 
 # The largest array of codes between two layers while a model runs.

@@ -26,7 +26,7 @@ from minicompress.nn.kernels.windows import (
     resolve_padding,
     taps,
 )
-from minicompress.nn.stateless import Shape, image_shape
+from minicompress.nn.layer import Shape, image_shape
 
 NO_PADDING: Pads = ((0, 0), (0, 0))
 

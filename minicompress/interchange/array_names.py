@@ -9,7 +9,7 @@ from itertools import groupby
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.interchange.layouts import KINDS, Slot
-from minicompress.nn.stateless import Shape
+from minicompress.nn.layer import Shape
 
 AFFINE = ("weight", "bias")
 NORM = ("scale", "offset", "mean", "variance")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minicompress.tables import aligned
 from minicompress.arrays import Array
 from minicompress.compressors.quantization import quantize
 from minicompress.errors import CompressionError, naming
@@ -28,6 +27,7 @@ from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import load
 from minicompress.storage.files import replacing
+from minicompress.tables import aligned
 
 
 class CExport(NamedTuple):

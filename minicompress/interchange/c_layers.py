@@ -25,7 +25,7 @@ from minicompress.integer.stateless import (
     IntegerReLU,
 )
 from minicompress.interchange.c_weights import Weights, definition, smallest
-from minicompress.nn.stateless import Shape
+from minicompress.nn.layer import Shape
 
 Affine: TypeAlias = IntegerConv2D | IntegerDense
 Pooling: TypeAlias = IntegerMaxPool2D | IntegerAvgPool2D

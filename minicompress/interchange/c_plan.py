@@ -20,7 +20,7 @@ from minicompress.integer.stateless import (
     IntegerMaxPool2D,
     IntegerReLU,
 )
-from minicompress.nn.stateless import Shape
+from minicompress.nn.layer import Shape
 
 
 class Step(NamedTuple):

@@ -16,10 +16,11 @@ import numpy as np
 
 from minicompress.arrays import Array, DType, choice
 from minicompress.errors import CompressionError
+from minicompress.nn.layer import Shape
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import Sequential, layer_shapes
+from minicompress.nn.network import Network, value_shapes
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import Flatten, Shape
+from minicompress.nn.stateless import Flatten
 from minicompress.representation import dtype_of, shape_of
 
 FLATTEN_ORDERS = {"keras": "hwc", "torch": "chw"}  # the order that each layout flattens in
@@ -83,14 +84,14 @@ class Slot:
 
 
 def slots_of(
-    model: Sequential, layout: str, input_shape: Shape | None, flatten: str | None
+    model: Network, layout: str, input_shape: Shape | None, flatten: str | None
 ) -> list[Slot]:
     """A place for every weight, in the order of both Keras and PyTorch."""
     default = FLATTEN_ORDERS[choice(layout, "layout", FLATTEN_ORDERS)]
     flatten = choice(default if flatten is None else flatten, "flatten", _ORDERS)
-    if not isinstance(model, Sequential):
+    if not isinstance(model, Network):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
-    shapes = None if input_shape is None else layer_shapes(model, input_shape)
+    shapes = None if input_shape is None else value_shapes(model, input_shape)
     slots: list[Slot] = []
     order: Array | None = None
     flat = False  # whether an image was flattened, and no dense layer has mixed its features yet

@@ -15,9 +15,10 @@ from minicompress.arrays import DType, as_int
 from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_graph import Graph, constant_bytes
 from minicompress.interchange.onnx_layers import TYPES, add_layer
+from minicompress.nn.layer import Shape
 from minicompress.nn.layers import factor_layers
-from minicompress.nn.network import Sequential, apply, finite_model
-from minicompress.nn.stateless import Shape
+from minicompress.nn.network import Network, apply
+from minicompress.nn.parameters import finite_model
 from minicompress.representation import dtype_of
 from minicompress.storage.files import write_file
 
@@ -31,12 +32,12 @@ LAYER_BYTES = 2000
 """An upper bound of the nodes and names of one layer."""
 
 
-def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
+def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
     """Convert a model to an ``onnx.ModelProto``, and check it with onnx's own checker.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Its weights have dtype float32 or float16, and its layers are the library's own.
     input_shape : tuple of int
         The shape of one input, without the batch axis: (H, W, C), or (features,).
@@ -92,7 +93,7 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
             "ONNX needs a package that is not installed: pip install 'minicompress[onnx]'"
         ) from None
     opset = as_int(opset, "opset", *OPSETS)
-    if not isinstance(model, Sequential):
+    if not isinstance(model, Network):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
     finite_model(model)
     if not isinstance(input_shape, tuple | list) or not input_shape:
@@ -120,13 +121,13 @@ def to_onnx(model: Sequential, input_shape: Shape, *, opset: int = 21) -> Any:
 
 
 def save_onnx(
-    model: Sequential, path: str | os.PathLike[str], input_shape: Shape, *, opset: int = 21
+    model: Network, path: str | os.PathLike[str], input_shape: Shape, *, opset: int = 21
 ) -> int:
     """Write a model as an ONNX file, and return how many bytes it has.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     path : str or path-like
         Usually ends in ".onnx". Written atomically: a temporary file, then a rename.
     input_shape, opset
@@ -146,6 +147,7 @@ def save_onnx(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> import tempfile
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.ones((2, 1), np.float32)),))
@@ -157,7 +159,7 @@ def save_onnx(
     return write_file(path, made.SerializeToString(deterministic=True))
 
 
-def _dtype(model: Sequential) -> DType:
+def _dtype(model: Network) -> DType:
     """The one dtype of all weights; float32 if there are none."""
     first: tuple[str, DType] | None = None
     for i, layer in enumerate(model.layers):

@@ -10,7 +10,7 @@ import numpy as np
 
 from minicompress.arrays import Array, DType
 from minicompress.integers import code_range, spread
-from minicompress.nn.stateless import Shape
+from minicompress.nn.layer import Shape
 from minicompress.representation import (
     Clustered,
     Quantized,

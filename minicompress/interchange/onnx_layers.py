@@ -11,20 +11,11 @@ from typing import Any
 
 from minicompress.interchange.onnx_graph import Graph
 from minicompress.nn.factors import rearranged
-from minicompress.nn.layers import Conv2D, Dense, Layer
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 
 # Layers that are one operator without options.
 PLAIN: dict[type[Layer], str] = {

@@ -26,15 +26,16 @@ from minicompress.interchange.array_names import (
     summed,
 )
 from minicompress.interchange.layouts import Slot, slots_of
-from minicompress.nn.network import Sequential, finite_model, with_parameters
-from minicompress.nn.stateless import Shape
+from minicompress.nn.layer import Shape
+from minicompress.nn.network import Network
+from minicompress.nn.parameters import finite_model, with_parameters
 from minicompress.representation import Rep, decode
 
 KERAS_STEMS = {"conv": "conv2d", "dense": "dense", "norm": "batch_normalization"}
 
 
 def from_state_dict(
-    model: Sequential,
+    model: Network,
     arrays: Mapping[str, Any],
     *,
     layout: str = "keras",
@@ -43,12 +44,12 @@ def from_state_dict(
     prefix: str = "",
     names: Mapping[str, str | None] | None = None,
     dtype: DTypeLike | None = None,
-) -> Sequential:
+) -> Network:
     """Give a model the weights of a Keras or PyTorch model of the same architecture.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         The values of its weights do not matter, only their shapes and dtype.
     arrays : mapping of str to array
         One array for every weight. A batch normalization without gamma or beta (``scale=False``,
@@ -78,7 +79,7 @@ def from_state_dict(
 
     Returns
     -------
-    Sequential
+    Network
         The model with plain arrays as weights.
 
     Raises
@@ -108,6 +109,7 @@ def from_state_dict(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.zeros((2, 3)), np.zeros(3)),))
     >>> arrays = {"fc.weight": np.ones((3, 2)), "fc.bias": np.ones(3)}
@@ -153,7 +155,7 @@ def from_state_dict(
 
 
 def to_state_dict(
-    model: Sequential,
+    model: Network,
     *,
     layout: str = "keras",
     input_shape: Shape | None = None,
@@ -163,7 +165,7 @@ def to_state_dict(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Representations are decoded.
     layout, input_shape, flatten
         As for `from_state_dict`.
@@ -182,6 +184,7 @@ def to_state_dict(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> from minicompress.nn.stateless import Flatten
     >>> model = Sequential((Flatten(), Dense(np.zeros((4, 3)), np.zeros(3))))

@@ -7,8 +7,10 @@ from itertools import pairwise
 import numpy as np
 
 from minicompress.arrays import Array
-from minicompress.nn.network import Sequential, finite_model, parameters, with_parameters
-from minicompress.nn.stateless import LeakyReLU, ReLU, Sigmoid, Tanh
+from minicompress.nn.composition import Sequential
+from minicompress.nn.network import Network
+from minicompress.nn.parameters import finite_model, parameters, with_parameters
+from minicompress.nn.pointwise import LeakyReLU, ReLU, Sigmoid, Tanh
 from minicompress.nn.training import TrainingState
 from minicompress.recipes.latent import Latent, latent_parts
 from minicompress.representation import Rep
@@ -48,7 +50,7 @@ def without_dead_units(state: TrainingState) -> TrainingState:
     --------
     >>> from minicompress.nn.layers import Dense
     >>> from minicompress.nn.optimizers import adam
-    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.nn.pointwise import ReLU
     >>> from minicompress.recipes.latent import latent_model
     >>> weights = np.array([[1.0, 0.0, -1.0]]), np.array([[1.0], [-1.0], [1.0]])
     >>> latent = latent_model(Sequential((Dense(weights[0]), ReLU(), Dense(weights[1]))))
@@ -114,7 +116,7 @@ def _spreads_evenly(latent: Latent, i: int, following: int) -> bool:
     return "bias" in latent.arrays[following] and not bordered
 
 
-def _passed_on(latent: Latent, i: int, following: int, gone: Array) -> Sequential:
+def _passed_on(latent: Latent, i: int, following: int, gone: Array) -> Network:
     """The network with the constants of units that go added to the biases of the next layer."""
     constants = _constants(latent, i, following) * gone
     arrays, step = latent.arrays[following], latent.steps[following]["weight"]

@@ -13,8 +13,9 @@ from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.datasets import Images
 from minicompress.errors import CompressionError
-from minicompress.nn.network import Sequential, decoded
+from minicompress.nn.network import Network
 from minicompress.nn.optimizers import adam, cosine_lr
+from minicompress.nn.parameters import decoded
 from minicompress.nn.training import fit
 from minicompress.recipes.recipe import Step, array_digest
 from minicompress.recipes.structure import preserve_structure, restore_structure
@@ -103,21 +104,21 @@ def deep_compression(
 
 
 def compressed(
-    model: Sequential, rng: np.random.Generator, *, plan: Mapping[int, Compressor]
-) -> Sequential:
+    model: Network, rng: np.random.Generator, *, plan: Mapping[int, Compressor]
+) -> Network:
     """`compress` as a step; bind the plan by `functools.partial`."""
     return compress(model, plan).model
 
 
 def retrained(
-    model: Sequential,
+    model: Network,
     rng: np.random.Generator,
     *,
     images: Images,
     epochs: int,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
-) -> Sequential:
+) -> Network:
     """`fit` by Adam as a step; zero weights stay zero, and shared values stay shared."""
     updates = epochs * ceil_div(len(images[0]), batch_size)
     trained, _ = fit(

@@ -15,8 +15,10 @@ import numpy as np
 from minicompress.arrays import Array, as_float, freeze
 from minicompress.errors import CompressionError
 from minicompress.integers import code_dtype, scale_dtypes
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
-from minicompress.nn.network import Sequential, finite_model, parameters, with_parameters
+from minicompress.nn.network import Network
+from minicompress.nn.parameters import finite_model, parameters, with_parameters
 from minicompress.representation import Quantized, Rep, decode, shape_of
 from minicompress.search.weights import weights
 
@@ -43,17 +45,17 @@ class StepLength(NamedTuple):
 class Latent(NamedTuple):
     """A latent model taken apart: for every layer its arrays by name, and their steps."""
 
-    network: Sequential
+    network: Network
     arrays: tuple[dict[str, Array], ...]
     steps: tuple[dict[str, StepLength], ...]
 
 
-def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
+def latent_model(model: Network, *, deviations: float = 1.2) -> Network:
     """The latent model of a network, to be trained by `fit` with `rate_view`.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Of plain arrays, with biases or without.
     deviations : float, positive
         The length of a step at the start, in standard deviations of its layer's weights. Training
@@ -62,7 +64,7 @@ def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
 
     Returns
     -------
-    Sequential
+    Network
         The layers of `model`, and the layer with the steps.
 
     Raises
@@ -88,17 +90,17 @@ def latent_model(model: Sequential, *, deviations: float = 1.2) -> Sequential:
     return Sequential((*model.layers, Dense(freeze(rows))))
 
 
-def quantized_model(latent: Sequential) -> Sequential:
+def quantized_model(latent: Network) -> Network:
     """The network of a latent model, with weights and biases as they are stored.
 
     Parameters
     ----------
-    latent : Sequential
+    latent : Network
         Made by `latent_model`, trained or not.
 
     Returns
     -------
-    Sequential
+    Network
         With `Quantized` weights and biases, one scale for each array. Scales are rounded to 8 bits
         of precision, so that they take two bytes. Its outputs differ by this rounding from those of
         the model that training saw.
@@ -119,7 +121,7 @@ def quantized_model(latent: Sequential) -> Sequential:
     return with_parameters(network, tuple(found))
 
 
-def is_latent(model: Sequential) -> bool:
+def is_latent(model: Network) -> bool:
     """Whether a model can come from `latent_model`: its last layer holds a step for each layer.
 
     Examples
@@ -135,7 +137,7 @@ def is_latent(model: Sequential) -> bool:
     return fits and bool((decode(last[0].weight)[0] > 0).all())
 
 
-def latent_parts(latent: Sequential) -> Latent:
+def latent_parts(latent: Network) -> Latent:
     """Take a latent model apart.
 
     Raises

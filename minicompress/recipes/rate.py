@@ -25,7 +25,8 @@ from collections.abc import Callable
 import numpy as np
 
 from minicompress.arrays import Array
-from minicompress.nn.network import Gradients, Sequential, parameters, with_parameters
+from minicompress.nn.network import Gradients, Network
+from minicompress.nn.parameters import parameters, with_parameters
 from minicompress.nn.training import LatentView, View
 from minicompress.recipes.latent import latent_parts
 from minicompress.representation import Rep, decode, dtype_of
@@ -57,6 +58,7 @@ def rate_view(price: Callable[[int], float]) -> LatentView:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> from minicompress.recipes.latent import latent_model
     >>> latent = latent_model(Sequential((Dense(np.array([[1.0, -1.0, 0.5]])),)))
@@ -65,7 +67,7 @@ def rate_view(price: Callable[[int], float]) -> LatentView:
     array([[ 1.02, -1.02,  0.  ]])
     """
 
-    def view(latent: Sequential, step: int) -> View:
+    def view(latent: Network, step: int) -> View:
         network, arrays, steps = latent_parts(latent)
         seen: list[dict[str, Rep]] = [
             {name: lengths[name].rounded(array) for name, array in layer.items()}

@@ -20,7 +20,7 @@ import numpy as np
 from minicompress.arrays import Array, as_float, as_int, ceil_div, freeze
 from minicompress.errors import CompressionError
 from minicompress.nn.losses import distillation, softmax_cross_entropy
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import Network, apply
 from minicompress.nn.optimizers import Optimizer, adam, cosine_lr
 from minicompress.nn.training import LatentView, Loss, TrainingState, fit
 from minicompress.recipes.dead_units import without_dead_units
@@ -96,7 +96,7 @@ def lesson(
     y: Array,
     *,
     shifts: Sequence[tuple[int, int]] = STILL,
-    teacher: Sequential | None = None,
+    teacher: Network | None = None,
 ) -> Lesson:
     """Images, the places they may be moved to, and a teacher's answers to all of it.
 
@@ -114,7 +114,7 @@ def lesson(
 
 
 def taught(
-    model: Sequential | TrainingState,
+    model: Network | TrainingState,
     learn: Lesson,
     *,
     optimizer: Optimizer,
@@ -122,12 +122,12 @@ def taught(
     rng: np.random.Generator,
     view: LatentView | None = None,
     between: Callable[[TrainingState], TrainingState] | None = None,
-) -> tuple[Sequential, TrainingState]:
+) -> tuple[Network, TrainingState]:
     """`fit`, one epoch after the other, each on images that are moved anew.
 
     Parameters
     ----------
-    model : Sequential or TrainingState
+    model : Network or TrainingState
     learn : Lesson
         With answers the loss is `distillation`, otherwise the cross-entropy.
     optimizer : Optimizer
@@ -141,7 +141,7 @@ def taught(
 
     Returns
     -------
-    seen : Sequential
+    seen : Network
         What `fit` gave after the last epoch.
     state : TrainingState
     """
@@ -220,19 +220,19 @@ def smallest_file(
         as_int(epochs, name, 1)
     updates = ceil_div(len(learn.x), BATCH_SIZE)
 
-    def train_dense(model: Sequential, rng: np.random.Generator) -> Sequential:
+    def train_dense(model: Network, rng: np.random.Generator) -> Network:
         rate = cosine_lr(learning_rate, dense * updates)
         return taught(model, learn, optimizer=adam(rate), epochs=dense, rng=rng)[0]
 
     train = partial(taught, learn=learn, between=without_dead_units)
 
     def priced(
-        model: Sequential,
+        model: Network,
         rng: np.random.Generator,
         price: Callable[[int], float],
         optimizer: Optimizer,
         epochs: int,
-    ) -> Sequential:
+    ) -> Network:
         latent = model if is_latent(model) else latent_model(model)
         view = rate_view(price)
         _, state = train(latent, optimizer=optimizer, epochs=epochs, rng=rng, view=view)
@@ -249,7 +249,7 @@ def smallest_file(
         f"{first} to {last}, dense={dense}, anneal={anneal}, cool={cool}, restarts={restarts}, "
         f"learning_rate={learning_rate}, shifts={learn.shifts}, lesson={array_digest(*arrays)}"
     )
-    runs: dict[str, Callable[..., Sequential]] = {}
+    runs: dict[str, Callable[..., Network]] = {}
     if as_int(dense, "dense", 0):
         runs["dense"] = train_dense
     runs |= {"anneal": raise_price, "cool": cool_down}

@@ -20,7 +20,7 @@ import numpy as np
 
 from minicompress.arrays import Array, as_float, as_int
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Network
 from minicompress.storage.container import dumps, load
 from minicompress.storage.files import write_file
 
@@ -43,7 +43,7 @@ class Step(NamedTuple):
     """
 
     name: str
-    run: Callable[[Sequential, np.random.Generator], Sequential]
+    run: Callable[[Network, np.random.Generator], Network]
     settings: str = ""
 
 
@@ -73,23 +73,23 @@ class RecipeResult(NamedTuple):
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Of the last step.
     history : tuple of StepRow
         One row for each step.
     """
 
-    model: Sequential
+    model: Network
     history: tuple[StepRow, ...]
 
 
 def run_recipe(
-    model: Sequential,
+    model: Network,
     steps: Sequence[Step],
     *,
     seed: int,
     folder: str | os.PathLike[str] | None = None,
-    measure: Callable[[Sequential], Mapping[str, float]] | None = None,
+    measure: Callable[[Network], Mapping[str, float]] | None = None,
     coding: str = "smallest",
     progress: Callable[[StepRow], None] | None = None,
 ) -> RecipeResult:
@@ -97,7 +97,7 @@ def run_recipe(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         The input of the first step.
     steps : sequence of Step
     seed : int
@@ -115,7 +115,7 @@ def run_recipe(
 
     Returns
     -------
-    model : Sequential
+    model : Network
     history : tuple of StepRow
 
     Raises
@@ -131,6 +131,7 @@ def run_recipe(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.compressors.pruning import prune_magnitude
     >>> from minicompress.nn.layers import Dense
     >>> from minicompress.search.plan import compress
@@ -196,7 +197,7 @@ class _Folder:
     """The folder where `run_recipe` keeps models and history."""
 
     def __init__(
-        self, path: Path, start: Sequential, steps: Sequence[Step], seed: int, coding: str
+        self, path: Path, start: Network, steps: Sequence[Step], seed: int, coding: str
     ) -> None:
         self._path, self._names = path, [step.name for step in steps]
         path.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ class _Folder:
             )
         return rows
 
-    def model(self, history: Sequence[StepRow]) -> Sequential:
+    def model(self, history: Sequence[StepRow]) -> Network:
         """The model of the last finished step."""
         path = self.file(len(history) - 1)
         model = load(path)

@@ -12,13 +12,13 @@ import numpy as np
 
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
-from minicompress.nn.network import Gradients, Sequential
+from minicompress.nn.network import Gradients, Network
 from minicompress.nn.training import View
 from minicompress.representation import Clustered, Rep, Sparse, decode, shape_of
 from minicompress.search.weights import weights, with_weights
 
 
-def preserve_structure(model: Sequential) -> Callable[[Sequential, int], View]:
+def preserve_structure(model: Network) -> Callable[[Network, int], View]:
     """The view for `fit` in which weights keep the form they have in a model: zeros, shared values.
 
     Start from ``decoded(model)``. A `Sparse` weight takes gradients at its places only; a value of
@@ -27,7 +27,7 @@ def preserve_structure(model: Sequential) -> Callable[[Sequential, int], View]:
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Its weights are arrays, `Sparse` or `Clustered`, nested in any way.
 
     Returns
@@ -42,6 +42,7 @@ def preserve_structure(model: Sequential) -> Callable[[Sequential, int], View]:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(Clustered(np.array([[0, 1, 0]]), np.array([5.0, 7.0]))),))
     >>> seen = preserve_structure(model)(Sequential((Dense(np.array([[5.0, 7.0, 5.0]])),)), 0)
@@ -59,22 +60,23 @@ def preserve_structure(model: Sequential) -> Callable[[Sequential, int], View]:
     return lambda latent, step: View(latent, pullback)
 
 
-def restore_structure(model: Sequential, trained: Sequential) -> Sequential:
+def restore_structure(model: Network, trained: Network) -> Network:
     """Plain arrays trained through ``preserve_structure(model)``, as representations again.
 
     Parameters
     ----------
-    model : Sequential
-    trained : Sequential
+    model : Network
+    trained : Network
         Of the same shapes.
 
     Returns
     -------
-    Sequential
+    Network
         It decodes to `trained`, where that has the form of `model`.
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(Sparse((1, 2), np.array([1]), np.array([5.0]))),))
     >>> trained = Sequential((Dense(np.array([[0.0, 3.0]])),))

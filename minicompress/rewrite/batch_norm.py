@@ -8,23 +8,26 @@ import numpy as np
 
 from minicompress.arrays import cast_or_refuse
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, finite_model
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense
+from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.parameters import finite_model
 from minicompress.representation import decode
 
 
-def fold_batch_norm(model: Sequential) -> Sequential:
+def fold_batch_norm(model: Network) -> Network:
     """Fold every batch normalization into the convolution or dense layer right before it.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         The weights of these layers are decoded.
 
     Returns
     -------
-    Sequential
+    Network
         The same function up to rounding, without a `BatchNorm`.
 
     Raises

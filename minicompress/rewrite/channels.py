@@ -10,29 +10,22 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_int, freeze
 from minicompress.errors import CompressionError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense
-from minicompress.nn.network import Sequential, finite_model
+from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Tanh,
-)
+from minicompress.nn.parameters import finite_model
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.representation import decode, shape_of
 
 
-def remove_channels(model: Sequential, index: int, keep: ArrayLike) -> Sequential:
+def remove_channels(model: Network, index: int, keep: ArrayLike) -> Network:
     """Remove output channels of a layer, and every weight that belongs to them.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Weights that have to be cut are decoded.
     index : int
         Of a `Conv2D` or `Dense` that is not the last layer with weights.
@@ -41,7 +34,7 @@ def remove_channels(model: Sequential, index: int, keep: ArrayLike) -> Sequentia
 
     Returns
     -------
-    Sequential
+    Network
         Without the weights and biases of these channels, without their entries in batch
         normalizations and depthwise convolutions, and without the rows of the next layer that read
         them, also behind a `Flatten`. Removing a channel that is zero everywhere changes no output.

@@ -7,7 +7,7 @@ import numpy as np
 from minicompress.arrays import as_int, cast_or_refuse
 from minicompress.errors import CompressionError
 from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import finite_layer
+from minicompress.nn.parameters import finite_layer
 from minicompress.nn.stateless import GlobalAvgPool2D
 from minicompress.representation import decode, shape_of
 

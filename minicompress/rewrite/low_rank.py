@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import factor_layers
-from minicompress.nn.network import Sequential, finite_model, parameters, with_parameters
+from minicompress.nn.network import Network
+from minicompress.nn.parameters import finite_model, parameters, with_parameters
 from minicompress.representation import LowRank, decode, shape_of
 
 
-def factorize(model: Sequential) -> Sequential:
+def factorize(model: Network) -> Network:
     """Replace every layer that has a `LowRank` weight by a chain of layers, one for each factor.
 
     The factors can then be trained, and other frameworks can run them.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         With weights from `truncated_svd`, `channel_svd`, `spatial_svd` or `tucker2`.
 
     Returns
     -------
-    Sequential
+    Network
         The same function up to rounding. The bias goes to the last layer of a chain. Where there is
         no such chain, as for ``groups=2``, the weight is decoded; all other layers stay.
 
@@ -44,7 +46,7 @@ def factorize(model: Sequential) -> Sequential:
     return Sequential(tuple(part for layer in model.layers for part in factor_layers(layer)))
 
 
-def restore_factors(model: Sequential, trained: Sequential) -> Sequential:
+def restore_factors(model: Network, trained: Network) -> Network:
     """The inverse of `factorize`: the layers of `model`, with the weights of `trained`."""
     parts, values = iter(parameters(trained)), []
     for layer, old in zip(model.layers, parameters(model), strict=True):

@@ -12,7 +12,7 @@ from minicompress.arrays import Array, as_int, cast_or_refuse, finite_array, gen
 from minicompress.errors import CompressionError
 from minicompress.nn.kernels.windows import pair, resolve_padding
 from minicompress.nn.layers import Conv2D
-from minicompress.nn.network import finite_layer
+from minicompress.nn.parameters import finite_layer
 from minicompress.representation import decode
 
 

@@ -15,7 +15,7 @@ from minicompress.analysis.sensitivities import compressed_weight, named
 from minicompress.arrays import Array, as_int
 from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError
-from minicompress.nn.network import Sequential, apply
+from minicompress.nn.network import Network, apply
 from minicompress.nn.training import Loss, scored
 from minicompress.representation import Compressed
 from minicompress.search.weights import total, weights, with_weights
@@ -36,7 +36,7 @@ class LayerChoices(NamedTuple):
 
 
 def layer_choices(
-    model: Sequential, choices: Any, executor: Executor | None, report: Callable[[float], None]
+    model: Network, choices: Any, executor: Executor | None, report: Callable[[float], None]
 ) -> list[LayerChoices]:
     """Compress every layer's weight by all of its compressors."""
     listed = _listed(model, choices)
@@ -77,7 +77,7 @@ def picked(layers: Sequence[LayerChoices], pick: Pick) -> dict[int, Compressed]:
     return {index: c for index, c in made.items() if c is not None}
 
 
-def with_pick(model: Sequential, layers: Sequence[LayerChoices], pick: Pick) -> Sequential:
+def with_pick(model: Network, layers: Sequence[LayerChoices], pick: Pick) -> Network:
     """The model as a pick makes it."""
     made = picked(layers, pick)
     return with_weights(model, {index: c.rep for index, c in made.items()})
@@ -102,18 +102,18 @@ def changed_in_one(layers: Sequence[LayerChoices], pick: Pick) -> list[list[Pick
     ]
 
 
-def size(model: Sequential, input_shape: tuple[int, ...], coding: str) -> tuple[int, int]:
+def size(model: Network, input_shape: tuple[int, ...], coding: str) -> tuple[int, int]:
     """Bytes of the file, and MACs; a task for an executor."""
     return len(dumps(model, coding=coding)), summary(model, input_shape).macs
 
 
-def score(model: Sequential, x: Array, y: Array, loss: Loss) -> tuple[float, float]:
+def score(model: Network, x: Array, y: Array, loss: Loss) -> tuple[float, float]:
     """Loss, infinite where there is none, and accuracy; a task for an executor."""
     with np.errstate(over="ignore", invalid="ignore"):
         return scored(apply(model, x), y, loss)
 
 
-def _listed(model: Sequential, choices: Any) -> dict[int, dict[str, Compressor]]:
+def _listed(model: Network, choices: Any) -> dict[int, dict[str, Compressor]]:
     """The compressors by layer and name."""
     indices = list(weights(model))
     if isinstance(choices, Mapping) and not all(isinstance(key, str) for key in choices):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from minicompress.arrays import as_int
 from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Network
 from minicompress.representation import Certificate, checked, decode
 from minicompress.search.weights import weights, with_weights
 
@@ -16,16 +16,16 @@ from minicompress.search.weights import weights, with_weights
 class CompressedModel(NamedTuple):
     """A model whose weights are representations, and their certificates by layer index."""
 
-    model: Sequential
+    model: Network
     certificates: dict[int, Certificate]
 
 
-def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedModel:
+def compress(model: Network, plan: Mapping[int, Compressor]) -> CompressedModel:
     """Replace the weights of some layers by what their compressors make of them.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     plan : mapping of int to compressor
         For the index of a layer with weights, a compressor: array -> `Compressed`, options bound
         beforehand, as in ``functools.partial(quantize, num_bits=8, axis=-1)``. A weight that is
@@ -33,7 +33,7 @@ def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedMod
 
     Returns
     -------
-    model : Sequential
+    model : Network
         The same layers; it runs, counts and stores its representations.
     certificates : dict of int to Certificate
         For the indices of the plan.
@@ -45,6 +45,7 @@ def compress(model: Sequential, plan: Mapping[int, Compressor]) -> CompressedMod
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> import numpy as np
     >>> from minicompress.compressors.pruning import prune_magnitude
     >>> from minicompress.nn.layers import Dense

@@ -13,7 +13,7 @@ from minicompress.analysis.sensitivities import Compressors
 from minicompress.arrays import Array, as_float, as_int, choice, exactly_one, float_array
 from minicompress.errors import CompressionError
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Sequential
+from minicompress.nn.network import Network
 from minicompress.nn.training import Loss, evaluate
 from minicompress.representation import Certificate
 from minicompress.search.choices import (
@@ -66,7 +66,7 @@ class SearchResult(NamedTuple):
     Parameters
     ----------
     best : MeasuredPlan
-    model : Sequential
+    model : Network
     certificates : dict of int to Certificate
         The network compressed by the best plan; of the layers that it changes.
     runners_up : tuple of MeasuredPlan
@@ -76,7 +76,7 @@ class SearchResult(NamedTuple):
     """
 
     best: MeasuredPlan
-    model: Sequential
+    model: Network
     certificates: dict[int, Certificate]
     runners_up: tuple[MeasuredPlan, ...]
     measured: int
@@ -91,7 +91,7 @@ class _Budget(NamedTuple):
 
 
 def search_plan(
-    model: Sequential,
+    model: Network,
     choices: Mapping[int, Compressors] | Compressors,
     x: Array,
     y: Array,
@@ -112,7 +112,7 @@ def search_plan(
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     choices : mapping of int to compressors, or compressors for all layers
         For the index of a layer with weights, compressors by name or a list of them, as for
         `sensitivity`. To keep the layer as it is, is always a choice too. A `LowRank` weight runs
@@ -167,10 +167,11 @@ def search_plan(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> import numpy as np
     >>> from minicompress.compressors.quantization import quantize
     >>> from minicompress.nn.layers import Dense
-    >>> from minicompress.nn.stateless import ReLU
+    >>> from minicompress.nn.pointwise import ReLU
     >>> from minicompress.storage.container import dumps
     >>> rng = np.random.default_rng(0)
     >>> model = Sequential((Dense(rng.normal(size=(4, 8))), ReLU(), Dense(rng.normal(size=(8, 3)))))

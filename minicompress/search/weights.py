@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from minicompress.nn.network import Sequential, parameters, with_parameters
+from minicompress.nn.network import Network
+from minicompress.nn.parameters import parameters, with_parameters
 from minicompress.norms import fro_upper, norm_of
 from minicompress.representation import Certificate, Rep
 
 
-def weights(model: Sequential) -> dict[int, Rep]:
+def weights(model: Network) -> dict[int, Rep]:
     """The weights of a model, without the biases, by the index of their layer.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
 
     Returns
     -------
@@ -24,6 +25,7 @@ def weights(model: Sequential) -> dict[int, Rep]:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> weights(Sequential((Dense(np.eye(2), np.zeros(2)),)))
     {0: array([[1., 0.],
@@ -32,18 +34,18 @@ def weights(model: Sequential) -> dict[int, Rep]:
     return {i: p["weight"] for i, p in enumerate(parameters(model)) if "weight" in p}
 
 
-def with_weights(model: Sequential, changed: Mapping[int, Rep]) -> Sequential:
+def with_weights(model: Network, changed: Mapping[int, Rep]) -> Network:
     """The model with other weights in some of its layers.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     changed : {layer index: array or representation}
         Of the old shapes.
 
     Returns
     -------
-    Sequential
+    Network
 
     Raises
     ------
@@ -52,6 +54,7 @@ def with_weights(model: Sequential, changed: Mapping[int, Rep]) -> Sequential:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.nn.layers import Dense
     >>> with_weights(Sequential((Dense(np.eye(2)),)), {0: np.zeros((2, 2))}).layers[0].weight
     array([[0., 0.],

@@ -15,22 +15,15 @@ import numpy as np
 
 from minicompress.arrays import as_int, choice, freeze
 from minicompress.errors import CompressionError, FileFormatError
+from minicompress.nn.composition import Sequential
 from minicompress.nn.kernels.windows import Padding, Pair, pair, resolve_padding
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential, finite_model
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from minicompress.nn.parameters import finite_model
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.representation import Rep, dtype_of, shape_of
 from minicompress.storage.bits import ByteReader, blob_bytes, put_varint
 from minicompress.storage.coding import Template, code_rep
@@ -70,12 +63,12 @@ CHOICES = {
 }
 
 
-def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
+def save(model: Network, path: str | os.PathLike[str], *, coding: str = "smallest") -> int:
     """Write a model to a file, and return how many bytes it takes.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
         Weights may be arrays or any representations, nested in any way.
     path : str or path-like
         Written atomically: a temporary file, then a rename.
@@ -107,7 +100,7 @@ def save(model: Sequential, path: str | os.PathLike[str], *, coding: str = "smal
     return write_file(path, dumps(model, coding=coding))
 
 
-def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequential:
+def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Network:
     """Read a model from a file: the same values, bit for bit, so the same outputs.
 
     Parameters
@@ -118,7 +111,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequent
 
     Returns
     -------
-    Sequential
+    Network
 
     Raises
     ------
@@ -136,12 +129,12 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Sequent
     return read_file(path, partial(loads, max_bytes=limit), limit)
 
 
-def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
+def dumps(model: Network, *, coding: str = "smallest") -> bytes:
     """The bytes of the file that `save` writes.
 
     Parameters
     ----------
-    model : Sequential
+    model : Network
     coding : "smallest" | "huffman" | "packed"
         Which codings of integers are tried; each array gets the shortest. "smallest" tries all,
         and takes some seconds for a million codes. "huffman" tries Huffman's code and packed bits,
@@ -165,7 +158,7 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     >>> len(blob), loads(blob).layers[0].weight.tolist()
     (24, [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     """
-    if not isinstance(model, Sequential):
+    if not isinstance(model, Network):
         raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
     for i, layer in enumerate(model.layers):
         if type(layer) not in TYPES:
@@ -186,7 +179,7 @@ def dumps(model: Sequential, *, coding: str = "smallest") -> bytes:
     return sealed(MAGIC, VERSION, min(contents, key=len))
 
 
-def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
+def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Network:
     """Decode the bytes of a file that `save` wrote.
 
     Parameters
@@ -198,7 +191,7 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Sequential:
 
     Returns
     -------
-    Sequential
+    Network
 
     Raises
     ------

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from minicompress.arrays import Array
-from minicompress.nn.stateless import Layer
+from minicompress.nn.layer import Layer
 from minicompress.representation import Compressed
 from minicompress.testing import laws
 from minicompress.testing.laws import leaves, same

@@ -12,21 +12,13 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from minicompress.arrays import Array, DType
 from minicompress.integers import code_dtype, code_range, qparam_shape, scale_dtypes
-from minicompress.nn.layers import Conv2D, Dense, Layer
-from minicompress.nn.network import Sequential
+from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import (
-    AvgPool2D,
-    Dropout,
-    Flatten,
-    GlobalAvgPool2D,
-    LeakyReLU,
-    MaxPool2D,
-    ReLU,
-    Sigmoid,
-    Softmax,
-    Tanh,
-)
+from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
 from minicompress.representation import Clustered, LowRank, Quantized, Rep, Sparse
 from minicompress.testing.strategies import DTYPES, contents
 
@@ -41,7 +33,7 @@ PRODUCTS = {
 @st.composite
 def models(
     draw: DrawFn, input_shape: tuple[int, ...] = (5, 4, 2), max_layers: int = 5
-) -> Sequential:
+) -> Network:
     """Models of all layer types, with weights in all representations.
 
     Parameters
