@@ -13,19 +13,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import (
-    Array,
-    DType,
-    as_int,
-    cast_finite,
-    ceil_div,
-    check_range,
-    finite_array,
-    flag,
-    float_array,
-    integer_array,
-    normal_axis,
-)
+from minicompress import arrays
+from minicompress.arrays import Array, DType
 from minicompress.errors import CompressionError
 
 
@@ -41,8 +30,8 @@ def qparam_shape(
     if block_size is not None:
         if axis is None:
             raise CompressionError("block_size needs an axis along which the blocks lie")
-        as_int(block_size, "block_size", 1)
-        return (*shape[:axis], ceil_div(shape[axis], block_size), *shape[axis + 1 :])
+        arrays.as_int(block_size, "block_size", 1)
+        return (*shape[:axis], arrays.ceil_div(shape[axis], block_size), *shape[axis + 1 :])
     return () if axis is None else (shape[axis],)
 
 
@@ -81,7 +70,7 @@ def checked_params(
 
     With `dtype`, which is that of the array, the scales must be of one of its `scale_dtypes`.
     """
-    axis = None if axis is None else normal_axis(axis, "axis", len(shape))
+    axis = None if axis is None else arrays.normal_axis(axis, "axis", len(shape))
     wanted = qparam_shape(shape, axis, block_size)
     s = positive_scale(scale)
     if s.shape != wanted:
@@ -97,7 +86,7 @@ def checked_params(
 
 def positive_scale(scale: ArrayLike) -> Array:
     """Scales, refused unless they are finite and positive."""
-    s = finite_array(scale, "scale")
+    s = arrays.finite_array(scale, "scale")
     if not (s > 0).all():
         raise CompressionError("scale must be positive")
     return s
@@ -106,7 +95,7 @@ def positive_scale(scale: ArrayLike) -> Array:
 def zero_points(zero_point: ArrayLike | None, scale: Array) -> Array:
     """One zero point for each scale; if None, 0."""
     zero_point = np.zeros(scale.shape, np.int64) if zero_point is None else zero_point
-    z = integer_array(zero_point, "zero_point")
+    z = arrays.integer_array(zero_point, "zero_point")
     if z.shape != scale.shape:
         raise CompressionError(
             f"zero_point must have shape {scale.shape}, as scale has, not {z.shape}"
@@ -123,7 +112,7 @@ def levels(steps: Array, scale: Array, dtype: DType) -> Array:
     with np.errstate(over="ignore", under="ignore"):
         product = np.asarray(steps * scale.astype(np.float64))
         for rounded in dict.fromkeys((scale.dtype, dtype)):
-            product = cast_finite(product, rounded)
+            product = arrays.cast_finite(product, rounded)
     return product
 
 
@@ -173,15 +162,16 @@ def quantize_linear(
     >>> quantize_linear(np.array([0.5, 1.5, 2.5, 1e9]), 1.0).tolist()
     [0, 2, 2, 127]
     """
-    array = float_array(x, "x")
+    array = arrays.float_array(x, "x")
     if np.isnan(array).any():
         raise CompressionError("x must not hold NaN")
-    low, high = code_range(as_int(num_bits, "num_bits", 2, 16), flag(signed, "signed"))
+    bits = arrays.as_int(num_bits, "num_bits", 2, 16)
+    low, high = code_range(bits, arrays.flag(signed, "signed"))
     # A Python float takes the dtype that the library would choose for the array.
     chosen = scale_dtypes(array.dtype)[0]
     scale = np.asarray(scale, chosen) if type(scale) is float else scale
     s, z, axis = checked_params(scale, zero_point, array.shape, axis, block_size, array.dtype)
-    check_range(z, "zero_point", low, high)
+    arrays.check_range(z, "zero_point", low, high)
     s, z = (spread(part, array.shape, axis, block_size) for part in (s, z))
     with np.errstate(over="ignore", under="ignore"):
         steps = np.rint(array.astype(s.dtype, copy=False) / s).astype(np.float64)
@@ -229,7 +219,7 @@ def dequantize_linear(
     >>> dequantize_linear(np.array([-100, 100], np.int8), 0.5, -100).tolist()
     [0.0, 100.0]
     """
-    array = integer_array(codes, "codes")
+    array = arrays.integer_array(codes, "codes")
     s, z, axis = checked_params(scale, zero_point, array.shape, axis, block_size)
     return decoded_levels(array, s, z, axis, block_size, np.dtype(dtype or s.dtype))
 
@@ -288,7 +278,7 @@ def matmul_integer(
     >>> matmul_integer(a, b, a_zero_point=128, b_zero_point=8)
     array([[-100]], dtype=int32)
     """
-    left, right = integer_array(a, "a"), integer_array(b, "b")
+    left, right = arrays.integer_array(a, "a"), arrays.integer_array(b, "b")
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
         raise CompressionError(
             f"a and b must be of shapes (m, k) and (k, n), not {left.shape} and {right.shape}"
@@ -319,7 +309,8 @@ def matmul_integer(
 
 def _zero_point(zero_point: ArrayLike | None, name: str, per_line: tuple[int, int]) -> Array:
     """One zero point, or one per row or column as an array that broadcasts against the matrix."""
-    zero, lines = integer_array(0 if zero_point is None else zero_point, name), math.prod(per_line)
+    zero = arrays.integer_array(0 if zero_point is None else zero_point, name)
+    lines = math.prod(per_line)
     if zero.shape not in {(), (lines,), per_line}:
         raise CompressionError(
             f"{name} must be one int or {lines} of them, not of shape {zero.shape}"

@@ -9,31 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import (
-    Array,
-    DType,
-    Value,
-    as_float,
-    as_int,
-    check_range,
-    choice,
-    finite_array,
-    flag,
-    freeze,
-    frozen,
-    normal_axis,
-)
+from minicompress import arrays, integers
+from minicompress.arrays import Array, DType, Value
 from minicompress.errors import CompressionError, naming
-from minicompress.integers import (
-    checked_params,
-    code_range,
-    levels,
-    positive_scale,
-    qparam_shape,
-    scale_dtypes,
-    spread,
-    zero_points,
-)
 
 METHODS = ("minmax", "percentile", "mse")
 
@@ -68,7 +46,7 @@ class Grid(NamedTuple):
 
     def levels(self, steps: Array, dtype: DType) -> Array:
         """``steps * scale``, rounded as `decode` rounds it."""
-        return levels(steps, self.scale, dtype)
+        return integers.levels(steps, self.scale, dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,35 +81,37 @@ class QParams(Value):
     block_size: int | None = None
 
     def __post_init__(self) -> None:
-        scale = positive_scale(self.scale)
-        zero_point = zero_points(self.zero_point, scale)
-        check_range(zero_point, "zero_point", -(2**31), 2**31 - 1)
+        scale = integers.positive_scale(self.scale)
+        zero_point = integers.zero_points(self.zero_point, scale)
+        arrays.check_range(zero_point, "zero_point", -(2**31), 2**31 - 1)
         if self.block_size is not None:
-            as_int(self.block_size, "block_size", 1)
+            arrays.as_int(self.block_size, "block_size", 1)
         self._set(
-            scale=frozen(scale),
-            zero_point=frozen(zero_point.astype(np.int64, copy=False)),
-            num_bits=as_int(self.num_bits, "num_bits", 2, 16),
-            signed=flag(self.signed, "signed"),
-            narrow_range=flag(self.narrow_range, "narrow_range"),
+            scale=arrays.frozen(scale),
+            zero_point=arrays.frozen(zero_point.astype(np.int64, copy=False)),
+            num_bits=arrays.as_int(self.num_bits, "num_bits", 2, 16),
+            signed=arrays.flag(self.signed, "signed"),
+            narrow_range=arrays.flag(self.narrow_range, "narrow_range"),
         )
 
     @property
     def qmin(self) -> int:
         """The lowest code in use."""
-        return code_range(self.num_bits, self.signed)[0] + int(self.narrow_range)
+        return integers.code_range(self.num_bits, self.signed)[0] + int(self.narrow_range)
 
     @property
     def qmax(self) -> int:
         """The highest code in use."""
-        return code_range(self.num_bits, self.signed)[1]
+        return integers.code_range(self.num_bits, self.signed)[1]
 
     def grid(self, array: Array) -> Grid:
         """The levels for the entries of `array`."""
-        options = (array.shape, self.axis, self.block_size)
+        shape, block_size = array.shape, self.block_size
         with naming("qparams"):
-            *parts, axis = checked_params(self.scale, self.zero_point, *options, array.dtype)
-        return self._grid(*(spread(p, array.shape, axis, self.block_size) for p in parts))
+            *parts, axis = integers.checked_params(
+                self.scale, self.zero_point, shape, self.axis, block_size, array.dtype
+            )
+        return self._grid(*(integers.spread(part, shape, axis, block_size) for part in parts))
 
     def _grid(self, scale: Array, zero_point: Array) -> Grid:
         zero = zero_point.astype(np.float64)
@@ -206,21 +186,21 @@ def choose_qparams(
     >>> round(float(q.scale), 4), int(q.zero_point)
     (0.3333, -2)
     """
-    w = finite_array(weight, "weight")
-    flag(symmetric, "symmetric")
-    flag(power_of_two, "power_of_two")
-    choice(method, "method", METHODS)
-    if as_float(percentile, "percentile", 0, 100) == 0:
+    w = arrays.finite_array(weight, "weight")
+    arrays.flag(symmetric, "symmetric")
+    arrays.flag(power_of_two, "power_of_two")
+    arrays.choice(method, "method", METHODS)
+    if arrays.as_float(percentile, "percentile", 0, 100) == 0:
         raise CompressionError("percentile must be above 0: nothing would be kept")
     if axis is not None:
-        axis = normal_axis(axis, "axis", w.ndim)
+        axis = arrays.normal_axis(axis, "axis", w.ndim)
         if block_size is None and w.ndim == 1:
             raise CompressionError(
                 f"axis={axis} names the channels of a weight, but shape {w.shape} has none; "
                 "quantize the array before it is pruned or flattened, or per tensor"
             )
-    shape = qparam_shape(w.shape, axis, block_size)
-    unit, zeros = np.ones(shape, scale_dtypes(w.dtype)[0]), np.zeros(shape, np.int64)
+    shape = integers.qparam_shape(w.shape, axis, block_size)
+    unit, zeros = np.ones(shape, integers.scale_dtypes(w.dtype)[0]), np.zeros(shape, np.int64)
     codes = QParams(unit, zeros, num_bits, signed, narrow_range, axis, block_size)
     groups = _groups(w.astype(np.float64), axis, block_size)
     low, high = _ranges(groups, method, percentile, symmetric)
@@ -233,8 +213,9 @@ def choose_qparams(
             scale = np.where(errors < least, tried[0], scale)
             zero_point = np.where(errors < least, tried[1], zero_point)
             least = np.minimum(errors, least)
-    parts = {"scale": scale.reshape(shape), "zero_point": zero_point.reshape(shape)}
-    return QParams.trusted(**vars(codes) | {name: freeze(part) for name, part in parts.items()})
+    made = {"scale": scale.reshape(shape), "zero_point": zero_point.reshape(shape)}
+    made = {name: arrays.freeze(part) for name, part in made.items()}
+    return QParams.trusted(**vars(codes) | made)
 
 
 def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
@@ -262,7 +243,7 @@ def fake_quantize(weight: ArrayLike, qparams: QParams) -> Array:
     >>> fake_quantize(np.array([-9.0, -0.3, 0.2, 9.0]), q).tolist()
     [-1.0, -0.5, 0.0, 0.5]
     """
-    w = finite_array(weight, "weight")
+    w = arrays.finite_array(weight, "weight")
     if not isinstance(qparams, QParams):
         raise CompressionError(f"qparams must be a QParams, not {qparams!r}")
     grid = qparams.grid(w)

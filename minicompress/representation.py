@@ -17,20 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from minicompress.arrays import (
-    FLOATS,
-    Array,
-    DType,
-    Value,
-    as_int,
-    ceil_div,
-    check_range,
-    finite_array,
-    flag,
-    freeze,
-    frozen,
-    integer_array,
-)
+from minicompress import arrays
+from minicompress.arrays import FLOATS, Array, DType, Value
 from minicompress.errors import CompressionError
 from minicompress.integers import checked_params, code_range, decoded_levels
 from minicompress.norms import error_norm
@@ -119,18 +107,18 @@ class Sparse(Value):
     values: Rep
 
     def __post_init__(self) -> None:
-        shape = tuple(as_int(n, f"shape[{i}]", 0) for i, n in enumerate(self.shape))
-        indices = integer_array(self.indices, "indices").astype(np.int64, copy=False)
+        shape = tuple(arrays.as_int(n, f"shape[{i}]", 0) for i, n in enumerate(self.shape))
+        indices = arrays.integer_array(self.indices, "indices").astype(np.int64, copy=False)
         values = _part(self.values, "values", integers=True)
         if indices.ndim != 1 or shape_of(values) != indices.shape:
             raise CompressionError(
                 f"values must be 1-D with one entry per index, not of shape {shape_of(values)} "
                 f"for indices of shape {indices.shape}"
             )
-        check_range(indices, "indices", 0, math.prod(shape) - 1)
+        arrays.check_range(indices, "indices", 0, math.prod(shape) - 1)
         if (indices[1:] <= indices[:-1]).any():
             raise CompressionError("indices must be strictly increasing")
-        self._set(shape=shape, indices=frozen(indices), values=values)
+        self._set(shape=shape, indices=arrays.frozen(indices), values=values)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -169,7 +157,8 @@ class Quantized(Value):
     dtype: DType
 
     def __post_init__(self) -> None:
-        num_bits, signed = as_int(self.num_bits, "num_bits", 2, 16), flag(self.signed, "signed")
+        num_bits = arrays.as_int(self.num_bits, "num_bits", 2, 16)
+        signed = arrays.flag(self.signed, "signed")
         low, high = code_range(num_bits, signed)
         codes = self.codes
         if isinstance(codes, Sparse):
@@ -177,16 +166,16 @@ class Quantized(Value):
                 raise CompressionError(f"codes must be integers, not {dtype_of(codes)}")
             entries = decode(codes.values)
         else:
-            codes = entries = frozen(integer_array(codes, "codes"))
-        check_range(entries, f"codes of {num_bits} bits", low, high)
+            codes = entries = arrays.frozen(arrays.integer_array(codes, "codes"))
+        arrays.check_range(entries, f"codes of {num_bits} bits", low, high)
         dtype = np.dtype(self.dtype)
         scale, zero_point, axis = checked_params(
             self.scale, self.zero_point, shape_of(codes), self.axis, self.block_size, dtype
         )
         self._set(
             codes=codes,
-            scale=frozen(scale),
-            zero_point=frozen(zero_point.astype(np.int64, copy=False)),
+            scale=arrays.frozen(scale),
+            zero_point=arrays.frozen(zero_point.astype(np.int64, copy=False)),
             num_bits=num_bits,
             signed=signed,
             axis=axis,
@@ -209,13 +198,14 @@ class Clustered(Value):
     codebook: Rep
 
     def __post_init__(self) -> None:
-        codes, codebook = integer_array(self.codes, "codes"), _part(self.codebook, "codebook")
+        codes = arrays.integer_array(self.codes, "codes")
+        codebook = _part(self.codebook, "codebook")
         if len(shape_of(codebook)) != 1:
             raise CompressionError(f"codebook must be 1-D, not of shape {shape_of(codebook)}")
         k = shape_of(codebook)[0]
-        check_range(codes, "codes", 0, k - 1)
+        arrays.check_range(codes, "codes", 0, k - 1)
         narrow = np.dtype(np.uint8) if k <= 256 else np.dtype(np.uint16 if k <= 65536 else np.int64)
-        self._set(codes=frozen(codes.astype(narrow, copy=False)), codebook=codebook)
+        self._set(codes=arrays.frozen(codes.astype(narrow, copy=False)), codebook=codebook)
 
 
 Rep: TypeAlias = Array | LowRank | Sparse | Quantized | Clustered
@@ -275,16 +265,16 @@ def decode(rep: Rep) -> Array:
     """
     match rep:
         case LowRank(factors, subscripts):
-            return freeze(product([decode(f) for f in factors], subscripts))
+            return arrays.freeze(product([decode(f) for f in factors], subscripts))
         case Sparse(shape, indices, values):
             array = np.zeros(math.prod(shape), dtype_of(rep))
             array[indices] = decode(values)
-            return freeze(array.reshape(shape))
+            return arrays.freeze(array.reshape(shape))
         case Quantized(codes, scale, zero_point):
             parts = (decode(codes), scale, zero_point, rep.axis, rep.block_size, rep.dtype)
-            return freeze(decoded_levels(*parts))
+            return arrays.freeze(decoded_levels(*parts))
         case Clustered(codes, codebook):
-            return freeze(decode(codebook)[codes])
+            return arrays.freeze(decode(codebook)[codes])
     return _array(rep)
 
 
@@ -360,7 +350,7 @@ def bits_for(count: int) -> int:
 
 def whole_bytes(bits: int) -> int:
     """`bits` rounded up to a multiple of 8."""
-    return ceil_div(bits, 8) * 8
+    return arrays.ceil_div(bits, 8) * 8
 
 
 def _array(rep: Rep) -> Array:
@@ -376,8 +366,8 @@ def _part(value: Rep, name: str, *, integers: bool = False) -> Rep:
     part: Rep = value
     if not isinstance(value, LowRank | Sparse | Quantized | Clustered):
         array = np.asarray(value)
-        whole = array.dtype.kind in "iu"
-        part = frozen(integer_array(array, name) if whole else finite_array(array, name))
+        check = arrays.integer_array if array.dtype.kind in "iu" else arrays.finite_array
+        part = arrays.frozen(check(array, name))
     kind = dtype_of(part)
     if not (kind in FLOATS or (integers and kind.kind in "iu")):
         raise CompressionError(f"{name} must be of a float dtype, not {kind}")

@@ -20,16 +20,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import (
-    Array,
-    DType,
-    as_int,
-    cast_finite,
-    choice,
-    finite_array,
-    flag,
-    freeze,
-)
+from minicompress import arrays
+from minicompress.arrays import Array, DType
 from minicompress.compressors.bounds.clustering import clustering_bound
 from minicompress.compressors.exact_clustering import exact_start
 from minicompress.norms import NORMS, power_of_two_scaled
@@ -53,7 +45,7 @@ def lloyd(x: Array, centers: Array, fixed: int | None, dtype: DType) -> tuple[Ar
     The center of index `fixed` does not move, nor does one without entries.
     """
     y, exponent = power_of_two_scaled(x)
-    centers = cast_finite(centers, dtype).astype(np.float64)
+    centers = arrays.cast_finite(centers, dtype).astype(np.float64)
     for _ in range(ROUNDS):
         borders = nearest(y, np.ldexp(centers, -exponent))
         used = np.diff(borders) > 0
@@ -61,7 +53,7 @@ def lloyd(x: Array, centers: Array, fixed: int | None, dtype: DType) -> tuple[Ar
         means = np.ldexp(np.add.reduceat(y, first) / (end - first), exponent)
         moved = centers.copy()
         # The computed mean of equal floats can differ from them: it is clipped to the cluster.
-        moved[used] = np.clip(cast_finite(means, dtype), x[first], x[end - 1])
+        moved[used] = np.clip(arrays.cast_finite(means, dtype), x[first], x[end - 1])
         if fixed is not None:
             moved[fixed] = 0.0
         if np.array_equal(moved, centers):
@@ -140,14 +132,14 @@ def cluster(
     >>> decode(rep).tolist(), round(cert.bound, 6)
     ([1.5, 1.5, 0.0, 10.0, 10.0], 1.581139)
     """
-    w = finite_array(weight, "weight")
-    kind = choice(norm, "norm", NORMS)
-    limit = as_int(n_clusters, "n_clusters", 1)
-    exact = choice(method, "method", ("linear", "exact")) == "exact"
+    w = arrays.finite_array(weight, "weight")
+    kind = arrays.choice(norm, "norm", NORMS)
+    limit = arrays.as_int(n_clusters, "n_clusters", 1)
+    exact = arrays.choice(method, "method", ("linear", "exact")) == "exact"
     flat = w.astype(np.float64).reshape(-1)
     order = np.argsort(flat, kind="stable")
     x = flat[order] + 0.0  # -0.0 becomes 0.0
-    zero = flag(preserve_sparsity, "preserve_sparsity") and bool((x == 0).any())
+    zero = arrays.flag(preserve_sparsity, "preserve_sparsity") and bool((x == 0).any())
     values, counts = np.unique(x, return_counts=True)
     if values.size <= limit:
         centers, borders = values, np.concatenate([[0], np.cumsum(counts)])
@@ -162,6 +154,6 @@ def cluster(
     codes: Array = np.empty(w.size, np.int64)
     codes[order] = np.repeat(np.arange(sizes.size), sizes)
     codes = codes.reshape(w.shape)
-    rep = Clustered(freeze(codes), freeze(centers.astype(w.dtype)))
+    rep = Clustered(arrays.freeze(codes), arrays.freeze(centers.astype(w.dtype)))
     bound = clustering_bound(x, centers, sizes, codes, kind)
     return certified(w, rep, kind, bound)

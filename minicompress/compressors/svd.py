@@ -23,17 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minicompress.arrays import (
-    Array,
-    DType,
-    as_float,
-    as_int,
-    cast_finite,
-    choice,
-    exactly_one,
-    finite_array,
-    freeze,
-)
+from minicompress import arrays
+from minicompress.arrays import Array, DType
 from minicompress.compressors.bounds.svd import scaled_float64, truncation_bound
 from minicompress.errors import CompressionError
 from minicompress.norms import NORMS, Svd, svd_of
@@ -102,7 +93,7 @@ def truncated_svd(
     >>> [f.shape for f in rep.factors], round(cert.bound, 6)
     ([(4, 1), (1, 4)], 3.741657)
     """
-    w = finite_array(weight, "weight", ndim=2)
+    w = arrays.finite_array(weight, "weight", ndim=2)
     return _factored(w, "ir,ro->io", norm, rank=rank, energy=energy, max_params=max_params)
 
 
@@ -145,7 +136,7 @@ def channel_svd(
     >>> [f.shape for f in rep.factors], cert.bound < 1e-12
     ([(3, 3, 2, 1), (1, 5)], True)
     """
-    w = finite_array(kernel, "kernel", ndim=4)
+    w = arrays.finite_array(kernel, "kernel", ndim=4)
     return _factored(w, "hwir,ro->hwio", norm, rank=rank, energy=energy, max_params=max_params)
 
 
@@ -190,7 +181,7 @@ def spatial_svd(
     >>> [f.shape for f in rep.factors], cert.bound < 1e-12
     ([(3, 2, 1), (1, 3, 5)], True)
     """
-    w = finite_array(kernel, "kernel", ndim=4)
+    w = arrays.finite_array(kernel, "kernel", ndim=4)
     return _factored(w, "hir,rwo->hwio", norm, rank=rank, energy=energy, max_params=max_params)
 
 
@@ -225,7 +216,7 @@ def low_rank(
     >>> [f.shape for f in low_rank(np.ones((3, 3, 2, 5)), rank=1).rep.factors]
     [(3, 3, 2, 1), (1, 5)]
     """
-    w = finite_array(weight, "weight")
+    w = arrays.finite_array(weight, "weight")
     if w.ndim not in (2, 4):
         raise CompressionError(
             f"weight must be (in, out) or (kh, kw, in, out), not of shape {w.shape}"
@@ -236,18 +227,18 @@ def low_rank(
 
 def _factored(w: Array, subscripts: str, norm: str, **size: Any) -> Compressed:
     """Factor an array as the matrix whose rows and columns are the axes of the two factors."""
-    law, given = choice(norm, "norm", NORMS), exactly_one(**size)
+    law, given = arrays.choice(norm, "norm", NORMS), arrays.exactly_one(**size)
     first, second, axes = re.split(",|->", subscripts)
     ordered = w.transpose([axes.index(letter) for letter in first[:-1] + second[1:]])
     rows, columns = ordered.shape[: len(first) - 1], ordered.shape[len(first) - 1 :]
     m, n = math.prod(rows), math.prod(columns)
     # Options are checked before the decomposition, which takes time.
     if given == "rank":
-        kept = as_int(size["rank"], "rank", 0, min(m, n))
+        kept = arrays.as_int(size["rank"], "rank", 0, min(m, n))
     elif given == "max_params":
-        kept = min(as_int(size["max_params"], "max_params", 0) // max(m + n, 1), m, n)
+        kept = min(arrays.as_int(size["max_params"], "max_params", 0) // max(m + n, 1), m, n)
     else:
-        share = as_float(size["energy"], "energy", 0, 1)
+        share = arrays.as_float(size["energy"], "energy", 0, 1)
     a, exponent = scaled_float64(ordered.reshape(m, n))
     svd = svd_of(a)
     if given == "energy":
@@ -273,4 +264,4 @@ def balanced_factors(svd: Svd, rank: int, exponent: int, dtype: DType) -> tuple[
 def stored(factor: Array, exponent: int, dtype: DType) -> Array:
     """A factor in `dtype`, multiplied by ``2**exponent``."""
     with np.errstate(under="ignore"):
-        return freeze(cast_finite(np.ldexp(factor, exponent), dtype))
+        return arrays.freeze(arrays.cast_finite(np.ldexp(factor, exponent), dtype))

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 
+from minicompress import norms
 from minicompress.arrays import Array
-from minicompress.norms import (
-    fro_upper,
-    gamma,
-    smallest_subnormal,
-    spectral_norm_upper,
-    unit_roundoff,
-    upward,
-)
 
 
 def disjoint_sum(first: float, second: float) -> float:
     """Two errors at different entries: their squares add (Pythagoras)."""
-    return upward(math.hypot(first, second), 8)
+    return norms.upward(math.hypot(first, second), 8)
 
 
 def overlapping_sum(first: float, second: float) -> float:
     """Two errors at the same entries: they add at most (triangle inequality)."""
-    return upward(first + second, 8)
+    return norms.upward(first + second, 8)
 
 
 def product_rule(
@@ -44,15 +37,15 @@ def product_rule(
     entries = math.prod(sizes[c] for c in output)
     inner = math.prod(n for c, n in sizes.items() if c not in output) ** 2
     dtype = before[0].dtype
-    size = math.prod(map(fro_upper, before)) + math.prod(map(fro_upper, after))
-    rounding = (unit_roundoff(dtype) + gamma(inner + 8)) * size
-    return upward(moved + rounding + 2 * math.sqrt(entries) * smallest_subnormal(dtype))
+    size = math.prod(map(norms.fro_upper, before)) + math.prod(map(norms.fro_upper, after))
+    rounding = (norms.unit_roundoff(dtype) + norms.gamma(inner + 8)) * size
+    return norms.upward(moved + rounding + 2 * math.sqrt(entries) * norms.smallest_subnormal(dtype))
 
 
 def _exchange(
     first: list[tuple[float, float]], last: list[tuple[float, float]], errors: list[float]
 ) -> float:
-    return upward(
+    return norms.upward(
         sum(
             error
             * math.prod(toward_right for toward_right, _ in first[:i])
@@ -71,12 +64,12 @@ def _two_norms(terms: list[str], i: int, factor: Array) -> tuple[float, float]:
     near = [set(terms[j]) if 0 <= j < len(terms) else set() for j in (i + 1, i - 1)]
     far = set("".join(t for j, t in enumerate(terms) if abs(j - i) > 1))
     if far & set(terms[i]):
-        return fro_upper(factor), fro_upper(factor)
-    norms = []
+        return norms.fro_upper(factor), norms.fro_upper(factor)
+    both = []
     for shared in near:
         columns = [k for k, letter in enumerate(terms[i]) if letter in shared]
         rows = [k for k, letter in enumerate(terms[i]) if letter not in shared]
         width = math.prod(factor.shape[k] for k in columns)
         matrix = factor.transpose(rows + columns).reshape(-1 if width else 0, width)
-        norms.append(spectral_norm_upper(matrix))
-    return norms[0], norms[1]
+        both.append(norms.spectral_norm_upper(matrix))
+    return both[0], both[1]

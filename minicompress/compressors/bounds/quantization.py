@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from minicompress import norms
 from minicompress.arrays import Array
-from minicompress.norms import (
-    UNIT,
-    gamma,
-    norm_upper,
-    smallest_subnormal,
-    unit_roundoff,
-)
+from minicompress.norms import UNIT
 from minicompress.qparams import Grid
 
 
@@ -24,8 +19,8 @@ def entry_bounds(x: Array, decoded: Array, grid: Grid, reach: float = 0.5) -> Ar
     and then to float16 has another error of u of float32, relative to its size before the second
     rounding: less than 2 u.
     """
-    unit, eta = unit_roundoff(decoded.dtype), smallest_subnormal(decoded.dtype)
-    twice = 2 * unit_roundoff(grid.scale.dtype) if grid.scale.dtype != decoded.dtype else 0.0
+    unit, eta = norms.unit_roundoff(decoded.dtype), norms.smallest_subnormal(decoded.dtype)
+    twice = 2 * norms.unit_roundoff(grid.scale.dtype) if grid.scale.dtype != decoded.dtype else 0.0
     held = (grid.low <= 0) & (grid.high >= 0)  # then 0.0 has a code of its own
     with np.errstate(over="ignore", under="ignore"):
         step = grid.scale.astype(np.float64) * reach
@@ -57,7 +52,7 @@ def bound_of(entries: Array, kind: str) -> float:
     A matrix has no larger 2-norm than the matrix of its entries' bounds (Perron and Frobenius; Horn
     and Johnson, *Matrix Analysis*, theorem 8.1.18).
     """
-    return norm_upper(entries, kind) if np.isfinite(entries).all() else float("inf")
+    return norms.norm_upper(entries, kind) if np.isfinite(entries).all() else float("inf")
 
 
 def comes_nearer(inputs: Array, first: Array, second: Array) -> Array:
@@ -73,7 +68,7 @@ def comes_nearer(inputs: Array, first: Array, second: Array) -> Array:
     for difference, sign in ((first, 1), (second, -1)):
         d = np.ldexp(difference, -exponent)
         size = _column_norms(np.abs(inputs) @ np.abs(d))
-        rounding = 2 * gamma(n + k + 8) * size + 2.0**-500 * (n + k)
+        rounding = 2 * norms.gamma(n + k + 8) * size + 2.0**-500 * (n + k)
         bounds.append(_column_norms(inputs @ d) + sign * rounding)
     return np.asarray(bounds[0] < bounds[1])
 

@@ -12,26 +12,14 @@ import math
 
 import numpy as np
 
+from minicompress import norms
 from minicompress.arrays import Array, DType
-from minicompress.norms import (
-    UNIT,
-    Svd,
-    gamma,
-    norm_of,
-    norm_upper,
-    orthogonality_factor,
-    power_of_two_scaled,
-    smallest_subnormal,
-    unit_roundoff,
-    unscaled,
-    unscaled_upper,
-    upward,
-)
+from minicompress.norms import UNIT, Svd
 
 
 def scaled_float64(w: Array) -> tuple[Array, int]:
     """`power_of_two_scaled` in float64 and C order, since BLAS sums depend on the layout."""
-    return power_of_two_scaled(np.array(w, np.float64, order="C"))
+    return norms.power_of_two_scaled(np.array(w, np.float64, order="C"))
 
 
 def truncation_bound(svd: Svd, exponent: int, rank: int, law: str, dtype: DType) -> float:
@@ -50,20 +38,20 @@ def truncation_bound(svd: Svd, exponent: int, rank: int, law: str, dtype: DType)
     law = unsaturated(law, product, exponent, dtype)
     if law == "max":
         sums = np.abs(u) @ (s[:, None] * np.abs(vt))
-        dropped = float(np.abs((u * s) @ vt).max() + gamma(len(s) + 8) * sums.max())
+        dropped = float(np.abs((u * s) @ vt).max() + norms.gamma(len(s) + 8) * sums.max())
     else:
-        tail = norm_of(s) if law == "fro" else float(s.max(initial=0))
-        dropped = orthogonality_factor(svd.u, svd.vt) * tail
-    unit, eta = unit_roundoff(dtype), smallest_subnormal(dtype)
-    rounding = (3 * unit * (1 + 4 * unit) + gamma(rank + 8)) * _size(product, law)
-    scaled = unscaled_upper(
-        upward(dropped + svd.residual + rounding, 4 * len(svd.s) + 64), exponent
+        tail = norms.norm_of(s) if law == "fro" else float(s.max(initial=0))
+        dropped = norms.orthogonality_factor(svd.u, svd.vt) * tail
+    unit, eta = norms.unit_roundoff(dtype), norms.smallest_subnormal(dtype)
+    rounding = (3 * unit * (1 + 4 * unit) + norms.gamma(rank + 8)) * _size(product, law)
+    scaled = norms.unscaled_upper(
+        norms.upward(dropped + svd.residual + rounding, 4 * len(svd.s) + 64), exponent
     )
     m, n = svd.u.shape[0], svd.vt.shape[1]
     # ||L||_F**2 is the sum of the kept singular values, and so is ||R||_F**2.
     roots = math.sqrt(float(svd.s[:rank].sum())) * 2.0 ** ((exponent + 1) // 2)
     lost = roots * (math.sqrt(rank * n) + math.sqrt(rank * m)) + math.sqrt(m * n) * (1 + rank * eta)
-    return upward(scaled + upward(lost) * eta)
+    return norms.upward(scaled + norms.upward(lost) * eta)
 
 
 def product_bound(
@@ -79,20 +67,21 @@ def product_bound(
     right = np.ldexp(factors[1].astype(np.float64), -half)
     difference, product = a - left @ right, np.abs(left) @ np.abs(right)
     law = unsaturated(law, product, exponent, dtype)
-    rank, unit = left.shape[1], unit_roundoff(dtype)
-    rounding = (unit + 2 * gamma(rank + 4)) * (1 + 4 * unit) * _size(product, law)
+    rank, unit = left.shape[1], norms.unit_roundoff(dtype)
+    rounding = (unit + 2 * norms.gamma(rank + 4)) * (1 + 4 * unit) * _size(product, law)
     rounding += 2 * UNIT * _size(a, law)
-    seen = norm_upper(difference, law)
-    scaled = unscaled_upper(upward(seen + rounding, 2 * (a.size + 8)), exponent)
-    return upward(scaled + math.sqrt(a.size) * smallest_subnormal(dtype)) if a.any() else 0.0
+    seen = norms.norm_upper(difference, law)
+    scaled = norms.unscaled_upper(norms.upward(seen + rounding, 2 * (a.size + 8)), exponent)
+    lost = math.sqrt(a.size) * norms.smallest_subnormal(dtype)
+    return norms.upward(scaled + lost) if a.any() else 0.0
 
 
 def unsaturated(law: str, product: Array, exponent: int, dtype: DType) -> str:
     """The law, but "fro" for "spectral" if entries saturate: that lowers single errors only."""
-    highest = unscaled(product.max(initial=0), exponent)
+    highest = norms.unscaled(product.max(initial=0), exponent)
     return "fro" if law == "spectral" and highest >= float(np.finfo(dtype).max) else law
 
 
 def _size(x: Array, law: str) -> float:
     """A norm that grows with the magnitude of every entry: the largest magnitude, or Frobenius."""
-    return norm_of(x, "max" if law == "max" else "fro")
+    return norms.norm_of(x, "max" if law == "max" else "fro")
