@@ -336,10 +336,9 @@ def _prepared(
     if x.ndim == 0:
         raise CompressionError("x must be a batch of inputs, not a single number")
     classes = number_of_classes(exits, x.shape[1:])
-    if batch_size is not None:
-        return exits, x, classes, as_int(batch_size, "batch_size", 1)
-    runs = list(enumerate(exits.network.layers))
-    return exits, x, classes, chunk_rows(exits.network, runs, x)
+    if batch_size is None:
+        batch_size = chunk_rows(exits.network, list(enumerate(exits.network.layers)), x)
+    return exits, x, classes, as_int(batch_size, "batch_size", 1)
 
 
 def checked(exits: EarlyExit) -> EarlyExit:
@@ -378,10 +377,9 @@ def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
     wanted = output_shape(exits.network, input_shape)
     if len(wanted) != 1:
         raise CompressionError(f"the network must end in logits, not in outputs of shape {wanted}")
-    shape = input_shape
-    for i, (segment, head) in enumerate(zip(exits.segments, exits.heads)):
-        shape = output_shape(segment, shape)
-        if (found := output_shape(head, shape)) != wanted:
+    for i, head in enumerate(exits.heads):
+        before = joined((*exits.segments[: i + 1], head))
+        if (found := output_shape(before, input_shape)) != wanted:
             raise CompressionError(
                 f"heads[{i}] must end in {wanted[0]} logits as the network, "
                 f"not in outputs of shape {found}"

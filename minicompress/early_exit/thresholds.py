@@ -320,10 +320,6 @@ def _outcome(seen: _Seen, thresholds: Array) -> tuple[int, int]:
     return int(hits), int(_spent(seen.segments, seen.heads, thresholds)[exit_of].sum())
 
 
-def _ranked(rank: Rank, hits: int, macs: int) -> tuple[int, ...]:
-    return tuple(int(part) for part in rank(np.array(hits), np.array(macs)))
-
-
 def _shared(seen: _Seen, points: int) -> list[float]:
     """Falling thresholds to share among all heads: from no input that leaves to all."""
     levels = np.unique(seen.sure)[::-1]
@@ -341,25 +337,26 @@ def _above(levels: Array, count: int) -> float:
 
 
 def _best(seen: _Seen, rank: Rank) -> Array:
-    """The best of two searches: from the best shared threshold, and from infinite ones."""
+    """The best of two searches: from the best shared threshold, and from infinite ones.
+
+    Each sets one threshold after the other to its best value, until a round improves nothing.
+    """
 
     def value(thresholds: Array) -> tuple[int, ...]:
-        return _ranked(rank, *_outcome(seen, thresholds))
+        parts = rank(*map(np.array, _outcome(seen, thresholds)))
+        return tuple(map(int, parts))
 
     heads = len(seen.heads)
     shared = max((np.full(heads, t) for t in _shared(seen, SHARED)), key=value)
-    starts = (shared, np.full(heads, NEVER))
-    return max((_improved(seen, rank, start) for start in starts), key=value)
-
-
-def _improved(seen: _Seen, rank: Rank, thresholds: Array) -> Array:
-    """Set one threshold after the other to its best value, until a round improves nothing."""
-    while True:
-        before = _ranked(rank, *_outcome(seen, thresholds))
-        for i in range(len(thresholds)):
-            thresholds = _swept(seen, rank, thresholds, i)
-        if _ranked(rank, *_outcome(seen, thresholds)) <= before:
-            return thresholds
+    found = []
+    for thresholds in (shared, np.full(heads, NEVER)):
+        before = None
+        while before is None or value(thresholds) > before:
+            before = value(thresholds)
+            for i in range(heads):
+                thresholds = _swept(seen, rank, thresholds, i)
+        found.append(thresholds)
+    return max(found, key=value)
 
 
 def _swept(seen: _Seen, rank: Rank, thresholds: Array, head: int) -> Array:

@@ -194,17 +194,13 @@ def search_plan(
     sizes: dict[Pick, tuple[int, int]] = {}
     scores: dict[Pick, tuple[float, float]] = {}
 
-    def run(function: Callable[..., Any], what: str, picks: Iterable[Pick], *rest: Any) -> Any:
-        tasks = [(with_pick(model, layers, pick), *rest) for pick in picks]
-        return in_order(executor, function, tasks, partial(report, what))
-
-    def measure_sizes(what: str, picks: Iterable[Pick]) -> None:
-        new = [pick for pick in dict.fromkeys(picks) if pick not in sizes]
-        sizes.update(zip(new, run(size, what, new, shape, coding), strict=True))
-
-    def measure_scores(what: str, picks: Iterable[Pick]) -> None:
-        new = [pick for pick in dict.fromkeys(picks) if pick not in scores]
-        scores.update(zip(new, run(score, what, new, x, y, loss), strict=True))
+    def measure(
+        known: dict[Pick, Any], what: str, picks: Iterable[Pick], function: Any, *options: Any
+    ) -> None:
+        new = [pick for pick in dict.fromkeys(picks) if pick not in known]
+        tasks = [(with_pick(model, layers, pick), *options) for pick in new]
+        found = in_order(executor, function, tasks, partial(report, what))
+        known.update(zip(new, found, strict=True))
 
     def whole(pick: Pick) -> MeasuredPlan:
         bound = bound_of(layers, pick)
@@ -214,32 +210,27 @@ def search_plan(
         """The best first; those over the budget behind, the nearest to it first."""
         plan = whole(pick)
         over = max(getattr(plan, budget.limited) - budget.limit, 0)
-        return (
-            math.isinf(plan.loss),
-            over,
-            getattr(plan, budget.aim),
-            plan.bytes,
-            plan.macs,
-            plan.loss,
-            pick,
-        )
+        first = math.isinf(plan.loss), over, getattr(plan, budget.aim)
+        return (*first, plan.bytes, plan.macs, plan.loss, pick)
 
     original = best = (0,) * len(layers)
-    measure_sizes("sizes", chain([original], *changed_in_one(layers, original)))
+    alone = chain([original], *changed_in_one(layers, original))
+    measure(sizes, "sizes", alone, size, shape, coding)
     scores[original] = evaluate(model, x, y, loss=loss)  # refused if it is not finite
     begun: list[Pick] = []
     while best not in begun and len(begun) < rounds:
         begun.append(best)
-        measure_scores(f"scores, round {len(begun)}", chain(*changed_in_one(layers, best)))
+        around = chain(*changed_in_one(layers, best))
+        measure(scores, f"scores, round {len(begun)}", around, score, x, y, loss)
         groups = _groups(layers, best, sizes, scores, budget)
         room = budget.limit - getattr(whole(best), budget.limited)
         least = tuple(min(range(len(group)), key=group.__getitem__) for group in groups)
         likely = [*islice(best_picks(groups, room), plans), least]
-        measure_sizes(f"plans, round {len(begun)}", likely)
-        measure_scores(f"plans, round {len(begun)}", likely)
-        best = min((pick for pick in sizes if pick in scores), key=rank)
+        measure(sizes, f"plans, round {len(begun)}", likely, size, shape, coding)
+        measure(scores, f"plans, round {len(begun)}", likely, score, x, y, loss)
+        ranked = sorted((pick for pick in sizes if pick in scores), key=rank)
+        best = ranked[0]
 
-    ranked = sorted((pick for pick in sizes if pick in scores), key=rank)
     found = [plan for plan in map(whole, ranked) if math.isfinite(plan.loss)]
     fitting = [plan for plan in found if getattr(plan, budget.limited) <= budget.limit]
     if not fitting:

@@ -8,8 +8,7 @@ fast to code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import repeat
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -30,6 +29,9 @@ from minicompress.storage.range_coder import (
     code_number,
     new_context,
 )
+
+# What a decoder passes as the symbols to code, which are ignored.
+STAND_IN = freeze(np.zeros(1, np.int64))
 
 
 def range_encode(symbols: Array) -> bytes:
@@ -108,17 +110,14 @@ def range_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
 class Signed:
     """A model of integers around their centre, the most frequent one, which it codes first."""
 
-    def __init__(self, coder: Coder, symbols: Array | None) -> None:
+    def __init__(self, coder: Coder, symbols: Array) -> None:
         self.coder, self.parameters = coder, Contexts()
         self._distances = Contexts(), Contexts()  # above the centre, and below it
         self._signs = [new_context() for _ in range(9)]
-        centre = below = 0
-        if symbols is not None:
-            values, counts = np.unique(symbols, return_counts=True)
-            centre = int(values[counts.argmax()])
-            below = int(values[0] < centre)
+        values, counts = np.unique(symbols, return_counts=True)
+        centre = int(values[counts.argmax()])
         self.centre = unzigzag(code_number(coder, self.parameters, zigzag(centre)))
-        self._both_sides = code_number(coder, self.parameters, below)
+        self._both_sides = code_number(coder, self.parameters, int(values[0] < centre))
 
     def code(self, offset: int, likely: int = 0) -> int:
         """Code a symbol's distance from the centre, not 0; `likely` chooses the sign's context."""
@@ -127,18 +126,15 @@ class Signed:
         return -distance if negative else distance
 
 
-def code_sequence(coder: Coder, count: int, symbols: Array | None = None) -> Array:
+def code_sequence(coder: Coder, count: int, symbols: Array = STAND_IN) -> Array:
     """Code `count` integers; decoding needs no `symbols`. Returns them, as int64."""
     if count == 0:
         return np.empty(0, np.int64)
     model = Signed(coder, symbols)
     contexts = Contexts(), Contexts()  # of a run after an empty run, and after another
-    runs: Iterator[int] = repeat(0)
-    offsets: Iterator[int] = repeat(0)
-    if symbols is not None:
-        others = np.flatnonzero(symbols != model.centre)
-        runs = iter((np.diff(others, prepend=-1, append=count) - 1).tolist())
-        offsets = iter((symbols[others] - model.centre).tolist())
+    others = np.flatnonzero(symbols != model.centre)
+    runs = chain((np.diff(others, prepend=-1, append=count) - 1).tolist(), repeat(0))
+    offsets = chain((symbols[others] - model.centre).tolist(), repeat(0))
     place, after = 0, 0
     places, found = [], []
     while place < count:

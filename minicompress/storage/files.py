@@ -7,7 +7,8 @@ import os
 import secrets
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from minicompress.errors import CompressionError, FileFormatError
@@ -59,7 +60,7 @@ def replacing(*paths: PathLike) -> Iterator[list[BinaryIO]]:
                 continue
             name = os.path.realpath(name)
             temporary = f"{name}.{secrets.token_hex(4)}.part"
-            cleanup.callback(_remove, temporary)
+            cleanup.callback(Path(temporary).unlink, missing_ok=True)  # renamed: gone
             renames.append((temporary, name))
             files.append(cleanup.enter_context(open(temporary, "xb")))
         yield files
@@ -130,7 +131,7 @@ def sealed(magic: bytes, version: int, content: bytes) -> bytes:
     b'abc'
     """
     body = magic + bytes([version]) + content
-    return body + _checksum(body)
+    return body + zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def unsealed(blob: bytes, magic: bytes, version: int) -> bytes:
@@ -149,18 +150,9 @@ def unsealed(blob: bytes, magic: bytes, version: int) -> bytes:
             f"the file has version {blob[len(magic)]}, and only version {version} can be read here"
         )
     body, checksum = blob[:-CHECKSUM_BYTES], blob[-CHECKSUM_BYTES:]
-    if len(body) < start or checksum != _checksum(body):
+    if len(body) < start or zlib.crc32(body) != int.from_bytes(checksum, "little"):
         raise FileFormatError("the checksum is not that of the bytes: the file is damaged")
     return body[start:]
-
-
-def _checksum(body: bytes) -> bytes:
-    return zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little")
-
-
-def _remove(name: str) -> None:
-    with suppress(OSError):  # after a rename it is not there
-        os.remove(name)
 
 
 def file_name(path: PathLike) -> str:

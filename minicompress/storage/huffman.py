@@ -133,9 +133,8 @@ def huffman_decode(blob: bytes, *, max_count: int = 2**25) -> Array:
             f"{count} symbols, {size} of them distinct, cannot be in {reader.left} bytes"
         )
     gaps, lengths = _packed(reader, size - 1), _packed(reader, size)
-    alphabet = least + np.concatenate([[0], np.cumsum(gaps.astype(np.int64) + 1)])
+    alphabet = least + np.concatenate([[0], np.cumsum(gaps)])
     decoded_symbols([least, int(alphabet[-1])])
-    lengths = lengths.astype(np.int64) + 1
     # Kraft's equality: every sequence of bits is a sequence of codes.
     if lengths.max() > LONGEST or int((1 << (LONGEST - lengths)).sum()) != 1 << LONGEST:
         raise FileFormatError("the lengths are not those of a Huffman code")
@@ -160,17 +159,8 @@ def code_lengths(counts: Array) -> Array:
     >>> code_lengths(np.array([1, 1, 2, 4]))
     array([3, 3, 2, 1])
     """
-    counts = counts.astype(np.int64)
-    while True:
-        lengths = _tree_depths(counts.tolist())
-        if lengths.max() <= LONGEST:
-            return lengths
-        counts = (counts + 1) // 2
-
-
-def _tree_depths(counts: list[int]) -> Array:
-    """Join the two rarest trees until one is left; return the depth of every symbol in it."""
-    heap = [(count, node) for node, count in enumerate(counts)]
+    # Join the two rarest trees until one is left.
+    heap = [(count, node) for node, count in enumerate(counts.tolist())]
     heapq.heapify(heap)
     parent = [0] * (2 * len(counts) - 1)
     for node in range(len(counts), len(parent)):
@@ -180,6 +170,8 @@ def _tree_depths(counts: list[int]) -> Array:
     depths = [0] * len(parent)
     for node in reversed(range(len(parent) - 1)):
         depths[node] = depths[parent[node]] + 1
+    if max(depths) > LONGEST:
+        return code_lengths((counts + 1) // 2)
     return np.array(depths[: len(counts)])
 
 
@@ -235,8 +227,8 @@ def _decode_places(payload: bytes, count: int, lengths: Array) -> Array:
 
 
 def _packed(reader: ByteReader, count: int) -> Array:
-    """Read the width of packed integers, then the integers."""
+    """Read the width of packed integers, then the integers, to each of which 1 is added."""
     width = reader.varint()
     if width > 32:
         raise FileFormatError(f"a Huffman blob has no integers of {width} bits")
-    return unpack_bits(reader.take(packed_size(count, width)), count, width)
+    return unpack_bits(reader.take(packed_size(count, width)), count, width).astype(np.int64) + 1

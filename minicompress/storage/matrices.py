@@ -19,7 +19,7 @@ import numpy as np
 from minicompress.arrays import Array
 from minicompress.errors import FileFormatError
 from minicompress.storage.bits import decoded_symbols
-from minicompress.storage.entropy import Signed
+from minicompress.storage.entropy import STAND_IN, Signed
 from minicompress.storage.range_coder import Coder, code_number, new_context
 
 # The longest row of pixels, in rows of the matrix, whose neighbours above are looked for.
@@ -42,7 +42,7 @@ def code_matrix(coder: Coder, shape: tuple[int, int], matrix: Array | None = Non
     """
     if 0 in shape:
         return np.empty(shape, np.int64)
-    model = Signed(coder, matrix)
+    model = Signed(coder, STAND_IN if matrix is None else matrix)
     offsets = np.zeros(shape, np.int64) if matrix is None else matrix - model.centre
     far = code_number(coder, model.parameters, _period(offsets != 0))
     if far > shape[0]:
