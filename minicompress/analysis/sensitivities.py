@@ -185,9 +185,7 @@ def named(compressors: Any, argument: str) -> dict[str, Compressor]:
     return dict(pairs)
 
 
-def compressed_weight(
-    model: Network, index: int, name: str, compressor: Compressor
-) -> Compressed:
+def compressed_weight(model: Network, index: int, name: str, compressor: Compressor) -> Compressed:
     """A layer's weight compressed; errors name the layer and the method."""
     weight = model.layers[index].parameters()["weight"]
     with naming(f"layer {index} ({type(model.layers[index]).__name__}), {name}"):

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.special import entr
@@ -27,10 +28,10 @@ from scipy.special import entr
 from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, finite_array
 from minicompress.errors import CompressionError
 from minicompress.nn.activations import softmax
-from minicompress.nn.composition import Sequential
+from minicompress.nn.composition import Sequential, replaced, split
 from minicompress.nn.layer import Layer, Shape
 from minicompress.nn.layers import Dense, plain_layers
-from minicompress.nn.network import Network, apply, chunk_rows, output_shape, value_shapes
+from minicompress.nn.network import Network, Runner, apply, output_shape, value_shapes
 from minicompress.nn.parameters import finite_outputs
 from minicompress.nn.stateless import Flatten, MaxPool2D
 from minicompress.representation import dtype_of
@@ -132,7 +133,8 @@ def attach_heads(
     Raises
     ------
     CompressionError
-        A position is out of range or out of order, the outputs are not logits, the network has no
+        A position is out of range or out of order, or lies beside a branch: a later layer reads a
+        value from before the cut. The outputs are not logits, the network has no
         weights, or an image is smaller than the window.
 
     Examples
@@ -148,13 +150,14 @@ def attach_heads(
     cuts = [as_int(p, f"positions[{i}]", 0, highest) + 1 for i, p in enumerate(positions)]
     if any(a >= b for a, b in pairwise(cuts)):
         raise CompressionError(f"positions must increase, not be {positions!r}")
-    if len(shapes[-1]) != 1:
-        raise CompressionError(f"model must end in logits, not in outputs of shape {shapes[-1]}")
+    logits = output_shape(model, input_shape)
+    if len(model.outputs) != 1 or len(logits) != 1:
+        raise CompressionError(f"model must end in logits, not in outputs of shape {logits}")
     reps = [rep for layer in model.layers for rep in layer.parameters().values()]
     if not reps:
         raise CompressionError("model must have weights: the heads take their dtype from them")
-    segments = tuple(Sequential(model.layers[a:b]) for a, b in pairwise([0, *cuts, None]))
-    heads = tuple(_new_head(shapes[cut], shapes[-1][0], pool, dtype_of(reps[0])) for cut in cuts)
+    segments = _cut(model, [b - a for a, b in pairwise([0, *cuts, len(model.layers)])])
+    heads = tuple(_new_head(shapes[cut], logits[0], pool, dtype_of(reps[0])) for cut in cuts)
     return EarlyExit(segments, heads, (NEVER,) * len(heads))
 
 
@@ -333,7 +336,7 @@ def _prepared(
         raise CompressionError("x must be a batch of inputs, not a single number")
     classes = number_of_classes(exits, x.shape[1:])
     if batch_size is None:
-        batch_size = chunk_rows(exits.network, list(enumerate(exits.network.layers)), x)
+        batch_size = Runner(exits.network).chunk_rows(x)
     return exits, x, classes, as_int(batch_size, "batch_size", 1)
 
 
@@ -346,7 +349,7 @@ def checked(exits: EarlyExit) -> EarlyExit:
 
 def joined(models: Iterable[Network]) -> Network:
     """The layers of several models, one model after the other."""
-    return Sequential(tuple(layer for model in models for layer in model.layers))
+    return Sequential(tuple(models))
 
 
 def stages(exits: EarlyExit) -> list[tuple[Network, Network]]:
@@ -360,12 +363,20 @@ def parts(exits: EarlyExit) -> list[Network]:
 
 
 def regrouped(
-    layers: Sequence[Layer], sizes: Sequence[int]
+    network: Network, sizes: Sequence[int]
 ) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
-    """Segments and heads from the layers of ``joined(parts)`` and the number in each part."""
-    ends = np.cumsum(sizes).tolist()
-    models = tuple(Sequential(tuple(layers[end - n : end])) for n, end in zip(sizes, ends))
+    """Segments and heads from ``joined(parts)`` and the number of layers in each part."""
+    models = _cut(network, sizes)
     return models[::2], models[1::2]
+
+
+def _cut(network: Network, sizes: Sequence[int]) -> tuple[Network, ...]:
+    """The network in pieces of so many layers."""
+    pieces = []
+    for size in sizes[:-1]:
+        piece, network = split(network, size)
+        pieces.append(piece)
+    return (*pieces, network)
 
 
 def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
@@ -380,15 +391,15 @@ def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
                 f"heads[{i}] must end in {wanted[0]} logits as the network, "
                 f"not in outputs of shape {found}"
             )
-    return wanted[0]
+    return int(wanted[0])
 
 
 def _plain(model: Network) -> Network:
     """The model with decoded weights, and with a layer for every factor, as `apply` runs it."""
-    return Sequential(tuple(part for layer in model.layers for part in plain_layers(layer)))
+    return replaced(model, [plain_layers(layer) for layer in model.layers])
 
 
-def _piece(model: Network, x: Array) -> Array:
+def _piece(model: Network, x: Array) -> Any:
     """Run all rows at once: the caller has cut the batch already."""
     with np.errstate(over="ignore", invalid="ignore"):  # logits that are not finite are refused
         return apply(model, x, batch_size=max(len(x), 1))

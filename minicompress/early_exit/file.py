@@ -116,10 +116,12 @@ def _parsed(blob: bytes, limit: int) -> EarlyExit:
     heads = frame.varint()
     thresholds = struct.unpack(f">{heads}d", frame.take(8 * heads))
     sizes = [frame.varint() for _ in range(2 * heads + 1)]
-    layers = loads(frame.take(frame.left), max_bytes=limit).layers
-    if sum(sizes) != len(layers):
-        raise FileFormatError(f"the parts have {sum(sizes)} layers, but the file has {len(layers)}")
+    network = loads(frame.take(frame.left), max_bytes=limit)
+    if sum(sizes) != len(network.layers):
+        raise FileFormatError(
+            f"the parts have {sum(sizes)} layers, but the file has {len(network.layers)}"
+        )
     try:
-        return EarlyExit(*regrouped(layers, sizes), thresholds, CRITERIA[criterion])
+        return EarlyExit(*regrouped(network, sizes), thresholds, CRITERIA[criterion])
     except CompressionError as error:
         raise FileFormatError(f"the file describes something impossible: {error}") from None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,11 @@ from minicompress.early_exit.exits import (
     stages,
 )
 from minicompress.errors import CompressionError
-from minicompress.nn.composition import Sequential
+from minicompress.nn.composition import Sequential, split
 from minicompress.nn.gradient import vjp
 from minicompress.nn.layer import Layer, Pullback, Shape
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Gradients, Network, apply
+from minicompress.nn.network import Gradients, Network, apply, is_chain
 from minicompress.nn.optimizers import Optimizer
 from minicompress.nn.parameters import finite_outputs
 from minicompress.nn.pointwise import Dropout
@@ -116,22 +117,23 @@ def fit_exits(
     heads, histories = [], []
     for i, head in enumerate(exits.heads):
         # Layers before the first weight have constant outputs, which are computed only once.
-        fixed = tuple(
+        fixed = list(
             takewhile(lambda a: not a.parameters() and type(a) is not Dropout, head.layers)
         )
-        body = joined((*exits.segments[: i + 1], Sequential(fixed)))
+        before, rest = split(head, len(fixed) if is_chain(head) else 0)
+        body = joined((*exits.segments[: i + 1], before))
         trained, history = train(
-            Sequential(head.layers[len(fixed) :]),
+            rest,
             _features(body, i, x),
             y,
             validation=validation and (_features(body, i, validation[0]), validation[1]),
         )
-        heads.append(Sequential((*fixed, *trained.layers)))
+        heads.append(Sequential((before, trained)))
         histories.append(history)
     return replace(exits, heads=tuple(heads)), tuple(histories)
 
 
-def _features(body: Network, i: int, x: Array) -> Array:
+def _features(body: Network, i: int, x: Array) -> Any:
     """The inputs of a head's first layer with weights."""
     with np.errstate(over="ignore", invalid="ignore"):  # outputs that are not finite are refused
         return finite_outputs(apply(body, finite_array(x, "x")), name=f"the way to heads[{i}]")
@@ -139,7 +141,7 @@ def _features(body: Network, i: int, x: Array) -> Array:
 
 def _joint_view(exits: EarlyExit, latent: Network) -> View:
     """One layer that runs all exits, and the map from its gradients to the latent model's."""
-    segments, heads = regrouped(latent.layers, [len(part.layers) for part in parts(exits)])
+    segments, heads = regrouped(latent, [len(part.layers) for part in parts(exits)])
     together = _AllExits(replace(exits, segments=segments, heads=heads))
 
     def pullback(gradients: Gradients) -> Gradients:

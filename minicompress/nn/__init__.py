@@ -31,7 +31,7 @@ from minicompress.nn.architectures import (
     resnet20,
     seed_cnn,
 )
-from minicompress.nn.composition import Parallel, Residual
+from minicompress.nn.composition import Parallel, Residual, Sequential
 from minicompress.nn.convolution import (
     conv2d,
     conv2d_vjp,

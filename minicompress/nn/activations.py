@@ -390,12 +390,13 @@ def _times(dy: Array, x: Array, slope: Callable[[Array], Array]) -> Array:
 
 
 def _hard_sigmoid(z: Array, alpha: float, beta: float) -> Array:
-    return np.clip(z.dtype.type(alpha) * z + z.dtype.type(beta), z.dtype.type(0), z.dtype.type(1))
+    inner: Array = z.dtype.type(alpha) * z + z.dtype.type(beta)
+    return np.clip(inner, z.dtype.type(0), z.dtype.type(1))
 
 
 def _between(z: Array, alpha: float, beta: float) -> Array:
     """Where a hard sigmoid is neither 0 nor 1."""
-    inner = z.dtype.type(alpha) * z + z.dtype.type(beta)
+    inner: Array = z.dtype.type(alpha) * z + z.dtype.type(beta)
     return (inner > 0) & (inner < 1)
 
 

@@ -119,6 +119,38 @@ def _composed(branches: Sequence[Part], join: Layer | None) -> Network:
     return Network(tuple(layers), tuple(inputs), tuple(ends))
 
 
+def split(network: Network, value: int) -> tuple[Network, Network]:
+    """The layers that make a value, and those that read it.
+
+    Raises
+    ------
+    CompressionError
+        A layer behind the cut, or an output, reads a value before it: the value is not all that
+        the rest of the network needs.
+
+    Examples
+    --------
+    >>> from minicompress.nn.pointwise import ReLU, Tanh
+    >>> before, after = split(Sequential((ReLU(), Tanh(), ReLU())), 2)
+    >>> len(before.layers), len(after.layers)
+    (2, 1)
+    """
+    rest = [*enumerate(network.inputs)][value:]
+    for i, reads in [*rest, (-1, network.outputs)]:
+        if early := [v for v in reads if v < value]:
+            reader = f"layer {i} ({type(network.layers[i]).__name__})" if i >= 0 else "the network"
+            raise CompressionError(
+                f"the network cannot be cut at value {value}: {reader} also "
+                f"{'reads' if i >= 0 else 'returns'} value {early[0]}, which is made before it"
+            )
+    inputs = tuple(tuple(v - value for v in reads) for _, reads in rest)
+    outputs = tuple(v - value for v in network.outputs)
+    return (
+        Network(network.layers[:value], network.inputs[:value], (value,)),
+        Network(network.layers[value:], inputs, outputs),
+    )
+
+
 def replaced(network: Network, chains: Sequence[Sequence[Layer]]) -> Network:
     """The network with a chain of layers in place of each layer.
 

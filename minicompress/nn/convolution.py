@@ -229,7 +229,7 @@ def transposed_geometry(
     large = (size[0] * steps[0], size[1] * steps[1])
     pads = resolve_padding(padding, large, kernel, steps, rates)
     if padding != "same":
-        large = tuple(  # type: ignore[assignment]
+        large = tuple(
             (n - 1) * s + d * (k - 1) + 1 - sum(p) + m
             for n, s, d, k, p, m in zip(size, steps, rates, kernel, pads, more, strict=True)
         )

@@ -88,8 +88,8 @@ class Operation(Layer):
     def forward(self, *x: Array) -> Array:
         return type(self).function(*x, **self.options())
 
-    def output_shape(self, *input_shapes: Shape) -> Shape:
-        return tuple(input_shapes[0])
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
 
     def vjp(
         self, *x: Array, rng: np.random.Generator | None = None, input_gradient: bool = True

@@ -216,14 +216,16 @@ class BatchNorm(Layer):
         self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
     ) -> tuple[Array, Pullback]:
         if rng is None:
-            statistics, y = (self.mean, self.variance), self.forward(x)
-            backward = batch_norm_vjp
+            y = self.forward(x)
         else:
-            statistics, y = (), normalize_batch(x, self.scale, self.offset, self.epsilon)
-            backward = normalize_batch_vjp
+            y = normalize_batch(x, self.scale, self.offset, self.epsilon)
 
         def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            dx, dscale, doffset = backward(dy, x, self.scale, *statistics, self.epsilon)
+            if rng is None:
+                statistics = self.mean, self.variance
+                dx, dscale, doffset = batch_norm_vjp(dy, x, self.scale, *statistics, self.epsilon)
+            else:
+                dx, dscale, doffset = normalize_batch_vjp(dy, x, self.scale, self.epsilon)
             return dx if input_gradient else None, {"scale": dscale, "offset": doffset}
 
         return y, pullback

@@ -29,11 +29,11 @@ class ReLU(Operation):
     function_vjp = staticmethod(activations.relu_vjp)
 
     def vjp(
-        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
+        self, *x: Array, rng: np.random.Generator | None = None, input_gradient: bool = True
     ) -> tuple[Array, Pullback]:
         # The output is positive where the input is. The next layer keeps the output anyway, so the
         # memory of the input is free.
-        y = activations.relu(x)
+        y = activations.relu(*x)
         return y, lambda dy: (activations.relu_vjp(dy, y) if input_gradient else None, {})
 
 

@@ -178,9 +178,9 @@ class Upsample2D(Operation):
     def __post_init__(self) -> None:
         self._set(factor=pair(self.factor, "factor", 1))
 
-    def output_shape(self, *input_shapes: Shape) -> Shape:
+    def output_shape(self, input_shape: Shape) -> Shape:
         (h, w, channels), (down, across) = (
-            image_shape(*input_shapes),
+            image_shape(input_shape),
             pair(self.factor, "factor", 1),
         )
         return h * down, w * across, channels
@@ -210,8 +210,8 @@ class ChannelShuffle(Operation):
     def __post_init__(self) -> None:
         self._set(groups=as_int(self.groups, "groups", 1))
 
-    def output_shape(self, *input_shapes: Shape) -> Shape:
-        shape = image_shape(*input_shapes)
+    def output_shape(self, input_shape: Shape) -> Shape:
+        shape = image_shape(input_shape)
         if shape[2] % self.groups:
             raise CompressionError(f"groups={self.groups} must divide the {shape[2]} channels")
         return shape
@@ -251,8 +251,8 @@ class LocalResponseNorm(Operation):
             raise CompressionError("bias must be positive, not 0")
         self._set(size=size, alpha=alpha, beta=beta, bias=bias)
 
-    def output_shape(self, *input_shapes: Shape) -> Shape:
-        return image_shape(*input_shapes)
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return image_shape(input_shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -31,9 +31,7 @@ PRODUCTS = {
 
 
 @st.composite
-def models(
-    draw: DrawFn, input_shape: tuple[int, ...] = (5, 4, 2), max_layers: int = 5
-) -> Network:
+def models(draw: DrawFn, input_shape: tuple[int, ...] = (5, 4, 2), max_layers: int = 5) -> Network:
     """Models of all layer types, with weights in all representations.
 
     Parameters
