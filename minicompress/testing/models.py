@@ -11,18 +11,54 @@ from hypothesis.extra import numpy as npst
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from minicompress.arrays import Array, DType
+from minicompress.errors import CompressionError
 from minicompress.integers import code_dtype, code_range, qparam_shape, scale_dtypes
-from minicompress.nn.composition import Sequential
 from minicompress.nn.layer import Layer
-from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
-from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
+from minicompress.nn.pointwise import (
+    Clip,
+    Dropout,
+    HardSigmoid,
+    HardSwish,
+    LeakyReLU,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
+from minicompress.nn.stateless import (
+    Add,
+    AvgPool2D,
+    ChannelShuffle,
+    Concat,
+    Flatten,
+    GlobalAvgPool2D,
+    LocalResponseNorm,
+    MaxPool2D,
+    Multiply,
+    Upsample2D,
+)
 from minicompress.representation import Clustered, LowRank, Quantized, Rep, Sparse
 from minicompress.testing.strategies import DTYPES, contents
 
-ANYWHERE = (ReLU(), LeakyReLU(), LeakyReLU(0.3), Sigmoid(), Tanh(), Softmax(), Dropout(0.25))
+ANYWHERE = (
+    ReLU(),
+    LeakyReLU(),
+    LeakyReLU(0.3),
+    Sigmoid(),
+    Tanh(),
+    Softmax(),
+    Dropout(0.25),
+    Clip(0, 6),
+    Clip(-1.5),
+    HardSigmoid(),
+    HardSwish(),
+    SiLU(),
+)
 PRODUCTS = {
     2: ["ir,ro->io", "ri,or->io"],
     4: ["hwir,ro->hwio", "hir,rwo->hwio", "ia,hwab,bo->hwio"],
@@ -31,35 +67,73 @@ PRODUCTS = {
 
 
 @st.composite
-def models(draw: DrawFn, input_shape: tuple[int, ...] = (5, 4, 2), max_layers: int = 5) -> Network:
-    """Models of all layer types, with weights in all representations.
+def models(
+    draw: DrawFn,
+    input_shape: tuple[int, ...] = (5, 4, 2),
+    max_layers: int = 5,
+    *,
+    chain: bool = False,
+    single_output: bool = False,
+) -> Network:
+    """Networks of all layer types, with branches and joins, and weights in all representations.
 
     Parameters
     ----------
     input_shape : (H, W, C) or (features,)
-        Of one input that every drawn model takes.
+        Of one input that every drawn network takes.
     max_layers : int
         No layer at all is drawn too.
+    chain : bool
+        Whether every layer reads the value before it.
+    single_output : bool
+        Whether values that nothing reads are flattened and joined to one output. Otherwise each of
+        them is an output.
 
     Returns
     -------
-    strategy of Sequential
-        All weights of a model have one dtype, that of the inputs it takes, and magnitudes up to 4;
-        the outputs of a deep one in float16 may overflow all the same.
+    strategy of Network
+        All weights of a network have one dtype, that of the inputs it takes, and magnitudes up to
+        4; the outputs of a deep one in float16 may overflow all the same.
 
     Examples
     --------
     >>> from hypothesis import find
-    >>> find(models((4,)), lambda model: any(type(x) is Dropout for x in model.layers))
-    Sequential(layers=(Dropout(rate=0.25),))
+    >>> find(models((4,)), lambda network: any(type(x) is Dropout for x in network.layers))
+    layer      reads  parameters
+    ----------------------------
+    0 Dropout  0               0
+    outputs    1
     """
     dtype = draw(st.sampled_from(DTYPES))
     layers: list[Layer] = []
-    shape = input_shape
-    for _ in range(draw(st.integers(0, max_layers))):
-        layers.append(draw(_layers(shape, dtype)))
-        shape = layers[-1].output_shape(shape)
-    return Sequential(tuple(layers))
+    inputs: list[tuple[int, ...]] = []
+    shapes = [input_shape]
+    for i in range(draw(st.integers(0, max_layers))):
+        join = None if chain else draw(st.sampled_from([None, None, Add(), Multiply(), Concat()]))
+        first = i if chain else draw(st.sampled_from(range(i, -1, -1)))
+        fitting = [v for v in range(i, -1, -1) if join and _joins(join, shapes[first], shapes[v])]
+        if join and fitting:
+            layers.append(join)
+            inputs.append((first, draw(st.sampled_from(fitting))))
+        else:
+            layers.append(draw(_layers(shapes[first], dtype)))
+            inputs.append((first,))
+        shapes.append(layers[-1].output_shape(*(shapes[value] for value in inputs[-1])))
+    unread = sorted({*range(len(shapes))} - {value for reads in inputs for value in reads})
+    if single_output and len(unread) > 1:
+        flat = [len(layers) + 1 + k for k in range(len(unread))]
+        layers += [Flatten() for _ in unread] + [Concat()]
+        inputs += [(value,) for value in unread] + [tuple(flat)]
+        unread = [len(layers)]
+    return Network(tuple(layers), tuple(inputs), tuple(unread))
+
+
+def _joins(join: Layer, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    try:
+        join.output_shape(a, b)  # type: ignore[call-arg]
+    except CompressionError:
+        return False
+    return True
 
 
 @st.composite
@@ -81,11 +155,14 @@ def reps(draw: DrawFn, shape: tuple[int, ...], dtype: DType, depth: int = 2) -> 
 
 
 def _layers(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
-    plain, norms = [*ANYWHERE, Flatten()], _batch_norms(shape[-1], dtype)
+    plain = [*ANYWHERE, Flatten()]
+    weighted = [_batch_norms(shape[-1], dtype), _prelus(shape[-1], dtype)]
     if len(shape) == 1:
-        return st.one_of(st.sampled_from(plain), _denses(shape[0], dtype), norms)
-    plain.append(GlobalAvgPool2D())
-    return st.one_of(st.sampled_from(plain), _convolutions(shape, dtype), _pools(shape), norms)
+        return st.one_of(st.sampled_from(plain), _denses(shape[0], dtype), *weighted)
+    plain += [GlobalAvgPool2D(), GlobalAvgPool2D(keep_axes=True), Upsample2D((1, 2))]
+    plain += [LocalResponseNorm(2, 0.5), ChannelShuffle(2 if shape[2] % 2 == 0 else 1)]
+    images = [_convolutions(shape, dtype), _transposed(shape, dtype), _pools(shape)]
+    return st.one_of(st.sampled_from(plain), *images, *weighted)
 
 
 @st.composite
@@ -96,7 +173,7 @@ def _denses(draw: DrawFn, inputs: int, dtype: DType) -> Layer:
 
 @st.composite
 def _convolutions(draw: DrawFn, shape: tuple[int, ...], dtype: DType) -> Layer:
-    groups = draw(st.sampled_from([g for g in (1, 2) if shape[2] % g == 0]))
+    groups = draw(st.sampled_from([g for g in (1, 2, shape[2]) if shape[2] % g == 0]))
     kernel = (*(draw(st.integers(1, min(n, 3))) for n in shape[:2]), shape[2] // groups)
     outputs = groups * draw(st.integers(1, 2))
     options: dict[str, Any] = {
@@ -111,13 +188,35 @@ def _convolutions(draw: DrawFn, shape: tuple[int, ...], dtype: DType) -> Layer:
 
 
 @st.composite
+def _transposed(draw: DrawFn, shape: tuple[int, ...], dtype: DType) -> Layer:
+    groups = draw(st.sampled_from([g for g in (1, 2) if shape[2] % g == 0]))
+    outputs = groups * draw(st.integers(1, 2))
+    kernel = (draw(st.integers(1, 3)), 2, shape[2] // groups, outputs)
+    options: dict[str, Any] = {
+        "stride": draw(st.sampled_from([1, 2, (1, 2)])),
+        "padding": draw(st.sampled_from(["valid", "same", ((0, 0), (1, 0))])),
+        "dilation": draw(st.sampled_from([1, (1, 2)])),
+    }
+    if options["stride"] == 2 and options["padding"] != "same":
+        options["output_padding"] = draw(st.sampled_from([0, (1, 0)]))
+    bias = draw(st.none() | reps((outputs,), dtype))
+    return ConvTranspose2D(draw(reps(kernel, dtype)), bias, groups=groups, **options)
+
+
+@st.composite
+def _prelus(draw: DrawFn, channels: int, dtype: DType) -> Layer:
+    return PReLU(draw(_tame((channels,), dtype)))
+
+
+@st.composite
 def _pools(draw: DrawFn, shape: tuple[int, ...]) -> Layer:
     window = draw(st.integers(1, min(shape[0], 2))), draw(st.integers(1, min(shape[1], 2)))
     stride = draw(st.sampled_from([None, 1, (2, 1)]))
     padding: Any = draw(st.sampled_from(["valid", "same", 1] if min(window) > 1 else ["valid"]))
+    ceil_mode = draw(st.booleans())
     if draw(st.booleans()):
-        return MaxPool2D(window, stride, padding)
-    return AvgPool2D(window, stride, padding, draw(st.booleans()))
+        return MaxPool2D(window, stride, padding, ceil_mode)
+    return AvgPool2D(window, stride, padding, ceil_mode, draw(st.booleans()))
 
 
 @st.composite
