@@ -150,7 +150,7 @@ def _onnx() -> Any:
         return importlib.import_module("onnx")
     except ImportError:
         raise CompressionError(
-            "ONNX needs a package that is not installed: pip install 'minicompress[onnx]'"
+            "ONNX needs a package that is not installed: in the clone, pip install '.[onnx]'"
         ) from None
 
 
