@@ -225,9 +225,9 @@ def format_search(found: Searched) -> str:
         f"The file of the plan takes {best.bytes:,} bytes of the {found.max_bytes:,} that it may, "
         f"{share:.2%} of the {found.dense_bytes:,} of the weights as float32; "
         f"{found.result.measured} plans were measured whole. Below it, one setting of one method "
-        "for all layers: of those that keep the budget, the one of the least loss. loss: of the "
-        "validation images, by which all was chosen; accuracy: % of the test images, looked at "
-        "once."
+        "for all layers: of those that keep the budget, the one of the least loss. No network "
+        "is retrained here, and low rank needs that most. loss: of the validation images, by which "
+        "all was chosen; accuracy: % of the test images, looked at once."
     )
     return f"{plan}\n\n{aligned([head, *cells])}\n\n{wrap(explained)}"
 
