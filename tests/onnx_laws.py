@@ -244,10 +244,12 @@ def runtimes(proto):
     ]
     opset = proto.opset_import[0].version
     # onnx's evaluator sums the channels of LRN for the first N only, takes statistics of the batch
-    # before opset 14, and has no groups of transposed convolutions.
+    # before opset 14, confuses the sides of padding, and has no groups of transposed convolutions.
     first = {"LRN": 99, "BatchNormalization": 14, "DequantizeLinear": 19}
     wrong = any(
-        opset < first.get(kind, 0) or (kind == "ConvTranspose" and more["group"] > 1)
+        opset < first.get(kind, 0)
+        or (kind == "ConvTranspose" and more["group"] > 1)
+        or (kind == "MaxPool" and len(set(more["pads"])) > 1)
         for kind, more in options
     )
     even = any(kind == "LRN" and more["size"] % 2 == 0 for kind, more in options)

@@ -37,8 +37,10 @@ from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_file import save_onnx, to_onnx
 from minicompress.nn.architectures import (
     digits_cnn,
+    digits_resnet,
     lenet5,
     lenet_300_100,
+    mobilenet_v2,
     seed_cnn,
 )
 from minicompress.nn.composition import Sequential
@@ -100,6 +102,12 @@ NETWORKS = {
         lambda rng: seed_cnn(rng, "strided"),
         (28, 28, 1),
         ("int4 in blocks", "uint8 affine"),
+    ),
+    "digits ResNet": (digits_resnet, (8, 8, 1), ("as it is", "int8 per channel", "factorized")),
+    "MobileNetV2": (
+        lambda rng: mobilenet_v2(rng, width=0.1, resolution=32, classes=3),
+        (32, 32, 3),
+        ("as it is",),
     ),
     "LeNet-300-100": (lenet_300_100, (28, 28, 1), ("int4", "uint8 affine")),
 }
