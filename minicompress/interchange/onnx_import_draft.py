@@ -1,10 +1,10 @@
 """A network while it is read from an ONNX file, and how the file's tensors lie in its values.
 
-The file has images with the channels first and moves axes as it likes; this library has the channels
-last. So every tensor of the file is a `View`: a value of the network, and for each entry of the
-tensor the index of the same entry in the value. Transpose, Reshape, Flatten, Squeeze and Unsqueeze
-only change this order and make no layer. A layer is made where one needs it: `Flatten` before a
-dense layer, whose rows are then permuted; `ChannelShuffle` where channels were dealt out.
+The file has images with the channels first and moves axes as it likes; this library has the
+channels last. So every tensor of the file is a `View`: a value of the network, and for each entry
+of the tensor the index of the same entry in the value. Transpose, Reshape, Flatten, Squeeze and
+Unsqueeze only change this order and make no layer. A layer is made where one needs it: `Flatten`
+before a dense layer, whose rows are then permuted; `ChannelShuffle` where channels were dealt out.
 """
 
 from __future__ import annotations
