@@ -11,7 +11,6 @@ import pytest
 from exit_models import CNN_EXITS, EXITS, FIRST, HEADS, LAST, PLAIN, dense
 
 from minicompress.compressors.quantization import quantize
-from minicompress.early_exit import training as exit_training
 from minicompress.early_exit.exits import CRITERIA, EarlyExit
 from minicompress.early_exit.file import load_exits, save_exits
 from minicompress.errors import CompressionError, FileFormatError
@@ -171,7 +170,7 @@ def rounded_thresholds(exits, path):
 
 def ungrouped(path):
     exits = load_exits(path)
-    layers = exit_training.joined(exit_training.parts(exits)).layers
+    layers = exits.network.layers
     return replace(exits, segments=(Sequential(layers[:1]), *exits.segments[1:]))
 
 
