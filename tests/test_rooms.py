@@ -21,7 +21,7 @@ ORDER = {
     "nn": "convolution pooling activations rearranging losses factors layer joins pointwise "
     "stateless normalization layers network composition parameters gradient statistics "
     "optimizers training architectures",
-    "integer": "requantization stateless layers model conversion",
+    "integer": "requantization stateless joins layers model forms conversion",
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
     "analysis": "accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
