@@ -29,8 +29,8 @@ ORDER = {
     "search": "weights plan knapsack choices searching",
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
-    "interchange": "c_weights c_plan c_layers c_text c onnx_graph onnx_layers onnx_file "
-    "layouts array_names state_dict",
+    "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "
+    "onnx_graph onnx_layers onnx_file layouts array_names state_dict",
     "testing": "strategies models laws checks",
     "experiments": "comparison table certification file_evaluation budget report figures page",
     " ": "cli __main__",
