@@ -17,7 +17,7 @@ import pytest
 from c_models import affine, convolutions, pools
 from hypothesis import given
 from hypothesis import strategies as st
-from integer_oracles import BORDERED, CODE, PICTURE, int8s
+from integer_oracles import BORDERED, CODE, PICTURE, chained, int8s, with_layers
 
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
@@ -26,7 +26,6 @@ from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.layers import IntegerConv2D, IntegerDense
-from minicompress.integer.model import IntegerModel
 from minicompress.integer.requantization import quantize_multiplier
 from minicompress.integer.stateless import (
     IntegerAvgPool2D,
@@ -45,7 +44,6 @@ from minicompress.nn.optimizers import adam
 from minicompress.nn.pointwise import ReLU
 from minicompress.nn.stateless import AvgPool2D, GlobalAvgPool2D
 from minicompress.nn.training import fit
-from minicompress.qparams import QParams
 from minicompress.representation import Clustered, Sparse, decode
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import save
@@ -55,8 +53,6 @@ CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler (cc, gcc, clang) here")
 
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
-
-Q = QParams(np.array(1.0), np.array(0), num_bits=8)
 
 # Reads, for each network, how many inputs there are, and the inputs; each into memory of its own
 # size, so that a sanitizer sees when more is read. Writes the logits and the class of each.
@@ -154,14 +150,12 @@ def law_codes(model, codes, logits, classes):
 
 
 def small(layer, shape):
-    return IntegerModel((layer,), shape, Q, Q)
+    return chained((layer,), shape)
 
 
 def prefixes(model):
     """The network cut off behind every layer: its logits are that layer's output."""
-    return [
-        dataclasses.replace(model, layers=model.layers[: i + 1]) for i in range(len(model.layers))
-    ]
+    return [with_layers(model, model.layers[: i + 1]) for i in range(len(model.layers))]
 
 
 # drawn networks -----------------------------------------------------------------------------------
@@ -187,7 +181,7 @@ def networks(draw):
         }[kind](shape)
         layers.append(layer)
         shape = layer.output_shape(shape)
-    return IntegerModel(tuple(layers), input_shape, Q, Q), draw(int8s((2, *input_shape)))
+    return chained(layers, input_shape), draw(int8s((2, *input_shape)))
 
 
 def moving():
@@ -456,7 +450,7 @@ def test_a_planted_plan_is_caught(digits_models, tmp_path, sanitizers, old, new)
     """Too small an array is the sanitizer's to find; what is overwritten too early, the law's."""
     model = digits_models["int8"]
     codes = model.quantize_input(load_digits("test")[0])
-    case = (dataclasses.replace(model, layers=model.layers[:2]), codes)
+    case = (with_layers(model, model.layers[:2]), codes)
 
     def law(flags, edits):
         law_codes(*case, *run_c([case], tmp_path, flags, edits)[0])
@@ -540,9 +534,9 @@ def test_bad_arguments_are_refused(model, path, name, message, tmp_path):
 
 @needs_cc
 def test_a_network_without_layers_is_its_input(tmp_path):
-    made = export_c(IntegerModel((), (2, 1, 1), Q, Q), tmp_path / "net.c")
+    made = export_c(chained((), (2, 1, 1)), tmp_path / "net.c")
     assert (made.flash_bytes, made.ram_bytes, made.layers) == (0, 0, ())
-    case = IntegerModel((IntegerFlatten(),), (2, 1, 1), Q, Q), PICTURE[:, :2, :1, :1]
+    case = chained((IntegerFlatten(),), (2, 1, 1)), PICTURE[:, :2, :1, :1]
     law_codes(*case, *run_c([case], tmp_path, STRICT)[0])
 
 
