@@ -39,8 +39,10 @@ from minicompress.interchange.c_weights import smallest
 from minicompress.nn.architectures import digits_cnn, lenet5
 from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import value_shapes
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import adam
+from minicompress.nn.parameters import as_tuple
 from minicompress.nn.pointwise import ReLU
 from minicompress.nn.stateless import AvgPool2D, GlobalAvgPool2D
 from minicompress.nn.training import fit
@@ -55,14 +57,15 @@ needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler (cc, gc
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 # Reads, for each network, how many inputs there are, and the inputs; each into memory of its own
-# size, so that a sanitizer sees when more is read. Writes the logits and the class of each.
+# size, so that a sanitizer sees when more is read. Writes all outputs of each, and its class.
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
 struct network {
     int (*classify)(const int8_t *);
     const int8_t *(*logits)(const int8_t *);
-    size_t inputs, outputs;
+    void (*run)(const int8_t *, const int8_t **);
+    size_t inputs, count, outputs[9];
 };
 static const struct network networks[] = {@NETWORKS@};
 int main(void) {
@@ -75,7 +78,12 @@ int main(void) {
             if (input == NULL || fread(input, 1, network->inputs, stdin) != network->inputs)
                 return 1;
             const int32_t class = network->classify(input);
-            fwrite(network->logits(input), 1, network->outputs, stdout);
+            const int8_t *outputs[9];
+            outputs[0] = network->logits(input);
+            if (network->run != NULL)
+                network->run(input, outputs);
+            for (size_t k = 0; k < network->count; k++)
+                fwrite(outputs[k], 1, network->outputs[k], stdout);
             fwrite(&class, sizeof class, 1, stdout);
             free(input);
         }
@@ -106,7 +114,7 @@ def sanitizers(tmp_path_factory):
 
 
 def run_c(cases, folder, flags, edits=None):
-    """Logits and classes that C computes, for pairs of an integer model and codes of inputs.
+    """All outputs, and classes, that C computes for pairs of an integer model and codes of inputs.
 
     All networks become one program. `edits` are changes of the text of some of them.
     """
@@ -117,9 +125,14 @@ def run_c(cases, folder, flags, edits=None):
         if edits:
             text = (folder / f"{name}.c").read_text()
             (folder / f"{name}.c").write_text(edits[i](text, name))
-        rows.append(f"{{{name}_class, {name}_logits, {name}_INPUTS, {name}_OUTPUTS}}")
+        sizes, run = [f"{name}_OUTPUTS"], "NULL"
+        if len(model.network.outputs) > 1:
+            run, count = f"{name}_run", len(model.network.outputs)
+            sizes = [f"{name}_OUTPUTS_{k}" for k in range(count)]
+        row = f"{name}_class, {name}_logits, {run}, {name}_INPUTS, {len(sizes)}"
+        rows.append(f"{{{row}, {{{', '.join(sizes)}}}}}")
         data += struct.pack("=i", len(codes)) + codes.tobytes()
-        shapes.append((len(codes), math.prod(output_shape(model))))
+        shapes.append((len(codes), sum(output_sizes(model))))
     includes = "".join(f'#include "n{i}.c"\n' for i in range(len(rows)))
     (folder / "main.c").write_text(includes + MAIN.replace("@NETWORKS@", ", ".join(rows)))
     compiled(folder, *flags, "main.c", "-o", "main")
@@ -135,18 +148,17 @@ def run_c(cases, folder, flags, edits=None):
     return made
 
 
-def output_shape(model):
-    shape = model.input_shape
-    for layer in model.layers:
-        shape = layer.output_shape(shape)
-    return shape
+def output_sizes(model):
+    shapes = value_shapes(model.network, model.input_shape)
+    return [math.prod(shapes[value]) for value in model.network.outputs]
 
 
 def law_codes(model, codes, logits, classes):
-    """Bit for bit the logits of the integer model, and the first class of the largest."""
-    right = model.run(codes).reshape(len(codes), math.prod(output_shape(model)))
-    np.testing.assert_array_equal(logits, right)
-    np.testing.assert_array_equal(classes, right.argmax(1))
+    """Bit for bit the outputs of the integer model, and the first class of the largest."""
+    parts = zip(as_tuple(model.run(codes)), output_sizes(model), strict=True)
+    right = [part.reshape(len(codes), size) for part, size in parts]
+    np.testing.assert_array_equal(logits, np.concatenate(right, axis=1))
+    np.testing.assert_array_equal(classes, right[0].argmax(1))
 
 
 def small(layer, shape):
