@@ -157,6 +157,7 @@ def to_integer(
     Examples
     --------
     >>> from minicompress.nn.composition import Sequential
+    >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[1.0, -1.0], [0.5, 2.0]])), ReLU()))
     >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
     >>> integer_model = to_integer(model, x)

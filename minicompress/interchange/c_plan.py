@@ -88,8 +88,8 @@ def plan(
     Examples
     --------
     >>> plan([8, 8, 8], [[0], [1], [2, 1]], [[0], [7], [0, 0]], [3])
-    Plan(size=16, steps=(Step(sources=(None,), target=0, moved_from=None), \
-Step(sources=(0,), target=8, moved_from=None), Step(sources=(8, 0), target=0, moved_from=None)))
+    Plan(size=16, steps=(Step(sources=(None,), target=8, moved_from=None), \
+Step(sources=(8,), target=0, moved_from=None), Step(sources=(0, 8), target=0, moved_from=None)))
     """
     if not sizes:
         return Plan(0, ())
