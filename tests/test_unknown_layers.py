@@ -205,7 +205,7 @@ def test_a_derived_integer_layer_has_no_c_form(kind, tmp_path):
             return -super().forward(codes)
 
     layer = Other(0) if kind is IntegerReLU else Other()
-    model = replace(to_integer(Sequential((ReLU(),)), X), layers=(layer,))
+    model = replace(to_integer(Sequential((ReLU(),)), X), network=Sequential((layer,)))
     with pytest.raises(CompressionError, match=r"layer 0 \(Other\): it has no C form"):
         export_c(model, tmp_path / "net.c")
 
