@@ -170,13 +170,12 @@ def main(path):
     def low_rank(w):  # three quarters of the numbers, or a few less
         return truncated_svd(w, int(0.75 * w.size / (w[..., 0].size + w.shape[-1])))
 
-    # Error and bound: of all weights together, against the network that the method was given.
     def show(name, parameters, method):
         weights, biases = parameters[::2], parameters[1::2]
         smaller, sizes, bounds = zip(*map(method, weights))
         parameters = [p for pair in zip(smaller, biases) for p in pair]
         right = np.mean(network(parameters, x[test])[0].argmax(1) == y[test])
-        error = hypot(*(np.linalg.norm(w - v) for w, v in zip(weights, smaller)))
+        error = hypot(*(np.linalg.norm(w - v) for w, v in zip(weights, smaller)))  # of all weights
         size = sum(sizes) + sum(b.nbytes for b in biases)
         print(f"{name:26}  {size:6,}  {right:8.2%}  {error:7.4f}  {hypot(*bounds):7.4f}")
         return parameters
@@ -194,6 +193,7 @@ def main(path):
     again = train(pruned, x[~test], y[~test], rng, 5, masks)
     show("80% pruned, more training", again, lambda w: prune(w, 0.8))
     show("the same, 4 bits", again, lambda w: prune_then_quantize(w, 0.8, 4))
+    print("error and bound: from the trained weights; the last two rows: from the retrained ones")
 
 
 if __name__ == "__main__":

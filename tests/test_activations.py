@@ -27,11 +27,10 @@ from minicompress.nn.activations import (
     sigmoid_vjp,
     silu,
     silu_vjp,
-    softmax,
-    softmax_vjp,
     tanh,
     tanh_vjp,
 )
+from minicompress.nn.losses import softmax, softmax_vjp
 from minicompress.nn.normalization import (
     batch_norm,
     batch_norm_vjp,

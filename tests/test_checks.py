@@ -1,6 +1,8 @@
 """The contract catches the wrong, the subtly wrong too; the strategies reach every hard kind."""
 
+import importlib
 import re
+import sys
 import time
 from functools import partial
 
@@ -26,6 +28,15 @@ from minicompress.testing.strategies import (
     in_layout,
     weights,
 )
+
+
+def test_without_hypothesis_one_line_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("minicompress.testing")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match=r"^minicompress\.testing needs .* '\.\[test\]'$"):
+        importlib.import_module("minicompress.testing")
+
 
 half = partial(prune_magnitude, amount=0.5)
 int4 = partial(quantize, num_bits=4)

@@ -43,10 +43,10 @@ from minicompress.early_exit.thresholds import (
 )
 from minicompress.early_exit.training import fit_exits
 from minicompress.errors import CompressionError
-from minicompress.nn.activations import softmax
 from minicompress.nn.architectures import lenet5
 from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Dense
+from minicompress.nn.losses import softmax
 from minicompress.nn.network import apply
 from minicompress.nn.optimizers import adam, sgd
 from minicompress.nn.parameters import decoded

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import minicompress.nn.activations as act
+import minicompress.nn.losses as losses
 import minicompress.nn.pooling as pool
 import minicompress.nn.rearranging as move
 from minicompress.errors import CompressionError
@@ -84,7 +85,7 @@ WEIGHTLESS = [
     (LeakyReLU(0.25), act.leaky_relu, act.leaky_relu_vjp, {"negative_slope": 0.25}),
     (Sigmoid(), act.sigmoid, act.sigmoid_vjp, {}),
     (Tanh(), act.tanh, act.tanh_vjp, {}),
-    (Softmax(), act.softmax, act.softmax_vjp, {}),
+    (Softmax(), losses.softmax, losses.softmax_vjp, {}),
     (MaxPool2D(2), pool.max_pool2d, pool.max_pool2d_vjp, {"window": 2}),
     (
         MaxPool2D((3, 2), stride=(2, 1), padding=1),

@@ -19,16 +19,17 @@ from hypothesis.extra.numpy import arrays
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn, seed_cnn
-from minicompress.nn.composition import Sequential
+from minicompress.nn.composition import Parallel, Residual, Sequential, replaced, split
 from minicompress.nn.gradient import vjp
 from minicompress.nn.layer import Layer
-from minicompress.nn.layers import Conv2D, Dense
-from minicompress.nn.network import apply, output_shape, value_shapes
+from minicompress.nn.layers import Conv2D, Dense, plain_layers
+from minicompress.nn.network import Network, Runner, apply, last_readers, output_shape, value_shapes
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.parameters import decoded, parameters, with_parameters
+from minicompress.nn.parameters import as_tuple, decoded, parameters, with_parameters
 from minicompress.nn.pointwise import Dropout, ReLU
-from minicompress.nn.stateless import AvgPool2D, Flatten, MaxPool2D
-from minicompress.representation import Clustered, LowRank, decode
+from minicompress.nn.stateless import Add, AvgPool2D, Concat, Flatten, MaxPool2D, Multiply
+from minicompress.representation import Clustered, LowRank, decode, dtype_of
+from minicompress.testing import models
 
 
 def small(shape, dtype=np.float64):
@@ -309,7 +310,9 @@ def test_models_print_and_pickle():
     back = pickle.loads(pickle.dumps(model))
     assert repr(back) == repr(model)
     assert not back.layers[0].weight.flags.writeable
-    assert repr(Sequential((ReLU(),))) == "Sequential(layers=(ReLU(),))"
+    table = ["layer    reads  parameters", "-" * 26, "0 ReLU   0               0", "outputs  1"]
+    assert repr(Sequential((ReLU(),))).splitlines() == table
+    assert "<td>0 ReLU</td><td>0</td><td>0</td>" in Sequential((ReLU(),))._repr_html_()
     assert Sequential([ReLU()]).layers[0].parameters() == {}
     with pytest.raises(AttributeError):
         model.layers = ()
@@ -317,9 +320,9 @@ def test_models_print_and_pickle():
 
 ONE_DENSE = Sequential((Dense(np.ones((2, 2))),))
 REFUSED = {
-    "a layer that is none": (lambda: Sequential((ReLU(), np.tanh)), r"layers\[1\] must be a Layer"),
-    "no tuple": (lambda: Sequential(ReLU()), "layers must be a tuple"),
-    "no model": (lambda: apply([ReLU()], np.ones((1, 1))), "model must be a Sequential"),
+    "a layer that is none": (lambda: Sequential((ReLU(), np.tanh)), "part 1 must be a Layer"),
+    "no tuple": (lambda: Sequential(ReLU()), "parts must be a tuple"),
+    "no model": (lambda: apply([ReLU()], np.ones((1, 1))), "network must be a Network"),
     "a number": (lambda: apply(ONE_DENSE, np.float64(1.0)), "x must be a batch"),
     "integers": (lambda: apply(ONE_DENSE, np.ones((1, 2), int)), "x must be of dtype"),
     "batch_size": (lambda: apply(ONE_DENSE, np.ones((1, 2)), batch_size=0), "batch_size must be"),
@@ -422,3 +425,209 @@ def test_planted_fault_is_found(name):
     law, wrong = PLANTED[name]
     with pytest.raises(AssertionError):
         law(wrong)
+
+
+# Programs: branches, joins and several outputs --------------------------------------------------
+
+
+def oracle(network, x):
+    """Every value, in order; nothing is dropped."""
+    values = [x]
+    for layer, reads in zip(network.layers, network.inputs, strict=True):
+        y = [values[value] for value in reads]
+        for part in plain_layers(layer):
+            y = [part.forward(*y)]
+        values.append(y[0])
+    return values
+
+
+def drawn_input(network, rows=3):
+    """Inputs of the dtype of a drawn network."""
+    dtypes = [dtype_of(rep) for weights in parameters(network) for rep in weights.values()]
+    return whole((rows, 5, 4, 2)).astype(dtypes[0] if dtypes else np.float32)
+
+
+def law_values(run, network, x):
+    """The outputs are the values that the program names, whatever was dropped on the way."""
+    with np.errstate(all="ignore"):
+        values, ys = oracle(network, x), run(network, x)
+    for y, value in zip(as_tuple(ys), network.outputs, strict=True):
+        np.testing.assert_array_equal(y, values[value])
+
+
+@given(models())
+def test_a_program_runs_value_by_value(network):
+    law_values(lambda n, x: apply(n, x, batch_size=3), network, drawn_input(network))
+    law_values(lambda n, x: vjp(n, x)[0], decoded(network), drawn_input(network))
+
+
+@given(models())
+def test_the_shapes_are_those_of_the_values(network):
+    with np.errstate(all="ignore"):
+        values = oracle(network, drawn_input(network))
+    assert value_shapes(network, (5, 4, 2)) == tuple(value.shape[1:] for value in values)
+
+
+def law_gradient(pull, network, x, dys):
+    """By the chain rule along every path: the gradient of a value is summed over its readers."""
+    values = oracle(network, x)
+    pulls = [
+        layer.vjp(*(values[value] for value in reads))[1]
+        for layer, reads in zip(network.layers, network.inputs, strict=True)
+    ]
+
+    def by_value(value):
+        total = [dy for output, dy in zip(network.outputs, dys, strict=True) if output == value]
+        for i, reads in enumerate(network.inputs):
+            if value in reads:
+                dxs = as_tuple(pulls[i](by_value(i + 1))[0])
+                total += [dx for read, dx in zip(reads, dxs, strict=True) if read == value]
+        return sum(total)
+
+    dx, gradients = pull(network, x, dys)
+    np.testing.assert_array_equal(dx, by_value(0))
+    for i, found in enumerate(gradients):
+        np.testing.assert_equal(found, pulls[i](by_value(i + 1))[1])
+
+
+def pulled(network, x, dys):
+    return vjp(network, x)[1](dys if len(dys) > 1 else dys[0])
+
+
+ADD, ID = Add(), Dense(np.eye(2))
+EXACT = [
+    Residual(Dense(np.array([[1.0, 2.0], [0.0, 1.0]])), ReLU()),
+    Parallel((ID, (), (ReLU(), ID)), Concat()),
+    Network((ID, ReLU(), ADD, Multiply()), ((0,), (1,), (2, 1), (3, 1)), (4, 2)),
+    Network((ADD, ID), ((0, 0), (0,)), (1, 2)),
+    Sequential((Residual(ReLU()), Residual(Residual(ID), ReLU()), Dense(np.ones((2, 3))))),
+]
+
+
+@pytest.mark.parametrize("network", EXACT, ids=range(len(EXACT)))
+@given(data=st.data())
+def test_a_program_has_the_gradient_of_the_chain_rule(network, data):
+    x = data.draw(small((2, 2)))
+    dys = [data.draw(small((2, *s))) for s in as_shapes(output_shape(network, (2,)))]
+    law_gradient(pulled, network, x, dys)
+
+
+def as_shapes(shapes):
+    return shapes if shapes and isinstance(shapes[0], tuple) else (shapes,)
+
+
+def overwriting(network, x, dys):
+    """A fault: the gradient of a value is that of its last reader alone."""
+    values, pulls = oracle(network, x), []
+    for layer, reads in zip(network.layers, network.inputs, strict=True):
+        pulls.append(layer.vjp(*(values[value] for value in reads))[1])
+    known = dict(zip(network.outputs, dys, strict=True))
+    gradients = [{}] * len(pulls)
+    for i in reversed(range(len(pulls))):
+        dxs, gradients[i] = pulls[i](known[i + 1])
+        for value, dx in zip(network.inputs[i], as_tuple(dxs), strict=True):
+            known[value] = dx
+    return known[0], gradients
+
+
+def test_faults_of_programs_are_caught():
+    x, dys = np.array([[1.0, -2.0]]), [np.array([[1.0, 1.0]])]
+    with pytest.raises(AssertionError):
+        law_gradient(overwriting, EXACT[0], x, dys)
+    with pytest.raises(AssertionError):  # outputs in another order
+        law_values(lambda n, x: apply(n, x)[::-1], EXACT[2], x)
+
+
+def test_a_value_is_dropped_after_its_last_reader():
+    network = Sequential((Residual(ID, ReLU()), ID, Residual(ReLU())))
+    run, values = Runner(network), {0: np.ones((1, 2))}
+    alive = []
+    for i in range(len(network.layers)):
+        values = run(values, i, i + 1)
+        alive.append(sorted(values))
+    assert alive == [[0, 1], [0, 2], [3], [4], [4, 5], [6]]
+    assert last_readers(network) == [[], [1], [0, 2], [3], [], [4, 5]]
+
+
+@given(models(chain=True), st.data())
+def test_a_chain_can_be_cut_anywhere(network, data):
+    before, after = split(network, data.draw(st.integers(0, len(network.layers))))
+    again = Sequential((before, after))
+    assert again.inputs == network.inputs
+    assert again.outputs == network.outputs
+    assert again.layers == network.layers
+
+
+@given(models())
+def test_layers_stand_for_themselves(network):
+    """A chain of one layer in place of each layer is the same program; of two, twice as long."""
+    same = replaced(network, [(layer,) for layer in network.layers])
+    assert (same.inputs, same.outputs, same.layers) == (
+        network.inputs,
+        network.outputs,
+        network.layers,
+    )
+    longer = replaced(network, [(layer, Dropout(0.5)) for layer in network.layers])
+    law_values(lambda n, x: apply(longer, x, batch_size=3), network, drawn_input(network))
+    gone = [() if isinstance(layer, Dropout) else (layer,) for layer in longer.layers]
+    wanted = [layer for layer in network.layers if not isinstance(layer, Dropout)]
+    assert replaced(longer, gone).layers == tuple(wanted) or 0 in duplicated(longer, gone)
+
+
+def duplicated(network, chains):
+    """Where a value would be returned twice, since what stood between is gone."""
+    place = [0]
+    for chain, reads in zip(chains, network.inputs, strict=True):
+        place.append(len(place) if chain else place[reads[0]])
+    found = [place[value] for value in network.outputs]
+    return [0] if len(set(found)) < len(found) else []
+
+
+def test_composition_is_flat():
+    inner = Residual(ID)
+    network = Sequential((ReLU(), inner, Parallel((inner, ReLU()), Concat())))
+    assert network.inputs == ((0,), (1,), (1, 2), (3,), (3, 4), (3,), (5, 6))
+    assert network.outputs == (7,)
+    heads = Network((ReLU(), ID), ((0,), (0,)), (1, 2))
+    assert Sequential((ID, heads)).outputs == (2, 3)
+
+
+PROGRAMS_REFUSED = {
+    "a later value": (lambda: Network((ReLU(),), ((1,),), (1,)), r"layer 0 \(ReLU\): a value"),
+    "a float": (lambda: Network((ReLU(),), ((0.0,),), (1,)), r"layer 0 \(ReLU\): a value"),
+    "arity": (lambda: Network((ReLU(),), ((0, 0),), (1,)), "must read 1 values, not 2"),
+    "arity of a product": (lambda: Network((Multiply(),), ((0,),), (1,)), "must read 2 values"),
+    "no value": (lambda: Network((ADD,), ((),), (1,)), "must read one or more"),
+    "unread": (
+        lambda: Network((ReLU(), ID), ((0,), (0,)), (2,)),
+        r"value 1, the output of layer 0 \(ReLU\), is neither read nor returned",
+    ),
+    "unread input": (lambda: Network((), (), ()), "outputs must be one value or more"),
+    "output twice": (lambda: Network((ReLU(),), ((0,),), (1, 1)), "each once"),
+    "output beyond": (lambda: Network((ReLU(),), ((0,),), (2,)), "a value of outputs"),
+    "inputs": (lambda: Network((ReLU(),), (), (1,)), "one entry for each of 1 layers"),
+    "layer": (lambda: Network((np.tanh,), ((0,),), (1,)), r"layers\[0\] must be a Layer"),
+    "shapes": (
+        lambda: output_shape(Parallel((ID, Dense(np.ones((2, 3)))), ADD), (2,)),
+        r"layer 2 \(Add\), which reads value 1 of shape \(2,\) and value 2 of shape \(3,\)",
+    ),
+    "two outputs": (
+        lambda: Sequential((Network((ReLU(), ID), ((0,), (0,)), (1, 2)), ReLU())),
+        "2 outputs can only be the last",
+    ),
+    "a cut beside a branch": (
+        lambda: split(Residual(ReLU(), ReLU()), 1),
+        r"value 1: layer 2 \(Add\) also reads value 0",
+    ),
+    "an output before the cut": (
+        lambda: split(Network((ReLU(), ReLU()), ((0,), (1,)), (1, 2)), 2),
+        "the network also returns value 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS_REFUSED)
+def test_programs_refused(name):
+    call, message = PROGRAMS_REFUSED[name]
+    with pytest.raises(CompressionError, match=message):
+        call()

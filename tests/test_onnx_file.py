@@ -309,7 +309,7 @@ def test_opsets_beyond_the_known_are_refused(opset):
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(CompressionError, match=r"^ONNX .* pip install 'minicompress\[onnx\]'$"):
+    with pytest.raises(CompressionError, match=r"^ONNX .* in the clone, pip install '\.\[onnx\]'$"):
         to_onnx(Sequential(()), (1,))
 
 

@@ -421,7 +421,7 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch,
     assert out == ""
     assert err == (
         "minicompress: error: the report needs matplotlib: "
-        "python -m pip install 'minicompress[plot]'\n"
+        "in the clone, python -m pip install '.[plot]'\n"
     )
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(mc.CompressionError, match="needs matplotlib"):

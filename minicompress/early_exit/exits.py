@@ -27,10 +27,10 @@ from scipy.special import entr
 
 from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, finite_array
 from minicompress.errors import CompressionError
-from minicompress.nn.activations import softmax
 from minicompress.nn.composition import Sequential, replaced, split
 from minicompress.nn.layer import Layer, Shape
 from minicompress.nn.layers import Dense, plain_layers
+from minicompress.nn.losses import softmax
 from minicompress.nn.network import Network, Runner, apply, output_shape, value_shapes
 from minicompress.nn.parameters import finite_outputs
 from minicompress.nn.stateless import Flatten, MaxPool2D

@@ -61,7 +61,7 @@ EXPLAINED = """The file of the plan takes {best.bytes:,} bytes of the {found.max
 may, {share:.2%} of the {found.dense_bytes:,} of the weights as float32; {found.result.measured}
 plans were measured whole.
 Below it, one setting of one method for all layers: of those that keep the budget, the one of the
-least loss.
+least loss. No network is retrained here, and low rank needs that most.
 loss: of the validation images, by which all was chosen;
 accuracy: % of the test images, looked at once."""
 

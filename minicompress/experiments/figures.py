@@ -57,7 +57,7 @@ def need_matplotlib() -> str:
         import matplotlib
     except ImportError:
         raise CompressionError(
-            "the report needs matplotlib: python -m pip install 'minicompress[plot]'"
+            "the report needs matplotlib: in the clone, python -m pip install '.[plot]'"
         ) from None
     return str(matplotlib.__version__)
 

@@ -90,7 +90,7 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
         onnx = importlib.import_module("onnx")
     except ImportError:
         raise CompressionError(
-            "ONNX needs a package that is not installed: pip install 'minicompress[onnx]'"
+            "ONNX needs a package that is not installed: in the clone, pip install '.[onnx]'"
         ) from None
     opset = as_int(opset, "opset", *OPSETS)
     if not isinstance(model, Network):

@@ -17,8 +17,6 @@ from minicompress.nn.activations import (
     sigmoid_vjp,
     silu,
     silu_vjp,
-    softmax,
-    softmax_vjp,
     tanh,
     tanh_vjp,
 )
@@ -44,7 +42,13 @@ from minicompress.nn.gradient import vjp
 from minicompress.nn.joins import add, add_vjp, concat, concat_vjp, multiply, multiply_vjp
 from minicompress.nn.layer import Layer
 from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense, factor_layers
-from minicompress.nn.losses import distillation, mean_squared_error, softmax_cross_entropy
+from minicompress.nn.losses import (
+    distillation,
+    mean_squared_error,
+    softmax,
+    softmax_cross_entropy,
+    softmax_vjp,
+)
 from minicompress.nn.network import Network, apply, output_shape, value_shapes
 from minicompress.nn.normalization import (
     BatchNorm,

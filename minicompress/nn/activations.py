@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from minicompress.arrays import Array, as_float, float_array, normal_axis, same_dtype, widened
+from minicompress.arrays import Array, as_float, float_array, same_dtype, widened
 from minicompress.errors import CompressionError
 from minicompress.nn.kernels.windows import column_sums, gradient
 
@@ -333,53 +333,6 @@ def prelu_vjp(dy: Array, x: Array, slope: Array) -> tuple[Array, Array]:
     dx: Array = dy * np.where(x > 0, x.dtype.type(1), slope)
     dslope = column_sums(widened(dy) * np.minimum(widened(x), 0))
     return dx, dslope.astype(x.dtype, copy=False)
-
-
-def softmax(x: Array, axis: int = -1) -> Array:
-    """Positive numbers that add up to 1 along an axis: ``exp(x) / sum(exp(x))``.
-
-    Parameters
-    ----------
-    x : ndarray of float16, float32 or float64, at least one axis
-    axis : int
-
-    Returns
-    -------
-    y : ndarray like `x`
-
-    Raises
-    ------
-    CompressionError
-        `x` is not a float array or has no such axis.
-
-    Notes
-    -----
-    The maximum is subtracted from `x` first: the result is the same, and nothing overflows.
-
-    Examples
-    --------
-    >>> softmax(np.array([[1000.0, 1000.0]]))
-    array([[0.5, 0.5]])
-    """
-    x = float_array(x, "x")
-    axis = normal_axis(axis, "axis", x.ndim)
-    return _softmax(x, axis).astype(x.dtype, copy=False)
-
-
-def softmax_vjp(dy: Array, x: Array, axis: int = -1) -> Array:
-    """The vector-Jacobian product of `softmax`: ``y * (dy - sum(dy * y))``, y its output."""
-    x = float_array(x, "x")
-    axis = normal_axis(axis, "axis", x.ndim)
-    dy = gradient(dy, x.shape, x)
-    y = _softmax(x, axis)
-    dx: Array = y * (dy - (dy * y).sum(axis, keepdims=True))
-    return dx.astype(x.dtype, copy=False)
-
-
-def _softmax(x: Array, axis: int) -> Array:
-    """In the dtype of the computation; scipy refuses an axis of length 0."""
-    y: Array = special.softmax(widened(x), axis) if x.shape[axis] else x
-    return y
 
 
 def _times(dy: Array, x: Array, slope: Callable[[Array], Array]) -> Array:

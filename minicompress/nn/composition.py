@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from minicompress.errors import CompressionError
 from minicompress.nn.layer import Layer
-from minicompress.nn.network import Network, layer_tuple
+from minicompress.nn.network import Network
 from minicompress.nn.stateless import Add
 
 Part: TypeAlias = "Layer | Network | Sequence[Layer | Network]"
@@ -44,6 +44,8 @@ def Sequential(parts: Sequence[Layer | Network]) -> Network:
     array([[3., 0.],
            [0., 4.]])
     """
+    if not isinstance(parts, list | tuple):
+        raise CompressionError(f"parts must be a tuple of layers, not {type(parts).__name__}")
     return _composed((parts,), None)
 
 
@@ -100,14 +102,16 @@ def _composed(branches: Sequence[Part], join: Layer | None) -> Network:
     ends: list[int] = []
     for branch in branches:
         outputs: tuple[int, ...] = (0,)
-        for part in (branch,) if isinstance(branch, Layer | Network) else branch:
+        chain = (branch,) if isinstance(branch, Layer | Network) else branch
+        for i, part in enumerate(chain):
             if len(outputs) > 1:
                 raise CompressionError(
                     f"a network with {len(outputs)} outputs can only be the last part of a chain"
                 )
-            if not isinstance(part, Network):
-                (part,) = layer_tuple((part,), "parts")
+            if isinstance(part, Layer):
                 part = Network((part,), ((0,),), (1,))
+            if not isinstance(part, Network):
+                raise CompressionError(f"part {i} must be a Layer or a Network, not {part!r}")
             # Value 0 of the part is the chain's last value; the others follow what is there.
             place = [outputs[0], *range(len(layers) + 1, len(layers) + len(part.layers) + 1)]
             layers += part.layers

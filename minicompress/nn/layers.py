@@ -116,7 +116,29 @@ class _Affine(Layer):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Conv2D(_Affine):
+class _Convolution(_Affine):
+    """What `Conv2D` and `ConvTranspose2D` share: the options of their windows."""
+
+    _: KW_ONLY
+    stride: Pair = 1
+    padding: Padding = "valid"
+    dilation: Pair = 1
+    groups: int = 1
+
+    ndim: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        groups, outputs = as_int(self.groups, "groups", 1), shape_of(self.weight)[3]
+        if outputs % groups:
+            raise CompressionError(f"groups must divide the {outputs} outputs, not be {groups}")
+        stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
+        padding = normal_padding(self.padding)
+        self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Conv2D(_Convolution):
     """A convolution as a layer: `conv2d` with its weight, bias and options.
 
     Parameters
@@ -142,20 +164,9 @@ class Conv2D(_Affine):
     ((14, 14, 8), (2, 2))
     """
 
-    _: KW_ONLY
-    stride: Pair = 1
-    padding: Padding = "valid"
-    dilation: Pair = 1
-    groups: int = 1
-
-    ndim: ClassVar[int] = 4
     option_names = ("stride", "padding", "dilation", "groups")
     function = staticmethod(conv2d)
     function_vjp = staticmethod(conv2d_vjp)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _set_geometry(self)
 
     @classmethod
     def from_oihw(cls, weight: Array, bias: Array | None = None, **options: Any) -> Conv2D:
@@ -181,7 +192,7 @@ class Conv2D(_Affine):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ConvTranspose2D(_Affine):
+class ConvTranspose2D(_Convolution):
     """A transposed convolution as a layer: `conv_transpose2d` with its weight, bias and options.
 
     Parameters
@@ -204,20 +215,14 @@ class ConvTranspose2D(_Affine):
     """
 
     _: KW_ONLY
-    stride: Pair = 1
-    padding: Padding = "valid"
     output_padding: Pair = 0
-    dilation: Pair = 1
-    groups: int = 1
 
-    ndim: ClassVar[int] = 4
     option_names = ("stride", "padding", "output_padding", "dilation", "groups")
     function = staticmethod(conv_transpose2d)
     function_vjp = staticmethod(conv_transpose2d_vjp)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _set_geometry(self)
         self._set(output_padding=pair(self.output_padding, "output_padding", 0))
 
     def geometry(self, input_hw: Shape) -> tuple[tuple[int, int], Geometry]:
@@ -273,16 +278,6 @@ class Dense(_Affine):
         if tuple(input_shape) != (inputs,):
             raise CompressionError(f"the input must have shape ({inputs},), not {input_shape}")
         return (outputs,)
-
-
-def _set_geometry(self: Conv2D | ConvTranspose2D) -> None:
-    """Check the options of a convolution, and keep pairs as pairs."""
-    groups, outputs = as_int(self.groups, "groups", 1), shape_of(self.weight)[3]
-    if outputs % groups:
-        raise CompressionError(f"groups must divide the {outputs} outputs, not be {groups}")
-    stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
-    padding = normal_padding(self.padding)
-    self._set(stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 LAYER_TYPES: frozenset[type[Layer]] = STATELESS_TYPES | {

@@ -3,14 +3,70 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy import special
 
-from minicompress.arrays import Array, as_float, float_array, integer_array, same_dtype
+from minicompress.arrays import (
+    Array,
+    as_float,
+    float_array,
+    integer_array,
+    normal_axis,
+    same_dtype,
+    widened,
+)
 from minicompress.errors import CompressionError
+from minicompress.nn.kernels.windows import gradient
+
+
+def softmax(x: Array, axis: int = -1) -> Array:
+    """Positive numbers that add up to 1 along an axis: ``exp(x) / sum(exp(x))``.
+
+    Parameters
+    ----------
+    x : ndarray of float16, float32 or float64, at least one axis
+    axis : int
+
+    Returns
+    -------
+    y : ndarray like `x`
+
+    Raises
+    ------
+    CompressionError
+        `x` is not a float array or has no such axis.
+
+    Notes
+    -----
+    The maximum is subtracted from `x` first: the result is the same, and nothing overflows.
+
+    Examples
+    --------
+    >>> softmax(np.array([[1000.0, 1000.0]]))
+    array([[0.5, 0.5]])
+    """
+    x = float_array(x, "x")
+    axis = normal_axis(axis, "axis", x.ndim)
+    return _softmax(x, axis).astype(x.dtype, copy=False)
+
+
+def softmax_vjp(dy: Array, x: Array, axis: int = -1) -> Array:
+    """The vector-Jacobian product of `softmax`: ``y * (dy - sum(dy * y))``, y its output."""
+    x = float_array(x, "x")
+    axis = normal_axis(axis, "axis", x.ndim)
+    dy = gradient(dy, x.shape, x)
+    y = _softmax(x, axis)
+    dx: Array = y * (dy - (dy * y).sum(axis, keepdims=True))
+    return dx.astype(x.dtype, copy=False)
+
+
+def _softmax(x: Array, axis: int) -> Array:
+    """In the dtype of the computation; scipy refuses an axis of length 0."""
+    y: Array = special.softmax(widened(x), axis) if x.shape[axis] else x
+    return y
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """The mean over the batch of ``-log softmax(logits)[label]``.
+    """The mean over the batch of ``-log special.softmax(logits)[label]``.
 
     Parameters
     ----------
@@ -23,7 +79,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     loss : float
         Computed in float64; 0.0 for an empty batch.
     dlogits : ndarray like `logits`
-        ``(softmax(logits) - one_hot(labels)) / N``
+        ``(special.softmax(logits) - one_hot(labels)) / N``
 
     Raises
     ------
@@ -48,8 +104,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
             f"labels must lie in [0, {classes}), not reach from {labels.min()} to {labels.max()}"
         )
     rows, wide = np.arange(n), logits.astype(np.float64)
-    loss = abs(float(log_softmax(wide, axis=1)[rows, labels].sum() / n))  # of numbers <= 0
-    dlogits: Array = softmax(wide, axis=1)
+    loss = abs(float(special.log_softmax(wide, axis=1)[rows, labels].sum() / n))  # of numbers <= 0
+    dlogits: Array = special.softmax(wide, axis=1)
     dlogits[rows, labels] -= 1.0
     return loss, (dlogits / n).astype(logits.dtype)
 
@@ -79,8 +135,8 @@ def distillation(
     loss : float
         Computed in float64; 0.0 for an empty batch.
     dlogits : ndarray like `logits`
-        ``((1 - share) (softmax(logits) - one_hot) + share T (softmax(logits / T) -
-        softmax(teacher / T))) / N``
+        ``((1 - share) (special.softmax(logits) - one_hot) + share T (special.softmax(logits / T) -
+        special.softmax(teacher / T))) / N``
 
     Raises
     ------
@@ -114,7 +170,9 @@ def distillation(
     n = len(logits)
     if n == 0:
         return loss, gradient
-    ours, theirs = (log_softmax(z.astype(np.float64) / temperature, 1) for z in (logits, teacher))
+    ours, theirs = (
+        special.log_softmax(z.astype(np.float64) / temperature, 1) for z in (logits, teacher)
+    )
     wanted = np.exp(theirs)
     divergence = float((wanted * (theirs - ours)).sum() / n)
     pull = (np.exp(ours) - wanted) * (share * temperature / n)

@@ -10,6 +10,7 @@ other weights, and nothing changes it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -262,6 +263,13 @@ class Runner:
             for value in self.dropped[i]:
                 del values[value]
         return values
+
+    def with_layer(self, index: int, layer: Layer) -> Runner:
+        """The same network with another layer in one place; the other weights are shared."""
+        changed = copy.copy(self)
+        changed.parts = [*self.parts]
+        changed.parts[index] = plain_layers(layer)
+        return changed
 
     def chunk_rows(self, x: Array) -> int:
         """Rows in a chunk, so that every array between two layers fits in `CHUNK_BYTES`."""

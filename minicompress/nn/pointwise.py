@@ -10,7 +10,7 @@ import numpy as np
 
 from minicompress.arrays import Array, as_float, float_array, freeze, frozen, generator
 from minicompress.errors import CompressionError
-from minicompress.nn import activations
+from minicompress.nn import activations, losses
 from minicompress.nn.layer import Layer, Operation, Pullback, Shape
 from minicompress.representation import Rep
 
@@ -232,8 +232,8 @@ class Softmax(Operation):
     array([[0.5, 0.5]])
     """
 
-    function = staticmethod(activations.softmax)
-    function_vjp = staticmethod(activations.softmax_vjp)
+    function = staticmethod(losses.softmax)
+    function_vjp = staticmethod(losses.softmax_vjp)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

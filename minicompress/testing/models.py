@@ -1,6 +1,7 @@
 """Small models for property tests: layers of all types, weights in every representation, nested."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: `composite` moves annotations into a module of its
+# own, where their names cannot be looked up.
 
 import math
 from typing import Any
