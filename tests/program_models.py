@@ -63,7 +63,7 @@ def exact_programs(draw, max_layers=6, head=True):
     shapes = value_shapes(drawn, (5, 4, 4))
     read = [shapes[reads[0]] for reads in drawn.inputs]
     drawn = replaced(drawn, [*map(exact_layers, drawn.layers, read)])
-    rng = np.random.default_rng(draw(st.integers(0, 3)))
+    rng = np.random.default_rng(0)
     first = Conv2D(signs(rng, 1, 2, 2, 4), draw(st.none() | st.just(signs(rng, 4))), padding="same")
     network = Sequential((first, drawn))
     if head:

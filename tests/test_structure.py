@@ -169,11 +169,10 @@ BAD = [
     (EASY, 0, [1, 1], "increasing channels"),
     (EASY, 0, [0.0, 1.0], "keep must be 4 bools or a list of channels"),
     (EASY, 0, [True, False], "keep must be 4 bools"),
-    (EASY, 1, [0], "layer 1 must be a Conv2D or Dense"),
-    (EASY, 3, [0], "layer 3 makes the outputs of the network"),
+    (EASY, 3, [0], r"layer 3 \(Dense\) makes an output of the network"),
     (EASY, 9, [0], "index must be an int from 0 to 3"),
-    (GROUPED, 0, [0], "channels cannot be followed through layer 1"),
-    (GROUPED, 1, [0], "layer 1 has groups=2"),
+    (GROUPED, 0, [0], r"layer 1 \(Conv2D\) has groups=2"),
+    (GROUPED, 1, [0], r"layer 1 \(Conv2D\) has groups=2"),
 ]
 
 

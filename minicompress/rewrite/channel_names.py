@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -247,7 +247,8 @@ def _cut(layer: Layer, inputs: Array | None, outputs: Array | None) -> Layer:
     rows, columns = (slice(None) if m is None else m for m in (inputs, outputs))
     match layer:
         case Conv2D() | ConvTranspose2D() | Dense():
-            weight, changed = decode(layer.weight), {}
+            weight = decode(layer.weight)
+            changed: dict[str, Any] = {}
             if makes_channels(layer):
                 weight = weight[..., rows, :]
             elif inputs is not None:
@@ -256,13 +257,16 @@ def _cut(layer: Layer, inputs: Array | None, outputs: Array | None) -> Layer:
                 changed["bias"] = freeze(decode(layer.bias)[columns])
             return dataclasses.replace(layer, weight=freeze(weight[..., columns]), **changed)
         case BatchNorm() | PReLU():
-            cut = {name: freeze(decode(v)[columns]) for name, v in layer.parameters().items()}
+            cut: dict[str, Any] = {
+                name: freeze(decode(v)[columns]) for name, v in layer.parameters().items()
+            }
             return dataclasses.replace(layer, **cut)
         case ChannelShuffle() if inputs is not None and outputs is not None:
-            left, order = np.flatnonzero(inputs), _shuffled(len(inputs), layer.groups)[columns]
-            if len(left) % layer.groups or (left[_shuffled(len(left), layer.groups)] != order).any():
+            left, groups = np.flatnonzero(inputs), layer.groups
+            order = _shuffled(len(inputs), groups)[columns]
+            if len(left) % groups or (left[_shuffled(len(left), groups)] != order).any():
                 raise CompressionError(
                     f"the channels {left.tolist()} that stay would be shuffled in another order: "
-                    f"keep the same places of each of {layer.groups} groups"
+                    f"keep the same places of each of {groups} groups"
                 )
     return layer

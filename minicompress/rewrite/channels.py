@@ -206,7 +206,9 @@ def _amounts(
             where = layer_name(network, min(shares))
             raise CompressionError(f"no channel of {where} can be removed: {why[0]}")
     for i in given:
-        raise CompressionError(f"{layer_name(network, i)} makes no channels: leave it out of amount")
+        raise CompressionError(
+            f"{layer_name(network, i)} makes no channels: leave it out of amount"
+        )
     return found
 
 
