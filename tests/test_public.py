@@ -128,6 +128,7 @@ CALLS = {
     "relu": (rows - 0.5,),
     "relu_vjp": (rows, rows - 0.5),
     "remove_channels": (model, 0, [0, 2]),
+    "remove_least_channels": (model, 0.5),
     "requantize": (np.array([[100, -7]]), np.array(2**30), np.array(35)),
     "run_recipe": (model, (noise,)),
     "search_plan": (model, {"half": half, "int4": int4}, rows, labels),
