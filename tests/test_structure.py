@@ -56,14 +56,6 @@ def test_two_batch_norms_in_a_row_fold_one_after_the_other():
     assert fold_batch_norm(model)(np.array([[5.0]])) == model(np.array([[5.0]]))
 
 
-@pytest.mark.parametrize("before", [(), (mc.ReLU(),)])
-def test_a_batch_norm_without_a_layer_to_fold_into_is_refused(before):
-    one = np.ones(1)
-    model = mc.Sequential((*before, mc.BatchNorm(one, one, one, one)))
-    with pytest.raises(mc.CompressionError, match="BatchNorm, must stand right behind a Conv2D"):
-        fold_batch_norm(model)
-
-
 def network(data):
     """Channels 4 of the first convolution reach the second through everything on the way."""
     draw = data.draw
