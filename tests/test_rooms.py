@@ -23,7 +23,7 @@ ORDER = {
     "optimizers training architectures",
     "integer": "requantization stateless layers model conversion",
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
-    "analysis": "accounting sensitivities",
+    "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
     "rewrite": "batch_norm channel_names channels dense low_rank smaller_kernels",
     "search": "weights plan knapsack choices searching",

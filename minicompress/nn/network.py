@@ -173,6 +173,20 @@ def output_shape(network: Network, input_shape: Shape) -> Any:
 def value_shapes(network: Network, input_shape: Shape) -> tuple[Shape, ...]:
     """The shape of every value: the input, and then each layer's output; without the batch axis.
 
+    Parameters
+    ----------
+    network : Network
+    input_shape : tuple of int
+
+    Returns
+    -------
+    tuple of tuple of int
+
+    Raises
+    ------
+    CompressionError
+        As `output_shape`.
+
     Examples
     --------
     >>> from minicompress.nn.composition import Sequential
