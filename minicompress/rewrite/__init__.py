@@ -5,6 +5,7 @@ from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.rewrite.channels import remove_channels, remove_least_channels
 from minicompress.rewrite.dense import dense_to_conv, dense_to_global_pool
 from minicompress.rewrite.low_rank import factorize
+from minicompress.rewrite.replacing import replace_layers
 from minicompress.rewrite.smaller_kernels import shrink_kernel, split_kernel
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "reestimate_batch_norm",
     "remove_channels",
     "remove_least_channels",
+    "replace_layers",
     "shrink_kernel",
     "split_kernel",
 ]
