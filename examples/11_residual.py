@@ -27,7 +27,8 @@ def main(figure="11_residual.png", folder=None):
     def fit(network, epochs, rate):
         steps = epochs * -(-len(train[0]) // 32)
         optimizer = mc.adam(mc.nn.cosine_lr(rate, steps))
-        return mc.fit(network, *train, optimizer=optimizer, epochs=epochs, batch_size=32, rng=rng)[0]
+        options = {"optimizer": optimizer, "epochs": epochs, "batch_size": 32, "rng": rng}
+        return mc.fit(network, *train, **options)[0]
 
     rows = []
 
@@ -52,9 +53,9 @@ def main(figure="11_residual.png", folder=None):
     images = test[0][:IMAGES]
     proven = mc.certify.ball_certificates(network, small, images, eps=EPS, clip=(0.0, 1.0))
     found = mc.certify.attack(network, small, images, eps=EPS, clip=(0.0, 1.0), rng=rng)
-    print(f"\noutputs differ by at most {np.median([c.bound for c in proven]):.3f} (median,", end=" ")
-    print(f"proven), {np.median(found):.3f} (found by a search); {len(proven)} images,", end=" ")
-    print(f"every pixel within 1/{round(1 / EPS)}")
+    bound, seen = np.median([c.bound for c in proven]), np.median(found)
+    print(f"\nwith every pixel within 1/{round(1 / EPS)} of a test image, outputs differ by", end=" ")
+    print(f"at most {bound:.3f}\n(proven, median of {IMAGES}); a search finds {seen:.3f}")
 
     # In integers throughout, as a microcontroller runs it. The test images see it once.
     whole = mc.integer.to_integer(network, train[0][:256])
