@@ -32,14 +32,25 @@ IMAGES = (
 )
 
 
-def numbers(draw, dtype, *shape, most=6):
+def numbers(draw, dtype, *shape, most=6, extreme=False):
+    """Thirds; or times a power of two, down to the subnormal numbers and up to overflow."""
     entries = [draw(st.integers(-most, most)) / 3 for _ in range(int(np.prod(shape)))]
-    return np.array(entries).reshape(shape).astype(dtype)
+    info, scale = np.finfo(dtype), 0
+    if extreme:
+        least = info.minexp - info.nmant
+        scale = draw(st.sampled_from([0, 0, 0, 3, least, least // 2, 10, info.maxexp - 3]))
+    with np.errstate(all="ignore"):
+        array = np.ldexp(np.array(entries).reshape(shape), scale).astype(dtype)
+    return np.clip(array, -info.max, info.max)
 
 
 @st.composite
-def program_pairs(draw, dtype=np.float64, smooth=False, steps=5):
+def program_pairs(draw, dtype=np.float64, smooth=False, steps=5, extreme=False):
     """f, a g of the same form with other weights, and an input."""
+
+    def some(*shape, most=6):
+        return numbers(draw, dtype, *shape, most=most, extreme=extreme)
+
     shape = draw(st.sampled_from([(3,), (2, 3, 2)]))
     shapes, layers, inputs = [shape], [], []
 
@@ -61,19 +72,19 @@ def program_pairs(draw, dtype=np.float64, smooth=False, steps=5):
         if kind == "bend":
             put(draw(st.sampled_from(ALGEBRAIC + SMOOTH if smooth else ALGEBRAIC)), value)
         elif kind == "own" and len(here) == 1:
-            put(mc.Dense(numbers(draw, dtype, here[0], 2), numbers(draw, dtype, 2)), value)
+            put(mc.Dense(some(here[0], 2), some(2)), value)
         elif kind == "own" and draw(st.booleans()):
-            kernel = numbers(draw, dtype, 2, 1, here[2] // 2, 2)
+            kernel = some(2, 1, here[2] // 2, 2)
             put(mc.Conv2D(kernel, padding="same", groups=2), value)
         elif kind == "own":
-            kernel, bias = numbers(draw, dtype, 2, 2, here[2] // 2, 2), numbers(draw, dtype, 2)
+            kernel, bias = some(2, 2, here[2] // 2, 2), some(2)
             options = {"stride": draw(st.sampled_from([1, (1, 2)])), "groups": 2}
             put(mc.nn.ConvTranspose2D(kernel, bias, padding=((1, 0), (0, 1)), **options), value)
         elif kind == "norm":
-            arrays = [numbers(draw, dtype, here[-1]) for _ in range(3)]
+            arrays = [some(here[-1]) for _ in range(3)]
             put(mc.BatchNorm(*arrays, np.full(here[-1], 3.0, dtype), epsilon=1.0), value)
         elif kind == "prelu":
-            put(mc.nn.PReLU(numbers(draw, dtype, here[-1])), value)
+            put(mc.nn.PReLU(some(here[-1])), value)
         elif kind == "add":
             put(mc.Add(), *[value, other, value][: draw(st.integers(1, 3))])
         elif kind == "multiply":
@@ -90,11 +101,11 @@ def program_pairs(draw, dtype=np.float64, smooth=False, steps=5):
     ends = [v for v in range(len(shapes)) if v not in read]
     flat = [put(mc.Flatten(), v) if len(shapes[v]) == 3 else v for v in ends]
     joined = put(mc.Concat(), *flat)
-    put(mc.Dense(numbers(draw, dtype, shapes[joined][0], 2, most=3)), joined)
+    put(mc.Dense(some(shapes[joined][0], 2, most=3)), joined)
     f = mc.Network(tuple(layers), tuple(inputs), (len(layers),))
     size = draw(st.sampled_from([0.0, 0.125, 1.0]))
     g = moved(f, size, np.random.default_rng(draw(st.integers(0, 99))))
-    return f, g, numbers(draw, dtype, *shape)
+    return f, g, some(*shape)
 
 
 def moved(f, size, rng):

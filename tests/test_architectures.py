@@ -7,12 +7,23 @@ import pytest
 
 from minicompress.analysis.accounting import summary
 from minicompress.errors import CompressionError
-from minicompress.nn.architectures import VARIANTS, digits_cnn, lenet5, lenet_300_100, seed_cnn
+from minicompress.nn.architectures import (
+    VARIANTS,
+    digits_cnn,
+    digits_resnet,
+    lenet5,
+    lenet_300_100,
+    mobilenet_v2,
+    resnet20,
+    seed_cnn,
+)
 from minicompress.nn.layer import Layer
 from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.network import output_shape, value_shapes
+from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.parameters import parameters
 from minicompress.nn.pointwise import ReLU
+from minicompress.nn.stateless import Add
 
 # Parameters by hand: kernels and biases of both convolutions, then the dense layer.
 COUNTS = {
@@ -69,7 +80,70 @@ def test_lenet5():
     assert value_shapes(model, (28, 28, 1))[6] == (4, 4, 50)
 
 
+def trained(model):
+    """The parameters that have a gradient: all but the statistics of batch normalizations."""
+    return counted(model) - sum(
+        2 * layer.scale.size for layer in model.layers if isinstance(layer, BatchNorm)
+    )
+
+
+def normalized(size, inputs, outputs, pixels):
+    """Parameters and MACs of a convolution without bias and its normalization."""
+    kernel = size * size * inputs * outputs
+    return np.array([kernel + 2 * outputs, kernel * pixels])
+
+
+def test_resnet20():
+    """By hand from table 6 of He et al. (2016): 6n + 2 layers with n = 3; option B shortcuts."""
+    total = normalized(3, 3, 16, 32 * 32) + 6 * normalized(3, 16, 16, 32 * 32)
+    for inputs, outputs, side in ((16, 32, 16), (32, 64, 8)):
+        total += normalized(3, inputs, outputs, side**2) + 5 * normalized(
+            3, outputs, outputs, side**2
+        )
+        total += normalized(1, inputs, outputs, side**2)
+    total += [64 * 10 + 10, 64 * 10]
+    model = resnet20(rng())
+    assert total.tolist() == [272_474, 40_813_184]
+    assert [trained(model), summary(model, (32, 32, 3)).macs] == total.tolist()
+    assert sum(isinstance(layer, Conv2D) for layer in model.layers) == 19 + 2
+    assert sum(isinstance(layer, Add) for layer in model.layers) == 9
+    assert resnet20(rng(), classes=100).layers[-1].weight.shape == (64, 100)
+
+
+@pytest.mark.parametrize(
+    ("width", "resolution", "classes", "count", "macs"),
+    [
+        (1.0, 224, 1000, 3_504_872, 300_774_272),
+        (0.5, 96, 1000, 1_968_680, None),
+        (1.4, 32, 10, None, None),
+    ],
+)
+def test_mobilenet_v2(width, resolution, classes, count, macs):
+    """3,504,872 parameters and 300 M MACs are those of the paper (table 4) and of torchvision."""
+    model = mobilenet_v2(rng(), width, resolution, classes)
+    shapes = value_shapes(model, (resolution, resolution, 3))
+    assert shapes[-1] == (classes,)
+    if count:
+        assert trained(model) == count
+    if macs:
+        assert summary(model, (resolution, resolution, 3)).macs == macs
+    channels = [s[-1] for s in shapes[1:-1]]
+    assert all(c % 8 == 0 for c in channels)
+    assert sum(isinstance(layer, Add) for layer in model.layers) == 10
+    with pytest.raises(CompressionError, match="resolution must be a multiple of 32"):
+        mobilenet_v2(rng(), 0.25, 100)
+
+
+def test_digits_resnet():
+    model = digits_resnet(rng())
+    assert trained(model) == 21_694
+    assert summary(model, (8, 8, 1)).macs == 467_952
+    assert summary(model, (8, 8, 1)).activation_bytes == 3 * 8 * 8 * 12 * 4  # block 1 at its join
+
+
 MODELS = {
+    "digits_resnet": (digits_resnet, (8, 8, 1)),
+    "resnet20": (resnet20, (32, 32, 3)),
     "seed_cnn": (seed_cnn, (28, 28, 1)),
     "digits_cnn": (digits_cnn, (8, 8, 1)),
     "lenet_300_100": (lenet_300_100, (28, 28, 1)),
@@ -99,7 +173,7 @@ def law_he_normal(layer: Layer, initialized) -> None:
     sqrt(1 / n) of theirs, and a third of a normal lies beyond one deviation; six deviations each.
     """
     weight, bias = initialized(layer)
-    assert (bias == 0).all()
+    assert bias is None or (bias == 0).all()
     n, variance = weight.size, 2 / np.prod(weight.shape[:-1])
     assert abs(np.mean(np.square(weight, dtype=float)) / variance - 1) < 6 * (2 / n) ** 0.5
     assert abs(weight.mean()) < 6 * (variance / n) ** 0.5

@@ -20,6 +20,8 @@ from minicompress.certify import (
     zonotope,
 )
 from minicompress.norms import fro_upper
+from minicompress.representation import dtype_of
+from minicompress.testing import models
 
 FLOATS = (np.float16, np.float32, np.float64)
 
@@ -45,12 +47,12 @@ def law_real(f, g, x, eps, most):
         assert len({row.argmax() for y in (yf, yg) for row in y}) == 1
 
 
+@np.errstate(all="ignore")
 def law_floats(f, g, x, eps, most):
     """Every difference of what runs is within the bounds; overflow has no bounds."""
     certificate = ball_certificate(f, g, x, eps=eps, max_symbols=most)
     ball = points(certificate, x.dtype)
-    with np.errstate(all="ignore"):
-        runs = [(f(ball), g(ball)), *((f(row[None]), g(row[None])) for row in ball[:3])]
+    runs = [(f(ball), g(ball)), *((f(row[None]), g(row[None])) for row in ball[:3])]
     for yf, yg in runs:
         difference = yg.astype(np.float64) - yf
         if not np.isfinite(difference).all():
@@ -64,6 +66,10 @@ def law_floats(f, g, x, eps, most):
         rng = np.random.default_rng(0)
         found = attack(f, g, x[None], eps=eps * 0.99, rng=rng, starts=1, steps=1)
         assert found[0] <= certificate.bound
+
+
+def extremes(dtype):
+    return program_pairs(dtype, smooth=True, extreme=True)
 
 
 EPS = st.sampled_from([0.0, 0.125, 1.0])
@@ -80,6 +86,36 @@ def test_no_exact_value_beats_a_certificate(pair, eps, most):
 @given(st.sampled_from(FLOATS).flatmap(lambda t: program_pairs(t, smooth=True)), EPS, MOST)
 def test_no_value_that_runs_beats_a_certificate(pair, eps, most):
     law_floats(*pair, eps, most)
+
+
+@at_most(40)
+@given(st.sampled_from(FLOATS).flatmap(extremes), EPS, MOST)
+def test_no_value_beats_a_certificate_from_underflow_to_overflow(pair, eps, most):
+    law_floats(*pair, eps, most)
+
+
+@at_most(40)
+@given(program_pairs(extreme=True), EPS, MOST)
+def test_no_exact_value_beats_one_from_underflow_to_overflow(pair, eps, most):
+    law_real(*pair, eps, most)
+
+
+@at_most(40)
+@given(models((3, 2, 2)), EPS)
+def test_a_drawn_program_is_certified_or_refused_by_name(model, eps):
+    """Against itself with its weights decoded."""
+    dtype = next((dtype_of(r) for p in mc.nn.parameters(model) for r in p.values()), np.float64)
+    x = np.linspace(-1, 1, 12).reshape(3, 2, 2).astype(dtype)
+    if len(model.outputs) == 1:
+        model = mc.Sequential((model, mc.Flatten()))
+    types = {type(layer).__name__ for layer in model.layers}
+    why = [name for name in ("Softmax", "LocalResponseNorm") if name in types]
+    why = [rf"\({name}\)" for name in why] if len(model.outputs) == 1 else ["must have one output"]
+    if why:
+        with pytest.raises(mc.CompressionError, match="|".join(why)):
+            law_floats(model, mc.nn.decoded(model), x, eps, 10)
+    else:
+        law_floats(model, mc.nn.decoded(model), x, eps, 10)
 
 
 @at_most(40)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any, overload
 
 import numpy as np
 
+from minicompress.analysis.array_sizes import ArraySummary, summary_of_arrays
 from minicompress.arrays import Array, Value, as_int, ceil_div
 from minicompress.errors import CompressionError
 from minicompress.nn.layer import Layer, Shape
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, factor_layers
-from minicompress.nn.network import Network, value_shapes
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, ConvTranspose2D, Dense, factor_layers
+from minicompress.nn.network import Network, last_readers, value_shapes
 from minicompress.representation import (
     LowRank,
     Rep,
@@ -35,6 +37,8 @@ class LayerSummary(Value):
     ----------
     index, layer : int, str
         The layer's position in the model, and the name of its type.
+    reads : tuple of int
+        The values that it reads.
     output_shape : tuple of int
         Of one output, without the batch axis.
     params, nonzeros, macs, dense_bytes, sparse_bytes, packed_bytes, activation_bytes : int
@@ -45,6 +49,7 @@ class LayerSummary(Value):
 
     index: int
     layer: str
+    reads: tuple[int, ...]
     output_shape: tuple[int, ...]
     params: int
     nonzeros: int
@@ -68,14 +73,14 @@ class Summary(Value):
     Parameters
     ----------
     rows : tuple of LayerSummary
-    input_bytes : int
-        Of one input.
+    activation_bytes : int
+        The most that the values which are still needed take together, for one input.
     file_bytes : int or None
         The length of the model's file, if it was asked for.
     """
 
     rows: tuple[LayerSummary, ...]
-    input_bytes: int = 0
+    activation_bytes: int = 0
     file_bytes: int | None = None
 
     params = _total("params", "Stored weights.")
@@ -85,43 +90,46 @@ class Summary(Value):
     sparse_bytes = _total("sparse_bytes", "Bytes of all weights as arrays without their zeros.")
     packed_bytes = _total("packed_bytes", "Bytes of all weights as they are stored.")
 
-    @property
-    def activation_bytes(self) -> int:
-        """The most that a layer's input and output take together, for one input."""
-        outputs = [self.input_bytes, *(row.activation_bytes for row in self.rows)]
-        return max((a + b for a, b in pairwise(outputs)), default=self.input_bytes)
-
     def __repr__(self) -> str:
-        head = ("layer", "output", "params", "nonzeros", "MACs", "dense B", "sparse B", "packed B")
+        counted = ("params", "nonzeros", "MACs", "dense B", "sparse B", "packed B", "output B")
         rows = [
             (
                 f"{row.index} {row.layer}",
+                ", ".join(map(str, row.reads)),
                 " x ".join(map(str, row.output_shape)),
                 *_counts(row),
                 "saves nothing" if row.saves_nothing else "",
             )
             for row in self.rows
         ]
-        return aligned([(*head, "output B", ""), *rows, ("total", "", *_counts(self), "")])
+        cells = [("layer", "reads", "output", *counted, ""), *rows]
+        cells.append(("total", "", "", *_counts(self), ""))
+        if all(row.reads == (row.index,) for row in self.rows):  # a chain
+            cells = [(*row[:1], *row[2:]) for row in cells]
+        return aligned(cells)
 
 
-def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = False) -> Summary:
-    """Count what a model costs, in exact integers.
+@overload
+def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = ...) -> Summary: ...
+@overload
+def summary(model: Mapping[str, Rep]) -> ArraySummary: ...
+def summary(model: Any, input_shape: Any = None, *, file: bool = False) -> Any:
+    """Count what a network costs, or arrays with names, in exact integers.
 
     Parameters
     ----------
-    model : Network
-        Its weights may be representations.
+    model : Network, or mapping of str to ndarray or representation
+        The weights of a network may be representations.
     input_shape : tuple of int
         Of one input, without the batch axis. Only `macs`, `activation_bytes` and the shapes depend
-        on it.
+        on it. Arrays have none.
     file : bool
         Whether to count `file_bytes` too, which takes as long as `save`.
 
     Returns
     -------
-    Summary
-        For every layer and in total:
+    Summary, or ArraySummary
+        For every layer (or array) and in total:
 
         params : `num_params` of weight and bias. For a `LowRank` weight these are the entries of
             its factors, for a `Sparse` weight the values that it stores. Batch normalization has
@@ -135,7 +143,8 @@ def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = False)
             whichever is less.
         packed_bytes : `storage_bits` of weight and bias, each rounded up to whole bytes.
         activation_bytes : of the output for one input, in the dtype of the weights. In total, the
-            most that a layer's input and output take together.
+            most that all values take together which are needed at the same time: in a chain a
+            layer's input and output, with a shortcut also the value that waits for its join.
         file_bytes : in total only, the length of the file that `save` writes: packed and
             entropy-coded, with the architecture. None unless asked for.
         saves_nothing : whether a compressed layer is no smaller packed than dense, or a `LowRank`
@@ -161,19 +170,39 @@ def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = False)
     5 Dense        10    1,010     1,000    1,000      4,040      4,125      4,040        40
     total              266,610   266,200  266,200  1,066,440  1,098,075  1,066,440     6,272
     """
+    if isinstance(model, Mapping):
+        return summary_of_arrays(model)
+    if input_shape is None:
+        raise CompressionError("input_shape must be given: the shape of one input of the network")
     shapes = value_shapes(model, input_shape)
     dtypes = [dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()]
     itemsize = max((dtype.itemsize for dtype in dtypes), default=4)  # a network has one dtype
     rows = tuple(
-        _layer_summary(i, layer, before, after, itemsize)
-        for i, (layer, before, after) in enumerate(zip(model.layers, shapes, shapes[1:]))
+        _layer_summary(model, i, [shapes[value] for value in reads], shapes[i + 1], itemsize)
+        for i, reads in enumerate(model.inputs)
     )
-    return Summary(rows, math.prod(shapes[0]) * itemsize, len(dumps(model)) if file else None)
+    peak = most_alive(model, [math.prod(shape) * itemsize for shape in shapes])
+    return Summary(rows, peak, len(dumps(model)) if file else None)
+
+
+def most_alive(model: Network, sizes: Sequence[int]) -> int:
+    """The largest sum of the sizes of values that are needed at the same time.
+
+    While a layer runs, these are the values that it or a later layer reads, its own output, and the
+    network's outputs that are made already.
+    """
+    alive, peak = {0}, sizes[0]
+    for i, dropped in enumerate(last_readers(model)):
+        alive.add(i + 1)
+        peak = max(peak, sum(sizes[value] for value in alive))
+        alive.difference_update(dropped)
+    return peak
 
 
 def _layer_summary(
-    index: int, layer: Layer, input_shape: Shape, output_shape: Shape, itemsize: int
+    model: Network, index: int, read: Sequence[Shape], output_shape: Shape, itemsize: int
 ) -> LayerSummary:
+    layer = model.layers[index]
     kind = type(layer)
     inherited = kind.parameters in {known.parameters for known in LAYER_TYPES}
     if kind not in LAYER_TYPES and (inherited or not hasattr(kind, "macs")):
@@ -191,10 +220,11 @@ def _layer_summary(
     return LayerSummary(
         index,
         kind.__name__,
+        model.inputs[index],
         output_shape,
         sum(num_params(rep) for rep in reps),
         sum(_nonzeros(rep) for rep in reps),
-        _macs(layer, input_shape),
+        _macs(layer, read),
         dense_bytes,
         sum(_sparse_bytes(decode(rep)) for rep in reps),
         packed_bytes,
@@ -214,15 +244,21 @@ def _nonzeros(rep: Rep) -> int:
     return int(np.count_nonzero(decode(rep)))
 
 
-def _macs(layer: Layer, input_shape: Shape) -> int:
-    """Every output of a product costs one multiplication for each weight that it depends on."""
+def _macs(layer: Layer, read: Sequence[Shape]) -> int:
+    """Multiplications by weights: for each output of a product, the weights that it depends on.
+
+    For a transposed convolution, for each input, the weights that it meets.
+    """
     if type(layer) not in LAYER_TYPES:
-        return as_int(layer.macs(input_shape), f"{type(layer).__name__}.macs", 0)  # type: ignore[attr-defined]
-    total, shape = 0, input_shape
+        return as_int(layer.macs(*read), f"{type(layer).__name__}.macs", 0)  # type: ignore[attr-defined]
+    if isinstance(layer, ConvTranspose2D):
+        kernel, (h, w, _) = shape_of(layer.weight), read[0]
+        return h * w * math.prod(kernel)
+    total = 0
     for part in factor_layers(layer):
-        shape = part.output_shape(shape)
+        read = [part.output_shape(*read)]
         if isinstance(part, Conv2D | Dense):
-            total += math.prod(shape) * math.prod(shape_of(part.weight)[:-1])
+            total += math.prod(read[0]) * math.prod(shape_of(part.weight)[:-1])
     return total
 
 

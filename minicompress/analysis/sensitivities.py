@@ -13,9 +13,8 @@ from minicompress.analysis.accounting import summary
 from minicompress.arrays import Array, as_int, float_array
 from minicompress.compressors.chaining import Compressor
 from minicompress.errors import CompressionError, naming
-from minicompress.nn.composition import Sequential
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Network, apply
+from minicompress.nn.network import Network, Runner
 from minicompress.nn.parameters import with_parameters
 from minicompress.nn.training import Loss, evaluate, scored
 from minicompress.representation import Certificate, Compressed, checked, decode
@@ -106,6 +105,7 @@ def sensitivity(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.compressors.pruning import prune_magnitude
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[4.0, 0.0], [1.0, 2.0]])),))
@@ -130,22 +130,25 @@ def sensitivity(
         networks[i, name] = with_parameters(model, changed)
         report("compressing", (n + 1) / len(pairs))
 
-    parts: dict[tuple[int, str], list[Array]] = {pair: [] for pair in pairs}
+    run = Runner(model)
+    runs = {(i, name): run.with_layer(i, networks[i, name].layers[i]) for i, name in pairs}
+    parts: dict[tuple[int, str], list[tuple[Array, ...]]] = {pair: [] for pair in pairs}
     for start in range(0, len(x), batch_size):
-        batch = x[start : start + batch_size]
+        values = {0: x[start : start + batch_size]}
         with np.errstate(over="ignore", invalid="ignore"):
-            for i, layer in enumerate(model.layers):
+            for i in range(len(model.layers)):
                 for name in methods if i in weighted else ():
-                    tail = Sequential(networks[i, name].layers[i:])
-                    parts[i, name].append(apply(tail, batch, batch_size=batch_size))
-                batch = apply(Sequential((layer,)), batch, batch_size=batch_size)
+                    ends = runs[i, name](values, i)
+                    parts[i, name].append(tuple(ends[value] for value in model.outputs))
+                values = run(values, i, i + 1)
         report("running", min(1.0, (start + batch_size) / len(x)))
 
     rows = []
     for n, (i, name) in enumerate(pairs):
         network = networks[i, name]
         after = summary(network, shape)
-        found, right = scored(np.concatenate(parts[i, name]), y, loss)
+        outputs = tuple(map(np.concatenate, zip(*parts[i, name], strict=True)))
+        found, right = scored(outputs if len(outputs) > 1 else outputs[0], y, loss)
         rows.append(
             Sensitivity(
                 i,
