@@ -104,19 +104,20 @@ def program_pairs(draw, dtype=np.float64, smooth=False, steps=5, extreme=False):
     put(mc.Dense(some(shapes[joined][0], 2, most=3)), joined)
     f = mc.Network(tuple(layers), tuple(inputs), (len(layers),))
     size = draw(st.sampled_from([0.0, 0.125, 1.0]))
-    g = moved(f, size, np.random.default_rng(draw(st.integers(0, 99))))
+    g = moved(f, size, lambda shape: numbers(draw, np.float64, *shape, most=3))
     return f, g, some(*shape)
 
 
-def moved(f, size, rng):
-    """The network with every weight moved by eighths of a size; a variance stays."""
+def moved(f, size, step):
+    """The network with every weight moved by a size times ``step(shape)``; a variance stays."""
     layers = []
     for layer in f.layers:
-        arrays = {
-            n: (v + size * rng.integers(-8, 9, v.shape) / 8).astype(v.dtype)
-            for n, v in layer.parameters().items()
-            if n != "variance"
-        }
+        arrays = {}
+        for name, v in layer.parameters().items():
+            if name != "variance":
+                top = np.finfo(v.dtype).max
+                with np.errstate(all="ignore"):
+                    arrays[name] = np.clip(v + size * step(v.shape), -top, top).astype(v.dtype)
         layers.append(dataclasses.replace(layer, **arrays) if arrays else layer)
     return mc.Network(tuple(layers), f.inputs, f.outputs)
 

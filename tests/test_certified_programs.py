@@ -140,13 +140,15 @@ def test_a_network_is_not_apart_from_itself(pair, eps, most):
 
 def law_norms(f, g, x):
     limit = output_bound(f, g, radius=fro_upper(x), input_shape=x.shape)
+    if limit == np.inf:
+        return
     for sign in (1, -1):
         (difference,) = rational(g, sign * x[None]) - rational(f, sign * x[None])
         assert sum(v * v for v in difference) <= Fraction(limit) ** 2
 
 
 @at_most(40)
-@given(program_pairs())
+@given(program_pairs() | program_pairs(extreme=True))
 def test_no_input_beats_the_bound_by_norms(pair):
     law_norms(*pair)
 
@@ -453,7 +455,13 @@ def law_products():
     branches = [mc.Dense(rng.integers(-2, 3, (3, 2)) / 1) for _ in range(2)]
     f = mc.Parallel(branches, mc.Multiply())
     for size in (0.5, 1.0):
-        law_real(f, moved(f, size, rng), np.array([1.0, -1, 0.5]), 2.0, None)
+        law_real(
+            f,
+            moved(f, size, lambda shape: rng.integers(-8, 9, shape) / 8),
+            np.array([1.0, -1, 0.5]),
+            2.0,
+            None,
+        )
     law_shared()
 
 
