@@ -114,6 +114,10 @@ CASES = {
             ((), (mc.GlobalAvgPool2D(keep_axes=True), conv(3, 3, dead=[1]))), mc.Multiply()),
          *head(3)), [2, 2, 2],
     ),
+    "shuffled": (
+        (conv(2, 6, dead=[0, 2, 3]), mc.nn.ChannelShuffle(2), mc.ReLU(), conv(6, 2), *head(2)),
+        [4, 2, 2],
+    ),
     "depthwise": (
         (conv(2, 3), conv(1, 6, dead=[0, 1, 4], groups=3), mc.ReLU(), *head(6)), [2, 4, 2],
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -84,8 +85,9 @@ def without_dead_units(state: TrainingState) -> TrainingState:
     latent, last, optimizer = latent_parts(state.latent), state.latent.layers[-1], state.optimizer
     moments = {k: m for k, m in optimizer._asdict().items() if isinstance(m, tuple) and m}
     shadows = {k: with_parameters(latent.network, m[:-1]) for k, m in moments.items()}
-    for layers, _ in tied_layers(latent.network, channel_names(latent.network)):
-        channels = channel_names(latent.network)
+    named = partial(channel_names, tie_shuffles=True)
+    for layers, _ in tied_layers(latent.network, named(latent.network)):
+        channels = named(latent.network)
         gone = _dead(latent, channels, layers)
         if gone.size:
             network = without_channels(_passed_on(latent, channels, gone), channels, gone)
