@@ -101,7 +101,7 @@ def export_c(
     multipliers are int32, shifts uint8.
 
     RAM is one array, in which outputs overwrite inputs that are not needed any more. In a chain it
-    is as small as its largest layer allows; otherwise values are placed greedily by size.
+    is as small as its largest layer allows; otherwise values are placed greedily.
     So the functions are not reentrant.
 
     The code does not depend on anything that the C standard leaves open: it has no shift of a
