@@ -22,10 +22,10 @@ ORDER = {
     "stateless normalization layers network composition parameters gradient statistics "
     "optimizers training architectures",
     "integer": "requantization stateless joins layers model forms conversion",
-    "storage": "bits huffman range_coder entropy matrices sections coding files container",
+    "storage": "bits huffman range_coder entropy matrices sections coding networks files container",
     "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
-    "rewrite": "batch_norm channels dense low_rank smaller_kernels",
+    "rewrite": "batch_norm channel_names channels dense low_rank replacing smaller_kernels",
     "search": "weights plan knapsack choices searching",
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
