@@ -220,7 +220,7 @@ def export_c_file(
 
     Notes
     -----
-    Batch normalization is folded into the layer before it. Clustered weights get one scale for all
+    Batch normalization is folded by `fold_batch_norm`. Clustered weights get one scale for all
     outputs. With one scale for each output, equal values would get different codes, and the
     codebook would grow.
     """
