@@ -102,7 +102,7 @@ def test_every_example_is_tested():
 
 
 def test_lessons_are_numbered_and_short():
-    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(11)]
+    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(12)]
     readme = (ROOT / "examples" / "README.md").read_text()
     for name in LESSONS:
         source = (ROOT / "examples" / f"{name}.py").read_text()
