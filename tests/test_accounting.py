@@ -15,14 +15,24 @@ from minicompress.analysis.accounting import Summary, summary
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn
-from minicompress.nn.composition import Sequential
+from minicompress.nn.composition import Residual, Sequential
 from minicompress.nn.layer import Layer
-from minicompress.nn.layers import Conv2D, Dense, factor_layers
+from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense, factor_layers
+from minicompress.nn.network import Network, Runner, value_shapes
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.pointwise import Dropout, ReLU
 from minicompress.nn.stateless import Flatten, GlobalAvgPool2D, MaxPool2D
-from minicompress.representation import Clustered, LowRank, Quantized, Sparse, decode, shape_of
+from minicompress.representation import (
+    Clustered,
+    LowRank,
+    Quantized,
+    Sparse,
+    decode,
+    dtype_of,
+    shape_of,
+)
 from minicompress.storage.container import save
+from minicompress.testing import models
 
 
 def ones(*shape, dtype=np.float32):
@@ -289,3 +299,55 @@ def test_planted_fault_is_found(name):
     case, wrong = PLANTED[name]
     with pytest.raises(AssertionError):
         law_counts_are_those_of_the_definition(*case, wrong)
+
+
+def test_named_arrays_are_counted():
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(6, 5)), "i": np.arange(6, dtype=np.int16), "s": np.array(2.0)}
+    arrays["p"] = Sparse((4, 4), np.array([1, 7, 9]), ones(3))
+    arrays["l"] = LowRank((ones(3, 2), ones(2, 4)), "ir,ro->io")
+    found = summary(arrays)
+    assert [row.packed_bytes for row in found.rows] == [240, 12, 8, 12 + 2, 56]
+    assert [row.dense_bytes for row in found.rows] == [240, 12, 8, 64, 48]
+    assert [row.nonzeros for row in found.rows] == [30, 5, 1, 3, 12]
+    assert [row.form for row in found.rows[3:]] == ["Sparse 81% zero", "LowRank rank 2"]
+    assert found.packed_bytes == sum(row.packed_bytes for row in found.rows)
+    assert repr(found).splitlines()[-1].split() == ["total", "54", "372", "330", "1.1"]
+    with pytest.raises(CompressionError, match="input_shape must be given"):
+        summary(digits_cnn(rng))
+
+
+def test_the_most_that_is_needed_at_the_same_time():
+    """By hand: a shortcut waits for its join, and an output that is made early stays."""
+    one = Dense(ones(4, 4))
+    residual = Sequential((one, Residual(one, ReLU()), Dense(ones(4, 1))))
+    assert summary(residual, (4,)).activation_bytes == 3 * 16  # at each of its layers
+    heads = Network((one, one, one), ((0,), (1,), (2,)), (1, 3))
+    assert summary(heads, (4,)).activation_bytes == 3 * 16
+    assert summary(Sequential((one, one, one)), (4,)).activation_bytes == 2 * 16
+
+
+@given(models())
+def test_the_peak_is_what_running_holds(network):
+    """Counted while it runs: what the runner keeps, and the new value beside it."""
+    shapes, run = value_shapes(network, (5, 4, 2)), Runner(network)
+    reps = [rep for layer in network.layers for rep in layer.parameters().values()]
+    itemsize = dtype_of(reps[0]).itemsize if reps else 4
+    x = np.zeros((1, 5, 4, 2), dtype_of(reps[0]) if reps else np.float32)
+    values, peak = {0: x}, x.nbytes
+    with np.errstate(all="ignore"):
+        for i in range(len(network.layers)):
+            after = run(values, i, i + 1)
+            together = {*values, i + 1}
+            sizes = [int(np.prod(shapes[value])) * itemsize for value in together]
+            peak, values = max(peak, sum(sizes)), after
+    assert summary(network, (5, 4, 2)).activation_bytes == peak
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
+def test_multiplications_of_a_transposed_convolution(size, kernel, stride, groups):
+    """Every pixel of the input meets every weight of its group."""
+    layer = ConvTranspose2D(ones(kernel, 2, 2, 2 * groups), stride=stride, groups=groups)
+    image = (size, 3, 2 * groups)
+    count = sum(1 for _ in np.ndindex(size, 3, kernel, 2, 2, 2 * groups))
+    assert summary(Sequential((layer,)), image).macs == count

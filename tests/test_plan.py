@@ -68,3 +68,56 @@ BAD = [
 def test_a_plan_that_does_not_fit_is_refused(plan, message):
     with pytest.raises(mc.CompressionError, match=message):
         mc.compress(net(), plan)
+
+
+# Named arrays -----------------------------------------------------------------------------------
+
+
+def named():
+    rng = np.random.default_rng(0)
+    return {
+        "encoder.weight": rng.normal(size=(6, 4)),
+        "encoder.bias": rng.normal(size=4),
+        "head.weight": rng.normal(size=(4, 3)).astype(np.float32),
+        "table": rng.integers(0, 9, (3, 3)),
+        "conv3d": rng.normal(size=(2, 3, 2, 3, 2)),
+    }
+
+
+def test_named_arrays_are_compressed_as_the_plan_says():
+    arrays = named()
+    plan = {"*.weight": int4, "head.weight": half, "*": partial(mc.quantize, num_bits=8)}
+    small, certificates = mc.compress(arrays, plan)
+    assert list(small) == list(arrays)
+    assert list(certificates) == ["encoder.weight", "head.weight", "conv3d"]
+    assert certificates["encoder.weight"] == int4(arrays["encoder.weight"]).cert  # first pattern
+    assert certificates["head.weight"] == half(arrays["head.weight"]).cert  # its own name
+    assert isinstance(small["conv3d"], mc.Quantized)
+    for name in ("encoder.bias", "table"):  # patterns leave them alone
+        assert small[name] is arrays[name]
+    check_pure(mc.compress, arrays, plan)
+
+
+def test_a_name_reaches_what_patterns_leave():
+    small, certificates = mc.compress(named(), {"encoder.bias": half, "head.*": None, "*": int4})
+    assert isinstance(small["encoder.bias"], mc.Sparse)
+    assert isinstance(small["head.weight"], np.ndarray)
+    assert set(certificates) == {"encoder.bias", "encoder.weight", "conv3d"}
+    again = mc.compress(small, {"encoder.bias": half})
+    assert again.certificates["encoder.bias"].measured == 0.0
+
+
+NAMED_REFUSED = [
+    ({"decoder.*": int4}, r"'decoder.\*' of the plan fits no array"),
+    ({"*bias": int4}, "patterns fit float arrays of two axes or more"),
+    ({0: int4}, "names as keys, not 0"),
+    ({"table": int4}, "array 'table': "),
+    ({"head.weight": lambda w: w}, "array 'head.weight': "),
+    ([int4], "plan must map names to compressors"),
+]
+
+
+@pytest.mark.parametrize(("plan", "message"), NAMED_REFUSED)
+def test_plans_of_names_refused(plan, message):
+    with pytest.raises(mc.CompressionError, match=message):
+        mc.compress(named(), plan)

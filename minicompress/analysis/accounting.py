@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
+from minicompress.analysis.array_sizes import ArraySummary, summary_of_arrays
 from minicompress.arrays import Array, Value, as_int, ceil_div
 from minicompress.errors import CompressionError
 from minicompress.nn.layer import Layer, Shape
@@ -107,23 +109,27 @@ class Summary(Value):
         return aligned(cells)
 
 
-def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = False) -> Summary:
-    """Count what a model costs, in exact integers.
+@overload
+def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = ...) -> Summary: ...
+@overload
+def summary(model: Mapping[str, Rep]) -> ArraySummary: ...
+def summary(model: Any, input_shape: Any = None, *, file: bool = False) -> Any:
+    """Count what a network costs, or arrays with names, in exact integers.
 
     Parameters
     ----------
-    model : Network
-        Its weights may be representations.
+    model : Network, or mapping of str to ndarray or representation
+        The weights of a network may be representations.
     input_shape : tuple of int
         Of one input, without the batch axis. Only `macs`, `activation_bytes` and the shapes depend
-        on it.
+        on it. Arrays have none.
     file : bool
         Whether to count `file_bytes` too, which takes as long as `save`.
 
     Returns
     -------
-    Summary
-        For every layer and in total:
+    Summary, or ArraySummary
+        For every layer (or array) and in total:
 
         params : `num_params` of weight and bias. For a `LowRank` weight these are the entries of
             its factors, for a `Sparse` weight the values that it stores. Batch normalization has
@@ -164,6 +170,10 @@ def summary(model: Network, input_shape: tuple[int, ...], *, file: bool = False)
     5 Dense        10    1,010     1,000    1,000      4,040      4,125      4,040        40
     total              266,610   266,200  266,200  1,066,440  1,098,075  1,066,440     6,272
     """
+    if isinstance(model, Mapping):
+        return summary_of_arrays(model)
+    if input_shape is None:
+        raise CompressionError("input_shape must be given: the shape of one input of the network")
     shapes = value_shapes(model, input_shape)
     dtypes = [dtype_of(rep) for layer in model.layers for rep in layer.parameters().values()]
     itemsize = max((dtype.itemsize for dtype in dtypes), default=4)  # a network has one dtype

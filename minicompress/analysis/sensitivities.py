@@ -105,6 +105,7 @@ def sensitivity(
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> from minicompress.compressors.pruning import prune_magnitude
     >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[4.0, 0.0], [1.0, 2.0]])),))
