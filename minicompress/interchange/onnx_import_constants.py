@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicompress.arrays import FLOATS, Array, freeze
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.factors import rearranged
 from minicompress.representation import Clustered, Quantized, Rep, decode, dtype_of, shape_of
 
@@ -24,7 +24,10 @@ CODES = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (2, 4, 8, 16
 
 def tensor_array(onnx: Any, tensor: Any) -> Array:
     """The array of a TensorProto, read-only; integers of 4 bits have a dtype of ml_dtypes."""
-    return freeze(onnx.numpy_helper.to_array(tensor))
+    try:
+        return freeze(onnx.numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError, OSError) as error:  # whatever onnx raises of it
+        raise FileFormatError(f"constant {tensor.name!r} is not whole: {error}") from error
 
 
 def folded(onnx: Any, node: Any, inputs: list[Rep | None], opset: int) -> list[Rep]:

@@ -35,6 +35,9 @@ from minicompress.nn.stateless import (
 )
 from minicompress.representation import decode
 
+LARGEST = 2**28
+"""Entries of the largest value for one input."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
@@ -69,6 +72,8 @@ class Scale(Layer):
 @lru_cache(maxsize=64)
 def order_of(shape: Shape, first: bool) -> Array:
     """The order of a tensor that has a value's channels first, or last."""
+    if math.prod(shape) > LARGEST:
+        raise CompressionError(f"a value of shape {shape} is too large")
     order: Array = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
     return freeze(np.moveaxis(order, -1, 0) if first else order)
 

@@ -42,7 +42,7 @@ class Model:
         floats = {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE}
         dims = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
         if not 2 <= len(dims) <= 4 or self.elem_type not in floats:
-            kind = onnx.TensorProto.DataType.Name(self.elem_type)
+            kind = dict(map(reversed, onnx.TensorProto.DataType.items())).get(self.elem_type, "?")
             raise CompressionError(
                 f"input {self.input!r} must be floats (N, C, H, W) or (N, features), not {kind} of "
                 f"shape {dims}"

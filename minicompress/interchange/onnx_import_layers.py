@@ -75,9 +75,11 @@ def conv_transpose(node: Node) -> View:
             for n, s, k, d, m in zip(size, stride, (kh, kw), dilation, more, strict=True)
         ]
         totals = [a - int(b) for a, b in zip(full, list(shape)[-2:], strict=True)]
+        if word.startswith("SAME") and min(totals) < 0:
+            raise CompressionError(f"auto_pad must not enlarge the output, and {totals} does")
         more = tuple(m + max(-t, 0) for m, t in zip(more, totals, strict=True))  # type: ignore[assignment]
         cut = [max(t, 0) for t in totals]
-        ends = [(t - t // 2, t // 2) if word == "SAME_LOWER" else (t // 2, t - t // 2) for t in cut]
+        ends = [(t // 2, t - t // 2) if word == "SAME_UPPER" else (t - t // 2, t // 2) for t in cut]
         sides = ends[0], ends[1]
     layer = ConvTranspose2D(
         kernel,
