@@ -218,6 +218,7 @@ def with_weights(name):
         weight = rng.standard_normal(shape, F) * F((2 / max(np.prod(shape[1:]), 1)) ** 0.5)
         weight = weight if len(shape) > 1 else rng.random(shape, F) + F(0.5)
         graph.initializer.append(onnx.numpy_helper.from_array(weight, node.output[0]))
+    proto.ir_version = 8  # in which constants need not be inputs
     inputs = [value for value in graph.input if value.name not in shapes]
     del graph.input[:]
     graph.input.extend(inputs)
