@@ -25,8 +25,9 @@ ORDER = {
     "storage": "bits huffman range_coder entropy matrices sections coding files container",
     "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
-    "rewrite": "batch_norm channels dense low_rank smaller_kernels",
     "search": "weights plan knapsack choices searching",
+    "rewrite": "batch_norm channels dense low_rank smaller_kernels compensation bias_correction "
+    "equalization",
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
     "interchange": "c_weights c_plan c_layers c_text c onnx_graph onnx_layers onnx_file "
