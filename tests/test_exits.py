@@ -267,7 +267,7 @@ def test_exits_compress_like_any_layer():
 
 TWO_CLASSES = dense([1, 0], [0, 1])
 WRONG = {
-    "segments must be a tuple of Sequential": lambda: EarlyExit((FIRST, ReLU()), HEADS[:1], (1.0,)),
+    "segments must be a tuple of Network": lambda: EarlyExit((FIRST, ReLU()), HEADS[:1], (1.0,)),
     "heads must be one fewer": lambda: EarlyExit((FIRST,), HEADS, (0.5, 0.5)),
     "thresholds must be a tuple of 2": lambda: replace(EXITS, thresholds=(0.5,)),
     "thresholds must be a number": lambda: replace(EXITS, thresholds=(0.5, -0.5)),
