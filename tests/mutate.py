@@ -44,7 +44,7 @@ ROOMS = {
     "integer": "requantization integer_layers conversion unknown_layers public",
     "storage": "format entropy container damaged_files not_finite public",
     "analysis": "accounting sensitivities table unknown_layers public",
-    "certify": "lipschitz certificates certification unknown_layers public",
+    "certify": "lipschitz certificates certified_programs certification unknown_layers public",
     "rewrite": "structure smaller_kernels compensation bias_correction equalization "
     "unknown_layers not_finite public",
     "search": "plan searching sensitivities public",
@@ -62,6 +62,8 @@ ELSEWHERE = {
     "factors": "layers",
     "tables": "table",
     "zonotope": "certificates",
+    "following": "certificates",
+    "margins": "certificates",
     "huffman": "entropy",
     "range_coder": "entropy",
     "strategies": "checks",

@@ -280,6 +280,8 @@ WRONG = {
         replace(EXITS, heads=(TWO_CLASSES, HEADS[1])), SEEN),
     "must end in logits": lambda: predict(
         EarlyExit((Sequential(CNN.layers[:4]),), (), ()), images(2)),
+    r"heads\[0\] and the exit after it": lambda: exit_logits(
+        EarlyExit((FIRST, Sequential(())), (Sequential(()),), (1.0,)), SEEN),
     "x must be a batch": lambda: predict(EXITS, np.array(1.0)),
     "batch_size must be": lambda: predict(EXITS, SEEN, batch_size=0),
     "x must be of dtype": lambda: predict(EXITS, [[1, 2]]),

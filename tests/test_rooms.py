@@ -24,7 +24,8 @@ ORDER = {
     "integer": "requantization stateless joins layers model forms conversion",
     "storage": "bits huffman range_coder entropy matrices sections coding networks files container",
     "analysis": "array_sizes accounting sensitivities",
-    "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
+    "certify": "pairs curves operator_norms lipschitz zonotope following float_error margins "
+    "certificates attacks",
     "search": "weights plan knapsack choices searching",
     "rewrite": "batch_norm channel_names channels dense low_rank replacing smaller_kernels "
     "compensation bias_correction equalization",

@@ -352,8 +352,10 @@ def parts(exits: EarlyExit) -> tuple[Network, ...]:
 def all_exits(exits: EarlyExit) -> Network:
     """One network whose outputs are the logits of all exits. Its layers are those of `parts`."""
     network = exits.segments[-1]
-    for segment, head in reversed([*zip(exits.segments, exits.heads)]):
-        network = Sequential((segment, Parallel((head, network))))
+    for i, head in reversed([*enumerate(exits.heads)]):
+        if not head.layers and 0 in network.outputs:
+            raise CompressionError(f"heads[{i}] and the exit after it are the same value")
+        network = Sequential((exits.segments[i], Parallel((head, network))))
     return network
 
 

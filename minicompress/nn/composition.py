@@ -77,6 +77,8 @@ def Parallel(branches: Sequence[Part], join: Layer | None = None) -> Network:
     >>> from minicompress.nn.pointwise import ReLU
     >>> Parallel((ReLU(), ()), Concat())(np.array([[-1.0, 2.0]]))
     array([[ 0.,  2., -1.,  2.]])
+    >>> Parallel((ReLU(), ()))(np.array([[-1.0, 2.0]]))
+    (array([[0., 2.]]), array([[-1.,  2.]]))
     """
     return _composed(branches, join)
 
