@@ -7,10 +7,35 @@ from pathlib import Path
 import numpy as np
 
 import minicompress as mc
-from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.composition import Parallel, Residual
+from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
+from minicompress.nn.network import Network
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
-from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
+from minicompress.nn.pointwise import (
+    Clip,
+    Dropout,
+    HardSigmoid,
+    HardSwish,
+    LeakyReLU,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
+from minicompress.nn.stateless import (
+    Add,
+    AvgPool2D,
+    ChannelShuffle,
+    Concat,
+    Flatten,
+    GlobalAvgPool2D,
+    LocalResponseNorm,
+    MaxPool2D,
+    Multiply,
+    Upsample2D,
+)
 from minicompress.storage import container
 from minicompress.storage.container import dumps, loads
 from minicompress.testing.checks import check_codec, same
@@ -77,6 +102,63 @@ def every_layer():
             Softmax(),
         )
     )
+
+
+def every_newer_layer():
+    """The layers that came after the first files, with all their options."""
+    transposed = {"stride": (2, 1), "padding": ((1, 0), (0, 1)), "output_padding": (1, 0)}
+    return mc.Sequential(
+        (
+            ConvTranspose2D(numbers((3, 2, 1, 4)), numbers((4,)), dilation=(1, 2), **transposed),
+            PReLU(numbers((4,))),
+            ConvTranspose2D(numbers((2, 2, 2, 6)), padding="same", groups=2),
+            MaxPool2D(3, 2, 1, ceil_mode=True),
+            AvgPool2D((2, 1), padding="same", ceil_mode=True, count_include_pad=True),
+            Clip(),
+            Clip(0, 6),
+            Clip(-0.0, 1.5),
+            HardSigmoid(),
+            HardSigmoid(1 / 6),
+            HardSwish(),
+            SiLU(),
+            Upsample2D((1, 2)),
+            ChannelShuffle(3),
+            LocalResponseNorm(3),
+            LocalResponseNorm(5, 0.001, 0.5, 2.0),
+            Add(),
+            Concat(),
+            BatchNorm(*[numbers((6,)) + 2] * 4),
+            GlobalAvgPool2D(keep_axes=True),
+        )
+    )
+
+
+def residual_network():
+    """Shortcuts, a gate, values side by side, and two outputs."""
+
+    def norm(channels):
+        return BatchNorm(*[numbers((channels,)) + 2] * 4)
+
+    def conv(*shape, **options):
+        return Conv2D(numbers(shape), padding="same", **options)
+
+    packed = Conv2D(quantized(codes((3, 3, 4, 4)), axis=3), numbers((4,)), padding="same")
+    narrow, wide = Conv2D(numbers((1, 1, 6, 2))), Conv2D(numbers((1, 1, 2, 6)), numbers((6,)))
+    down = (conv(3, 3, 4, 6, stride=2), norm(6))
+    network = mc.Sequential(
+        (
+            *(conv(3, 3, 2, 4), norm(4), ReLU()),
+            Residual(conv(3, 3, 4, 4), norm(4), ReLU(), packed),
+            Clip(0, 6),
+            Parallel((conv(1, 1, 4, 6, stride=2), down), Add()),
+            Parallel(
+                ((), (GlobalAvgPool2D(True), narrow, ReLU(), wide, HardSigmoid(1 / 6))), Multiply()
+            ),
+            Parallel(((), conv(1, 1, 6, 3), conv(3, 3, 1, 6, groups=6)), Concat()),
+            *(conv(1, 1, 15, 5), GlobalAvgPool2D(), Dense(numbers((5, 3)), numbers((3,)))),
+        )
+    )
+    return Network(network.layers, network.inputs, (*network.outputs, 3))
 
 
 def every_representation():
@@ -146,6 +228,8 @@ def half_network():
 GOLDEN_MODELS = {
     "half_network": (half_network, "smallest"),
     "every_layer": (every_layer, "smallest"),
+    "every_newer_layer": (every_newer_layer, "smallest"),
+    "residual_network": (residual_network, "smallest"),
     "representations": (every_representation, "smallest"),
     "pruned_network": (pruned_network, "smallest"),
     "pruned_network_huffman": (pruned_network, "huffman"),

@@ -31,7 +31,7 @@ import minicompress as mc
 from minicompress.nn.layers import Conv2D, Dense
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.pointwise import ReLU
-from minicompress.storage import container, sections
+from minicompress.storage import container, networks, sections
 from minicompress.storage.container import dumps, loads
 from minicompress.storage.sections import Writer
 from minicompress.testing.checks import same
@@ -154,7 +154,7 @@ class Liar(Writer):
 
 def lying(name, lie, model, coding=None):
     writer = Liar(name, lie, coding)
-    container._code_model(writer, model.layers)
+    networks.code_network(writer, model)
     return frame(bytes(writer.bulk), writer.coder.finish())
 
 
@@ -194,6 +194,19 @@ def bitmap_of_ones(count):
     return frame(b"", writer.coder.finish())
 
 
+SHORTCUT = mc.Residual(Dense(np.ones((1, 1))), Dense(np.ones((1, 1))))
+
+
+def reading_again(count):
+    """A sum of one value and itself, so many times, at next to no bits each."""
+    writer = Writer()
+    for name, value in (("layers", 0), ("program", 1), ("layer", 16), ("reads", count - 1)):
+        writer.number(name, value)
+    for _ in range(count):
+        writer.number("back", 0)
+    return frame(b"", writer.coder.finish())
+
+
 BOMBS = {
     "a bitmap of ones": lambda: bitmap_of_ones(2**28 // 10),
     "an empty sparse matrix": lambda: dumps(one_dense(empty_sparse(2**16, 2**16))),
@@ -222,6 +235,10 @@ BOMBS = {
     "a length of Huffman's": lambda: lying(
         "length", 2**40, one_dense(quantized(np.ones((2, 2), np.int8))), "huffman"
     ),
+    "a count of layers, not of a chain": lambda: lying("program", 2**60, SHORTCUT),
+    "a count of values that a layer reads": lambda: lying("reads", 2**60, SHORTCUT),
+    "a count of outputs": lambda: lying("outputs", 2**60, SHORTCUT),
+    "a value that is read 600,000 times": lambda: reading_again(600_000),
     "the length of the bulk": lambda: with_checksum(b"mcz\x01" + container.put_varint(2**62)),
     "600,000 decisions": lambda: alternating(300_000),
 }
@@ -317,7 +334,7 @@ def test_numbers_too_large_to_be_stored_are_not_written():
 
 
 WRONG_NUMBERS = {
-    ("layer", 13): "layer must be less than 13",
+    ("layer", 28): "layer must be less than 28",
     ("kind", 5): "kind must be less than 5",
     ("dtype", 11): "dtype must be less than 11",
     ("coding", 4): "coding must be less than 4",
@@ -337,6 +354,67 @@ def test_numbers_that_cannot_be_are_refused(name):
     law_refused(
         loads, lying(*name, one_dense(quantized(codes((4, 3)))), "packed"), WRONG_NUMBERS[name]
     )
+
+
+def told(*numbers):
+    """A file of these numbers, each with its kind."""
+    writer = Writer()
+    for kind, number in numbers:
+        writer.number(kind, number)
+    return frame(b"", writer.coder.finish())
+
+
+def relus(*backs, output=0):
+    """A program of layers without weights: each reads the value so far behind, the last is out."""
+    layers = [pair for back in backs for pair in (("layer", 1), ("back", back))]
+    return [("layers", 0), ("program", len(backs)), *layers, ("outputs", 0), ("output", output)]
+
+
+WRONG_PROGRAMS = {
+    "a value from before the input": (relus(0, 2), "back must be less than 2"),
+    "a value that is made later": (relus(0, 2**64), "back must be less than 2"),
+    "a value that nobody reads": (relus(0, 1), "value 1, the output of layer 0"),
+    "an input that nobody reads": ([("layers", 0), ("program", 0), ("outputs", 1)], "outputs must"),
+    "an output from before the input": (relus(0, output=2), "output must be less than 2"),
+    "an end that nobody reads": (relus(0, 0, output=1), "value 2, the output of layer 1"),
+    "an output that comes twice": (
+        [*relus(0)[:-2], ("outputs", 1), ("output", 0), ("output", 0)], "each once"),
+    "more outputs than values": ([*relus(0)[:-2], ("outputs", 2)], "outputs must be less than 2"),
+    "a product of one value": (
+        [("layers", 1), ("layer", 17)], r"layer 0 (Multiply): it must read 2 values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_PROGRAMS)
+def test_programs_that_cannot_be_are_refused(name):
+    numbers, why = WRONG_PROGRAMS[name]
+    law_refused(loads, told(*numbers), why)
+
+
+def test_the_example_of_the_wrong_programs_is_a_program():
+    read = loads(told(*relus(0, 0, 0)))
+    assert read.inputs == ((0,), (1,), (2,))
+    assert read.outputs == (3,)
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "why"),
+    [
+        (10, np.inf, "negative_slope"),
+        (19, np.nan, "low must be"),
+        (19, 7.0, "low must not be greater"),
+        (21, np.inf, "alpha must be"),
+    ],
+)
+def test_numbers_of_layers_that_cannot_be_are_refused(number, value, why):
+    """The first of the layer's numbers; the other is the usual one."""
+    writer = Writer()
+    writer.number("layers", 1)
+    writer.number("layer", number)
+    writer.flag("usual", False)
+    writer.floats((), F8, np.array(value))
+    writer.flag("usual", True)
+    law_refused(loads, frame(bytes(writer.bulk), writer.coder.finish()), why)
 
 
 # planted: wrong implementations that the laws catch -----------------------------------------------

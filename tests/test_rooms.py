@@ -22,7 +22,7 @@ ORDER = {
     "stateless normalization layers network composition parameters gradient statistics "
     "optimizers training architectures",
     "integer": "requantization stateless layers model conversion",
-    "storage": "bits huffman range_coder entropy matrices sections coding files container",
+    "storage": "bits huffman range_coder entropy matrices sections coding networks files container",
     "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
     "rewrite": "batch_norm channels dense low_rank smaller_kernels",
