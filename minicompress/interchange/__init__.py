@@ -3,12 +3,15 @@
 from minicompress.interchange.c import CExport, export_c
 from minicompress.interchange.onnx_file import save_onnx, to_onnx
 from minicompress.interchange.state_dict import from_state_dict, to_state_dict
+from minicompress.interchange.tensor_files import load_tensors, save_tensors
 
 __all__ = [
     "CExport",
     "export_c",
     "from_state_dict",
+    "load_tensors",
     "save_onnx",
+    "save_tensors",
     "to_onnx",
     "to_state_dict",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,10 @@ MAX_BYTES = 16 << 30
 # The names of dtypes in a .safetensors file. bfloat16 is the upper half of float32.
 SAFE = {"F16": "f2", "F32": "f4", "F64": "f8", "BF16": "u2", "BOOL": "?"}
 SAFE |= {f"{sign}{8 * n}": f"{sign.lower()}{n}" for sign in "IU" for n in (1, 2, 4, 8)}
+
+# What NumPy and zipfile raise for bytes that are no header, for a password, and for a compression
+# that Python lacks.
+DAMAGED = (EOFError, ValueError, RuntimeError, SyntaxError, TypeError, tokenize.TokenError)
 
 
 def load_tensors(path: PathLike, *, max_bytes: int = MAX_BYTES) -> dict[str, Array]:
@@ -140,7 +145,7 @@ def _safetensors() -> Any:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise CompressionError(f"the names of arrays must be strings, not {name!r}")
-    if "\0" in name or not name.isprintable() and name.encode(errors="replace").decode() != name:
+    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise CompressionError(f"array {name!r}: a name must be Unicode without a zero byte")
 
 
@@ -161,8 +166,7 @@ def _load_npz(name: str, max_bytes: int) -> dict[str, Array]:
         raise FileFormatError(f"{name}: {error}") from None
     except OSError as error:
         raise FileFormatError(f"{name} cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        # RuntimeError: a zip file with a password, or a compression that Python lacks
+    except (zipfile.BadZipFile, zlib.error, *DAMAGED) as error:
         raise FileFormatError(f"{name} is no whole .npz file: {error}") from None
 
 
@@ -180,7 +184,7 @@ def _members(archive: zipfile.ZipFile, left: int) -> Iterator[tuple[str, Array]]
                 raise FileFormatError(f"array {name!r} is of version {version}: NumPy's structures")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(member)
-            if dtype.kind not in "fiubV" or dtype.hasobject:
+            if dtype.kind not in "fiub" or dtype.itemsize > 8:
                 raise FileFormatError(f"array {name!r} must hold numbers, not {dtype}")
             size = math.prod(shape) * dtype.itemsize
             if size > left:
