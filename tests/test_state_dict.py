@@ -465,7 +465,7 @@ ARGUMENTS = {
     "names of nothing": ({"names": {"0.weight": "x"}}, r"missing: layer 0 \(Conv2D\) weight, 'x'"),
     "arrays": ({"arrays": list(GOOD.values())}, "arrays must be a mapping"),
     "numbers for names": ({"arrays": dict(enumerate(GOOD.values()))}, "named by strings, not 0"),
-    "model": ({"model": CNN.layers}, "model must be a Sequential"),
+    "model": ({"model": CNN.layers}, "model must be a Network"),
     "layer": ({"model": Sequential((Odd(),))}, r"layer 0 \(Odd\) has weights that"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from minicompress.arrays import Array
 from minicompress.errors import CompressionError
@@ -13,12 +13,13 @@ from minicompress.nn.layer import Shape
 
 AFFINE = ("weight", "bias")
 NORM = ("scale", "offset", "mean", "variance")
+SLOPE = ("slope",)
 # The last word of an array's name, for each of our fields.
-KERAS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
-TORCH = ("weight", "bias", "weight", "bias", "running_mean", "running_var")
+KERAS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "alpha")
+TORCH = ("weight", "bias", "weight", "bias", "running_mean", "running_var", "weight")
 WORDS = {
-    "keras": dict(zip(AFFINE + NORM, KERAS, strict=True)),
-    "torch": dict(zip(AFFINE + NORM, TORCH, strict=True)),
+    "keras": dict(zip(AFFINE + NORM + SLOPE, KERAS, strict=True)),
+    "torch": dict(zip(AFFINE + NORM + SLOPE, TORCH, strict=True)),
 }
 STAND_INS = {"scale": 1.0, "offset": 0.0}  # if a batch normalization has no gamma or beta
 
@@ -80,15 +81,15 @@ def matched(
     layers = {prefix: _layer(prefix, ends, arrays, layout) for prefix, ends in groups.items()}
     found: dict[int, str | None] = {}
     mine = [list(group) for _, group in groupby(enumerate(slots), lambda place: place[1].layer)]
-    for kind in KINDS.values():
+    for kind in dict.fromkeys(KINDS.values()):
         ours = [group for group in mine if group[0][1].kind == kind]
         theirs = {prefix: fields for prefix, (k, fields) in layers.items() if k == kind}
         shapes = {p: arrays[next(iter(fields.values()))].shape for p, fields in theirs.items()}
         if alphabetical:
-            for shape in set(shapes.values()):
+            for shape in dict.fromkeys(shapes.values()):
                 _refuse_unordered([prefix for prefix in theirs if shapes[prefix] == shape])
         prefixes: Sequence[str | None] = list(theirs)
-        if len(ours) != len(theirs) or (alphabetical and _differ(prefixes)):
+        if len(ours) != len(theirs) or (alphabetical and _unordered(theirs)):
             prefixes = _by_shape([group[0][1] for group in ours], shapes)
         for group, prefix in zip(ours, prefixes, strict=True):
             fields = {} if prefix is None else theirs[prefix]
@@ -144,6 +145,8 @@ def _layer(
         return "norm", {field: ends[words[field]] for field in NORM if words[field] in ends}
     affine = {field: ends[words[field]] for field in AFFINE if words[field] in ends}
     ndim = arrays[affine["weight"]].ndim if "weight" in affine else 0
+    if words["slope"] in ends and (layout == "keras" or (ndim == 1 and "bias" not in affine)):
+        return "prelu", {"slope": ends[words["slope"]]}
     return {4: "conv", 2: "dense"}.get(ndim, ""), affine
 
 
@@ -154,7 +157,7 @@ def _numbered(prefix: str, names: list[str], arrays: Mapping[str, Array]) -> dic
         raise CompressionError(
             f"arrays of {prefix!r} are ambiguous: vars/0 may be gamma or beta: give names="
         )
-    fields = {4: NORM, 2: NORM[2:]}.get(len(names), ()) if vectors else AFFINE
+    fields = {4: NORM, 2: NORM[2:], 1: SLOPE}.get(len(names), ()) if vectors else AFFINE
     return {WORDS["keras"][field]: name for field, name in zip(fields, names, strict=False)}
 
 
@@ -163,21 +166,29 @@ def _by_shape(ours: Sequence[Slot], theirs: Mapping[str, Shape]) -> list[str | N
     left = dict(theirs)
     found = []
     for slot in ours:
-        fits = (prefix for prefix, shape in left.items() if shape in {slot.shape, slot.depthwise})
+        fits = (prefix for prefix, shape in left.items() if shape in {slot.shape, *slot.others})
         found.append(next(fits, None))
         left.pop(found[-1] or "", None)
     over = iter(left)
     return [next(over, None) if prefix is None else prefix for prefix in found]
 
 
-def _differ(names: Iterable[str | None]) -> bool:
-    """Whether names differ by more than their numbers."""
-    return len({re.sub(r"_?\d+", "", name or "") for name in names}) > 1
+def _unordered(names: Iterable[str]) -> bool:
+    """Whether names differ by a word before they differ by a number.
+
+    Then their order in the alphabet says nothing of the order of the layers.
+    """
+    keys = [by_number(re.sub(r"_(\d)", r"\1", name)) for name in names]  # conv2d, conv2d_1
+    for a, b in pairwise(keys):
+        first = next((pair for pair in zip(a, b, strict=False) if pair[0] != pair[1]), None)
+        if first and min(number for number, _ in first) < 0:
+            return True
+    return False
 
 
 def _refuse_unordered(names: Sequence[str]) -> None:
     """Refuse layers of one shape in alphabetical order, if words in their names differ."""
-    if _differ(names):
+    if _unordered(names):
         raise CompressionError(
             f"arrays are ambiguous: the order of {listed(names)} is alphabetical and says "
             "nothing: give names= or prefix="

@@ -2,8 +2,9 @@
 
 Keras has the layout of this library: kernels (kh, kw, in, out), dense weights (in, out), and images
 flattened with the channels last. PyTorch has kernels (out, in, kh, kw), dense weights (out, in),
-and flattens images with the channels first. A network of either may flatten in any other order; the
-caller must then say which.
+and flattens images with the channels first. The kernel of a transposed convolution is (kh, kw, out,
+in) in Keras, and (in, out // groups, kh, kw) in PyTorch. A network of either may flatten in any
+other order; the caller must then say which.
 """
 
 from __future__ import annotations
@@ -11,22 +12,33 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import permutations
+from typing import TypeAlias
 
 import numpy as np
 
 from minicompress.arrays import Array, DType, choice
 from minicompress.errors import CompressionError
-from minicompress.nn.layer import Shape
-from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.layer import Layer, Shape
+from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network, value_shapes
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.stateless import Flatten
+from minicompress.nn.pointwise import PReLU
+from minicompress.nn.stateless import Concat, Flatten
 from minicompress.representation import dtype_of, shape_of
 
 FLATTEN_ORDERS = {"keras": "hwc", "torch": "chw"}  # the order that each layout flattens in
 _ORDERS = ["".join(axes) for axes in permutations("hwc")]
-KINDS: dict[type, str] = {Conv2D: "conv", Dense: "dense", BatchNorm: "norm"}
-TORCH_AXES = {"conv": (3, 2, 0, 1), "dense": (1, 0)}  # our axes in the order of PyTorch's weights
+KINDS: dict[type[Layer], str] = {
+    Conv2D: "conv",
+    ConvTranspose2D: "conv",  # names and dimensions do not tell it from a convolution
+    Dense: "dense",
+    BatchNorm: "norm",
+    PReLU: "prelu",
+}
+UNKNOWN = "unknown"
+# A flattened image: for every feature here, its index on the other side. None: both sides have the
+# same order. UNKNOWN: the image's shape is not known.
+Order: TypeAlias = "Array | str | None"
 
 
 @dataclass(frozen=True)
@@ -37,19 +49,23 @@ class Slot:
     ----------
     layer : int
     field : str
-    kind : "conv" | "dense" | "norm"
+    kind : "conv" | "dense" | "norm" | "prelu"
     label : str
         Its name in messages.
     shape : tuple of int
         The shape on the other side.
     unnamed : tuple of int
         The shape in the layout that was not named, for a hint.
+    others : tuple of tuple of int
+        Other shapes that the same entries may have, in the same order; a shape of one entry stands
+        for equal ones.
     dtype : numpy.dtype
-    depthwise : tuple of int or None
-        The shape (kh, kw, channels, multiplier) of Keras's DepthwiseConv2D, if the layer is one.
-        The entries are in the same order as ours.
+    own : tuple of int
+        The shape here.
+    split : tuple of int
+        `own` with its groups on an axis of their own.
     axes : tuple of int
-        The axes of our array in the order of the other side.
+        The axes of `split` in the order of the other side.
     order : ndarray or None
         After a Flatten of images: for every feature here, its index on the other side. None if
         both sides flatten in the same order.
@@ -61,8 +77,10 @@ class Slot:
     label: str
     shape: Shape
     unnamed: Shape
+    others: tuple[Shape, ...]
     dtype: DType
-    depthwise: Shape | None
+    own: Shape
+    split: Shape
     axes: tuple[int, ...]
     order: Array | None
 
@@ -73,14 +91,18 @@ class Slot:
 
     def inward(self, array: Array) -> Array:
         """The other side's array in our layout."""
-        array = array.transpose(np.argsort(self.axes))
+        if array.size == 1:
+            array = np.broadcast_to(array.reshape(-1), self.shape)
+        array = array.reshape([self.split[axis] for axis in self.axes])
+        array = array.transpose(np.argsort(self.axes)).reshape(self.own)
         return array if self.order is None else array[self.order]
 
     def outward(self, array: Array) -> Array:
         """Our array in the layout of the other side."""
         if self.order is not None:
             array = array[np.argsort(self.order)]
-        return np.array(array.transpose(self.axes), order="C")
+        moved = array.reshape(self.split).transpose(self.axes)
+        return np.array(moved, order="C").reshape(self.shape)
 
 
 def slots_of(
@@ -90,49 +112,119 @@ def slots_of(
     default = FLATTEN_ORDERS[choice(layout, "layout", FLATTEN_ORDERS)]
     flatten = choice(default if flatten is None else flatten, "flatten", _ORDERS)
     if not isinstance(model, Network):
-        raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+        raise CompressionError(f"model must be a Network, not {type(model).__name__}")
     shapes = None if input_shape is None else value_shapes(model, input_shape)
     slots: list[Slot] = []
-    order: Array | None = None
-    flat = False  # whether an image was flattened, and no dense layer has mixed its features yet
-    for i, layer in enumerate(model.layers):
-        if isinstance(layer, Flatten) and not flat:
-            flat, order = True, None if shapes is None else _order(shapes[i], flatten)
-        parameters = layer.parameters()
-        if not parameters:
-            continue
+    orders: list[Order] = [None]
+    for i, (layer, reads) in enumerate(zip(model.layers, model.inputs, strict=True)):
         label = f"layer {i} ({type(layer).__name__})"
-        kind = KINDS.get(type(layer))
-        if kind is None:
+        read = [orders[value] for value in reads]
+        sizes = None if shapes is None else [shapes[value] for value in reads]
+        parameters = layer.parameters()
+        if parameters and type(layer) not in KINDS:
             raise CompressionError(f"{label} has weights that Keras and PyTorch have no layout of")
-        if flat and flatten != "hwc" and shapes is None:
+        if parameters and isinstance(read[0], str):
             raise CompressionError(
                 f"input_shape must be given, (H, W, C): {label} stands behind a Flatten, and the "
                 f"order {flatten!r} is not the one of this library, 'hwc'"
             )
-        for field, rep in parameters.items():
-            shape = shape_of(rep)
-            same = tuple(range(len(shape)))
-            torch = TORCH_AXES.get(kind, same) if field == "weight" else same
-            axes, other = (same, torch) if layout == "keras" else (torch, same)
-            there, unnamed = (tuple(shape[axis] for axis in way) for way in (axes, other))
-            depthwise: Shape | None = None
-            if isinstance(layer, Conv2D) and (layout, field) == ("keras", "weight"):
-                kh, kw, inputs, outputs = shape
-                if layer.groups > 1 and inputs == 1:
-                    depthwise = kh, kw, layer.groups, outputs // layer.groups
-            name, dtype = f"{label} {field}", dtype_of(rep)
-            rows = None if field == "bias" else order
-            slots.append(Slot(i, field, kind, name, there, unnamed, dtype, depthwise, axes, rows))
-        if kind == "dense":
-            flat, order = False, None
+        for field in parameters:
+            slots.append(_slot(layer, i, field, layout, read[0]))
+        orders.append(_order_behind(layer, label, read, sizes, flatten))
     return slots
 
 
-def _order(shape: Shape, flatten: str) -> Array | None:
+def _slot(layer: Layer, index: int, field: str, layout: str, order: Order) -> Slot:
+    """The place of one weight, whose input has this order."""
+    rep, label = layer.parameters()[field], f"layer {index} ({type(layer).__name__})"
+    own = split = shape_of(rep)
+    ways = {"keras": tuple(range(len(own))), "torch": tuple(range(len(own)))}
+    others: tuple[Shape, ...] = ()
+    match layer, field:
+        case Conv2D(groups=groups), "weight":
+            ways["torch"] = (3, 2, 0, 1)
+            kh, kw, inputs, outputs = own
+            if layout == "keras" and groups > 1 and inputs == 1:  # of DepthwiseConv2D
+                others = ((kh, kw, groups, outputs // groups),)
+        case ConvTranspose2D(groups=groups), "weight":
+            kh, kw, inputs, outputs = own
+            split = (kh, kw, inputs, groups, outputs // groups)
+            ways = {"keras": (0, 1, 3, 4, 2), "torch": (3, 2, 4, 0, 1)}
+            if layout == "keras" and groups > 1:
+                raise CompressionError(
+                    f"{label} has {groups} groups, and transposed convolutions of Keras have none"
+                )
+        case Dense(), "weight":
+            ways["torch"] = (1, 0)
+        case PReLU(), _:  # shared by all pixels in Keras, or by all channels in PyTorch
+            others = ((1, 1, *own),) if layout == "keras" else ((1,),)
+    there, unnamed = (_shape(layer, split, ways[side]) for side in ("keras", "torch"))
+    if layout == "torch":
+        there, unnamed = unnamed, there
+    rows = None if field == "bias" or isinstance(order, str) else order
+    return Slot(
+        layer=index,
+        field=field,
+        kind=KINDS[type(layer)],
+        label=f"{label} {field}",
+        shape=there,
+        unnamed=unnamed,
+        others=others,
+        dtype=dtype_of(rep),
+        own=own,
+        split=split,
+        axes=ways[layout],
+        order=rows,
+    )
+
+
+def _shape(layer: Layer, split: Shape, axes: tuple[int, ...]) -> Shape:
+    """The shape with these axes; the groups of a transposed convolution are joined to the next."""
+    shape = tuple(split[axis] for axis in axes)
+    if isinstance(layer, ConvTranspose2D) and len(split) == 5:
+        place = axes.index(3)
+        shape = (*shape[:place], shape[place] * shape[place + 1], *shape[place + 2 :])
+    return shape
+
+
+def _order_behind(
+    layer: Layer, label: str, read: list[Order], shapes: list[Shape] | None, flatten: str
+) -> Order:
+    """The order of the features behind a layer, from that of what it reads."""
+    if isinstance(layer, Dense):
+        return None
+    if isinstance(layer, Flatten) and read[0] is None:
+        return _order(None if shapes is None else shapes[0], flatten)
+    if any(isinstance(order, str) for order in read):
+        return UNKNOWN
+    known = [order for order in read if not isinstance(order, str)]
+    if isinstance(layer, Concat) and shapes is not None and any(o is not None for o in known):
+        sizes = [shape[-1] for shape in shapes]
+        starts = np.cumsum([0, *sizes[:-1]])
+        return np.concatenate(
+            [
+                start + (np.arange(size) if order is None else order)
+                for order, size, start in zip(known, sizes, starts, strict=True)
+            ]
+        )
+    for order in known[1:]:
+        if (order is None) != (known[0] is None) or not np.array_equal(order, known[0]):  # type: ignore[arg-type]
+            raise CompressionError(
+                f"{label} joins features that are not all of one flattened image, so that the "
+                f"order {flatten!r} cannot be followed: give flatten='hwc', or reorder the arrays"
+            )
+    return known[0]
+
+
+def _order(shape: Shape | None, flatten: str) -> Order:
     """For each entry of a flattened image, its index if the image is flattened as `flatten`."""
-    if len(shape) != 3 or flatten == "hwc":
+    if flatten == "hwc":
+        return None
+    if shape is None:
+        return UNKNOWN
+    if len(shape) != 3:
         return None
     axes = ["hwc".index(axis) for axis in flatten]
     places = np.arange(math.prod(shape)).reshape([shape[axis] for axis in axes])
-    return places.transpose(np.argsort(axes)).ravel()
+    order: Array = places.transpose(np.argsort(axes)).ravel()
+    return None if (order == np.arange(order.size)).all() else order

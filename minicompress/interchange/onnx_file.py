@@ -48,7 +48,7 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
     -------
     onnx.ModelProto
         From "input" to "output", with the shapes that ``model(x)`` takes and gives: any number of
-        images of this size, channels last.
+        images of this size, channels last. Several outputs are "output0", "output1" and so on.
 
     Raises
     ------
@@ -60,7 +60,12 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
     Notes
     -----
     ONNX has images with the channels first, and kernels (out, in, kh, kw). Transpose nodes convert
-    the images. Before Flatten they are converted back, so the weights after it keep their order.
+    the images, each at most once. Before Flatten they are converted back, so the weights after it
+    keep their order.
+
+    Layers that no operator has are written in pieces: `SiLU` as Sigmoid and Mul, `HardSwish` before
+    opset 14 as HardSigmoid and Mul, `ChannelShuffle` as Reshape, Transpose and Reshape. The windows
+    of `ceil_mode` are written as padding. onnxruntime reads LRN of odd sizes only.
 
     Weights keep their representation:
 
@@ -94,7 +99,7 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
         ) from None
     opset = as_int(opset, "opset", *OPSETS)
     if not isinstance(model, Network):
-        raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+        raise CompressionError(f"model must be a Network, not {type(model).__name__}")
     finite_model(model)
     if not isinstance(input_shape, tuple | list) or not input_shape:
         raise CompressionError(f"input_shape must be a tuple like (28, 28, 1), not {input_shape!r}")
@@ -112,10 +117,14 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
         )
     apply(model, np.empty((0, *shape), dtype))  # refuses layers that do not fit together
     graph = Graph(onnx, opset, dtype, shape)
-    for i, chain in enumerate(chains):
+    values = [graph.input]
+    for i, (chain, reads) in enumerate(zip(chains, model.inputs, strict=True)):
+        tensors = [values[value] for value in reads]
         for j, part in enumerate(chain):
-            add_layer(graph, part, f"layer{i}" if len(chain) == 1 else f"layer{i}.{j}")
-    made = graph.model()
+            name = f"layer{i}" if len(chain) == 1 else f"layer{i}.{j}"
+            tensors = [add_layer(graph, part, tensors, name)]
+        values += tensors
+    made = graph.model([values[value] for value in model.outputs])
     onnx.checker.check_model(made, full_check=True)
     return made
 

@@ -35,8 +35,26 @@ INTEGERS = (
 )
 
 
+@dataclasses.dataclass
+class Tensor:
+    """A value of the network in the graph.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Its shape in this library: without the batch axis, channels last.
+    names : dict of bool to str
+        Its name in the graph, by whether the channels come first, as ONNX's operators on images
+        need them. A layout that no node needed so far has no name. A row of features has the same
+        name in both.
+    """
+
+    shape: Shape
+    names: dict[bool, str]
+
+
 class Graph:
-    """The nodes so far, and the value that the last one computes.
+    """The nodes and constants so far.
 
     Parameters
     ----------
@@ -49,37 +67,44 @@ class Graph:
 
     Attributes
     ----------
-    value : str
-        The last node's output.
-    shape : tuple of int
-        The shape of `value` in this library: without the batch axis, channels last.
-    channels_first : bool
-        Whether the channels of `value` come before height and width, as ONNX's operators need.
+    input : Tensor
+        The network's input.
     """
 
     def __init__(self, onnx: Any, opset: int, dtype: DType, input_shape: Shape) -> None:
-        self.onnx, self.opset, self.dtype, self.input_shape = onnx, opset, dtype, input_shape
-        self.value, self.shape, self.channels_first = INPUT, input_shape, False
+        self.onnx, self.opset, self.dtype = onnx, opset, dtype
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.input = self.tensor(INPUT, input_shape, False)
+
+    def tensor(self, name: str, shape: Shape, first: bool) -> Tensor:
+        """The value of this name, whose channels come first or last."""
+        return Tensor(shape, {first: name} if len(shape) > 1 else {False: name, True: name})
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Append a node with one output, and return its name. An attribute of None is left out."""
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], output, **attributes))
         return output
 
-    def step(self, kind: str, name: str, *constants: str, **attributes: Any) -> None:
-        """Append a node that reads the current value."""
-        self.value = self.node(kind, [self.value, *constants], name, **attributes)
+    def named(self, tensor: Tensor, first: bool) -> str:
+        """The name of a value with its channels first or last; transposed, at most once."""
+        if first not in tensor.names:
+            (there,) = tensor.names.values()
+            axes = len(tensor.shape)
+            perm = [0, axes, *range(1, axes)] if first else [0, *range(2, axes + 1), 1]
+            name = f"{there}.{'first' if first else 'last'}"
+            tensor.names[first] = self.node("Transpose", [there], name, perm=perm)
+        return tensor.names[first]
 
-    def move_channels(self, first: bool, name: str) -> None:
-        """Transpose the channels to first or last, if they are not there."""
-        axes = len(self.shape)
-        if axes > 1 and first != self.channels_first:
-            inner = range(1, axes) if first else range(2, axes + 1)
-            perm = [0, axes, *inner] if first else [0, *inner, 1]
-            self.step("Transpose", f"{name}.{'first' if first else 'last'}", perm=perm)
-        self.channels_first = first
+    def small(self, values: Any, name: str, dtype: Any = None) -> str:
+        """Append numbers that are no weights; of the dtype of all values by default."""
+        array = np.asarray(values, self.dtype if dtype is None else dtype)
+        value = self.onnx.numpy_helper.from_array(array, name)
+        return self.node("Constant", [], name, value=value)
+
+    def reshape(self, value: str, shape: Shape, name: str) -> str:
+        """Append a Reshape; a 0 stands for the batch, whose size stays."""
+        return self.node("Reshape", [value, self.small(shape, f"{name}.shape", np.int64)], name)
 
     def constant(self, array: Array, name: str, kind: str | None = None) -> str:
         """Add an initializer. A byte holds two 4-bit integers, the first in the low half."""
@@ -139,20 +164,22 @@ class Graph:
         to = self.onnx.helper.np_dtype_to_tensor_dtype(rep.dtype)
         return made if first == name else self.node("Cast", [made], name, to=to)
 
-    def model(self) -> Any:
-        """The finished ModelProto."""
+    def model(self, outputs: list[Tensor]) -> Any:
+        """The finished ModelProto, which gives these values with their channels last."""
         helper = self.onnx.helper
-        self.move_channels(False, OUTPUT)
-        if self.value == INPUT:
-            self.step("Identity", OUTPUT)
-        self.nodes[-1].output[0] = OUTPUT
         kind = helper.np_dtype_to_tensor_dtype(self.dtype)
-        ends = [
-            helper.make_tensor_value_info(name, kind, ["N", *shape])
-            for name, shape in ((INPUT, self.input_shape), (OUTPUT, self.shape))
-        ]
+        ends = []
+        for i, tensor in enumerate(outputs):
+            name, end = self.named(tensor, False), OUTPUT if len(outputs) == 1 else f"{OUTPUT}{i}"
+            if name == INPUT or name.startswith(OUTPUT):  # it is not computed, or an output already
+                self.node("Identity", [name], end)
+            else:
+                self._rename(name, end)
+                tensor.names = {f: end if n == name else n for f, n in tensor.names.items()}
+            ends.append(helper.make_tensor_value_info(end, kind, ["N", *tensor.shape]))
+        start = helper.make_tensor_value_info(INPUT, kind, ["N", *self.input.shape])
         graph = helper.make_graph(
-            self.nodes, "minicompress", ends[:1], ends[1:], initializer=self.constants
+            self.nodes, "minicompress", [start], ends, initializer=self.constants
         )
         opsets = [helper.make_opsetid("", self.opset)]
         return helper.make_model(
@@ -161,6 +188,11 @@ class Graph:
             ir_version=helper.find_min_ir_version_for(opsets),
             producer_name="minicompress",
         )
+
+    def _rename(self, old: str, new: str) -> None:
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
 
 
 def integer_type(rep: Quantized, opset: int) -> str | None:

@@ -26,12 +26,21 @@ from minicompress.interchange.array_names import (
     summed,
 )
 from minicompress.interchange.layouts import Slot, slots_of
-from minicompress.nn.layer import Shape
+from minicompress.nn.layer import Layer, Shape
+from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network
+from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.parameters import finite_model, with_parameters
+from minicompress.nn.pointwise import PReLU
 from minicompress.representation import Rep, decode
 
-KERAS_STEMS = {"conv": "conv2d", "dense": "dense", "norm": "batch_normalization"}
+KERAS_STEMS: dict[type[Layer], str] = {
+    Conv2D: "conv2d",
+    ConvTranspose2D: "conv2d_transpose",
+    Dense: "dense",
+    BatchNorm: "batch_normalization",
+    PReLU: "p_re_lu",
+}
 
 
 def from_state_dict(
@@ -58,7 +67,8 @@ def from_state_dict(
     layout : "keras" | "torch"
         "keras": kernels (kh, kw, in, out), dense weights (in, out), images flattened with the
         channels last. "torch": kernels (out, in, kh, kw), dense weights (out, in), images
-        flattened with the channels first. Names that only the other framework uses are refused.
+        flattened with the channels first. Transposed convolutions have kernels (kh, kw, out, in)
+        and (in, out // groups, kh, kw). Names that only the other framework uses are refused.
     input_shape : tuple of int, optional
         The shape (H, W, C) of one input of `model`. It is needed if weights stand after a
         `Flatten` and the other network flattens in another order than "hwc": their rows are then
@@ -93,19 +103,22 @@ def from_state_dict(
     -----
     Arrays belong to the same layer if their names differ only in the last word (kernel, weight,
     bias, gamma, beta, moving_mean, running_var, vars/0, ...). Layers are matched by kind
-    (convolution, dense, batch normalization), in the order of the mapping.
+    (convolution, transposed or not; dense; batch normalization; PReLU), in the order of the
+    mapping. PyTorch has the modules in the order in which they were made: in torchvision's residual
+    blocks the shortcut comes last, as in `resnet20`.
 
     safetensors and HDF5 files have their names in alphabetical order, which is not the order of
-    the layers. Then layers are ordered by the numbers in their names ("features.2" before
-    "features.10"), and by shapes if names differ by more than numbers. If that is ambiguous, it is
-    an error, and `names` must be given.
+    the layers. Then layers are ordered by the numbers in their names ("features.2.conv" before
+    "features.10"), and by shapes if names differ by a word before any number ("bn1" and
+    "layer1.bn1"). If that is ambiguous, it is an error, and `names` must be given.
 
     If no name ends in a known word, arrays are matched one by one, in the order that
     ``np.savez(file, *keras_model.get_weights())`` gives.
 
     A kernel of Keras's DepthwiseConv2D, (kh, kw, channels, multiplier), fits a `Conv2D` with as
-    many groups as channels. A `BatchNorm` keeps its epsilon, which is not an array: Keras's
-    default is 1e-3, PyTorch's is 1e-5.
+    many groups as channels. A slope of PyTorch's PReLU for all channels, (1,), fits any, and so
+    does Keras's (1, 1, channels), of ``shared_axes=[1, 2]``. A `BatchNorm` keeps its epsilon, which
+    is not an array: Keras's default is 1e-3, PyTorch's is 1e-5.
 
     Examples
     --------
@@ -144,7 +157,7 @@ def from_state_dict(
         for kind, text in trouble:
             problems[kind].append(f"{name!r} for {slot.label} {text}")
         if not trouble:
-            array = _converted(array, target).reshape(slot.shape)
+            array = _converted(array, target)
             values[slot.layer][slot.field] = freeze(np.array(slot.inward(array), order="C"))
     taken = set(found.values())
     if extra := [f"{n!r}, {a.shape}" for n, a in given.items() if n not in taken]:
@@ -198,14 +211,15 @@ def to_state_dict(
     slots = slots_of(model, layout, input_shape, flatten)
     finite_model(model)
     out: dict[str, Array] = {}
-    numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras numbers the layers of each kind
+    numbers: dict[str, dict[int, int]] = defaultdict(dict)  # Keras numbers the layers of each type
     for slot in slots:
         array = decode(model.layers[slot.layer].parameters()[slot.field])
         if layout == "torch":
             name = f"{slot.layer}.{WORDS[layout][slot.field]}"
         else:
-            count = numbers[slot.kind].setdefault(slot.layer, len(numbers[slot.kind]))
-            stem = KERAS_STEMS[slot.kind] + (f"_{count}" if count else "")
+            stem = KERAS_STEMS[type(model.layers[slot.layer])]
+            count = numbers[stem].setdefault(slot.layer, len(numbers[stem]))
+            stem += f"_{count}" if count else ""
             name = f"{stem}/{WORDS[layout][slot.field]}"
         out[name] = slot.outward(array)
     return out
@@ -274,7 +288,7 @@ def _trouble(
         yield "wrong dtype", said
     elif fault := not_finite(_converted(array, target)):
         yield "not finite", f"must hold numbers of {target}, but {fault}"
-    if array.shape not in {slot.shape, slot.depthwise}:
+    if array.shape not in {slot.shape, *slot.others}:
         hint = f", as layout={unnamed!r} has it" if array.shape == slot.unnamed else ""
         yield "misshapen", f"must be {slot.shape}, not {array.shape}{hint}"
 

@@ -161,7 +161,8 @@ def _layers(shape: tuple[int, ...], dtype: DType) -> SearchStrategy[Layer]:
     if len(shape) == 1:
         return st.one_of(st.sampled_from(plain), _denses(shape[0], dtype), *weighted)
     plain += [GlobalAvgPool2D(), GlobalAvgPool2D(keep_axes=True), Upsample2D((1, 2))]
-    plain += [LocalResponseNorm(2, 0.5), ChannelShuffle(2 if shape[2] % 2 == 0 else 1)]
+    plain += [LocalResponseNorm(2, 0.5), LocalResponseNorm(3, 0.5)]
+    plain += [ChannelShuffle(2 if shape[2] % 2 == 0 else 1)]
     images = [_convolutions(shape, dtype), _transposed(shape, dtype), _pools(shape)]
     return st.one_of(st.sampled_from(plain), *images, *weighted)
 
