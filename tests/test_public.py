@@ -240,6 +240,8 @@ NOT_CALLED = {
     "load_arrays": "reads a file: `loads_arrays` is its pure core; see test_named_arrays",
     "load_tensors": "reads a file; see test_tensor_files",
     "save_arrays": "writes a file: `dumps_arrays` is its pure core; see test_named_arrays",
+    "onnx_arrays": "reads a file; see test_onnx_rewriting",
+    "save_onnx_arrays": "writes a file; see test_onnx_rewriting",
     "save_tensors": "writes a file; see test_tensor_files",
     "load": "reads a file: `loads` is its pure core; see test_damaged_files",
     "save": "writes a file: `dumps` is its pure core; see test_container",

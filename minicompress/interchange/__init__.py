@@ -2,6 +2,7 @@
 
 from minicompress.interchange.c import CExport, export_c
 from minicompress.interchange.onnx_file import save_onnx, to_onnx
+from minicompress.interchange.onnx_rewriting import onnx_arrays, save_onnx_arrays
 from minicompress.interchange.state_dict import from_state_dict, to_state_dict
 from minicompress.interchange.tensor_files import load_tensors, save_tensors
 
@@ -10,7 +11,9 @@ __all__ = [
     "export_c",
     "from_state_dict",
     "load_tensors",
+    "onnx_arrays",
     "save_onnx",
+    "save_onnx_arrays",
     "save_tensors",
     "to_onnx",
     "to_state_dict",
