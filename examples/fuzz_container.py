@@ -18,8 +18,16 @@ from contextlib import suppress
 import numpy as np
 
 import minicompress as mc
-from minicompress.nn.pointwise import Dropout
-from minicompress.nn.stateless import AvgPool2D, Flatten, MaxPool2D
+from minicompress.nn.layers import ConvTranspose2D
+from minicompress.nn.pointwise import Clip, Dropout, HardSigmoid, PReLU
+from minicompress.nn.stateless import (
+    AvgPool2D,
+    ChannelShuffle,
+    Flatten,
+    LocalResponseNorm,
+    MaxPool2D,
+    Upsample2D,
+)
 from minicompress.storage.container import dumps, loads
 
 LIMIT = 1 << 20  # bytes that a file may decode to
@@ -53,6 +61,19 @@ def originals():
         for coding in ("smallest", "huffman", "packed"):
             dense = [mc.Dense(weight, bias) for weight in weights]
             yield dumps(mc.Sequential((*image, *dense)), coding=coding)
+    up = ConvTranspose2D(kernel, ones, stride=2, output_padding=1)
+    gate = (mc.GlobalAvgPool2D(keep_axes=True), HardSigmoid(1 / 6))
+    branched = mc.Sequential(
+        (
+            *(up, PReLU(ones), Clip(-1.5, 6), MaxPool2D(2, ceil_mode=True), ChannelShuffle(2)),
+            mc.Residual(LocalResponseNorm(3, 1e-3), mc.Conv2D(np.ones((1, 1, 4, 4), np.float32))),
+            mc.Parallel(((), gate), mc.Multiply()),
+            mc.Parallel(((), mc.ReLU(), ()), mc.Concat()),
+            Upsample2D(2),
+        )
+    )
+    for outputs in ((len(branched.layers),), (3, len(branched.layers), 0)):
+        yield dumps(mc.Network(branched.layers, branched.inputs, outputs))
 
 
 def altered(rng, files):

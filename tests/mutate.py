@@ -48,7 +48,7 @@ ROOMS = {
     "rewrite": "structure smaller_kernels unknown_layers not_finite public",
     "search": "plan searching sensitivities public",
     "recipes": "structure recipe rate rate_price rate_recipe dead_units deep_compression public",
-    "early_exit": "exits exit_file exit_training thresholds public",
+    "early_exit": "exits exit_networks exit_file exit_training thresholds public",
     "interchange": "c_memory c_names c onnx_graph onnx_weights onnx_file array_names state_dict "
     "unknown_layers public",
     "testing": "checks",

@@ -17,7 +17,7 @@ import pytest
 from c_models import affine, convolutions, pools
 from hypothesis import given
 from hypothesis import strategies as st
-from integer_oracles import BORDERED, CODE, PICTURE, int8s
+from integer_oracles import BORDERED, CODE, PICTURE, chained, int8s, with_layers
 
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.pruning import prune_magnitude
@@ -26,7 +26,6 @@ from minicompress.datasets import load_digits, load_mnist
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.layers import IntegerConv2D, IntegerDense
-from minicompress.integer.model import IntegerModel
 from minicompress.integer.requantization import quantize_multiplier
 from minicompress.integer.stateless import (
     IntegerAvgPool2D,
@@ -40,12 +39,13 @@ from minicompress.interchange.c_weights import smallest
 from minicompress.nn.architectures import digits_cnn, lenet5
 from minicompress.nn.composition import Sequential
 from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.network import value_shapes
 from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.optimizers import adam
+from minicompress.nn.parameters import as_tuple
 from minicompress.nn.pointwise import ReLU
 from minicompress.nn.stateless import AvgPool2D, GlobalAvgPool2D
 from minicompress.nn.training import fit
-from minicompress.qparams import QParams
 from minicompress.representation import Clustered, Sparse, decode
 from minicompress.search.weights import weights, with_weights
 from minicompress.storage.container import save
@@ -56,17 +56,16 @@ needs_cc = pytest.mark.skipif(CC is None, reason="there is no C compiler (cc, gc
 
 STRICT = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 
-Q = QParams(np.array(1.0), np.array(0), num_bits=8)
-
 # Reads, for each network, how many inputs there are, and the inputs; each into memory of its own
-# size, so that a sanitizer sees when more is read. Writes the logits and the class of each.
+# size, so that a sanitizer sees when more is read. Writes all outputs of each, and its class.
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
 struct network {
     int (*classify)(const int8_t *);
     const int8_t *(*logits)(const int8_t *);
-    size_t inputs, outputs;
+    void (*run)(const int8_t *, const int8_t **);
+    size_t inputs, count, outputs[9];
 };
 static const struct network networks[] = {@NETWORKS@};
 int main(void) {
@@ -79,7 +78,12 @@ int main(void) {
             if (input == NULL || fread(input, 1, network->inputs, stdin) != network->inputs)
                 return 1;
             const int32_t class = network->classify(input);
-            fwrite(network->logits(input), 1, network->outputs, stdout);
+            const int8_t *outputs[9];
+            outputs[0] = network->logits(input);
+            if (network->run != NULL)
+                network->run(input, outputs);
+            for (size_t k = 0; k < network->count; k++)
+                fwrite(outputs[k], 1, network->outputs[k], stdout);
             fwrite(&class, sizeof class, 1, stdout);
             free(input);
         }
@@ -110,7 +114,7 @@ def sanitizers(tmp_path_factory):
 
 
 def run_c(cases, folder, flags, edits=None):
-    """Logits and classes that C computes, for pairs of an integer model and codes of inputs.
+    """All outputs, and classes, that C computes for pairs of an integer model and codes of inputs.
 
     All networks become one program. `edits` are changes of the text of some of them.
     """
@@ -121,9 +125,14 @@ def run_c(cases, folder, flags, edits=None):
         if edits:
             text = (folder / f"{name}.c").read_text()
             (folder / f"{name}.c").write_text(edits[i](text, name))
-        rows.append(f"{{{name}_class, {name}_logits, {name}_INPUTS, {name}_OUTPUTS}}")
+        sizes, run = [f"{name}_OUTPUTS"], "NULL"
+        if len(model.network.outputs) > 1:
+            run, count = f"{name}_run", len(model.network.outputs)
+            sizes = [f"{name}_OUTPUTS_{k}" for k in range(count)]
+        row = f"{name}_class, {name}_logits, {run}, {name}_INPUTS, {len(sizes)}"
+        rows.append(f"{{{row}, {{{', '.join(sizes)}}}}}")
         data += struct.pack("=i", len(codes)) + codes.tobytes()
-        shapes.append((len(codes), math.prod(output_shape(model))))
+        shapes.append((len(codes), sum(output_sizes(model))))
     includes = "".join(f'#include "n{i}.c"\n' for i in range(len(rows)))
     (folder / "main.c").write_text(includes + MAIN.replace("@NETWORKS@", ", ".join(rows)))
     compiled(folder, *flags, "main.c", "-o", "main")
@@ -139,29 +148,26 @@ def run_c(cases, folder, flags, edits=None):
     return made
 
 
-def output_shape(model):
-    shape = model.input_shape
-    for layer in model.layers:
-        shape = layer.output_shape(shape)
-    return shape
+def output_sizes(model):
+    shapes = value_shapes(model.network, model.input_shape)
+    return [math.prod(shapes[value]) for value in model.network.outputs]
 
 
 def law_codes(model, codes, logits, classes):
-    """Bit for bit the logits of the integer model, and the first class of the largest."""
-    right = model.run(codes).reshape(len(codes), math.prod(output_shape(model)))
-    np.testing.assert_array_equal(logits, right)
-    np.testing.assert_array_equal(classes, right.argmax(1))
+    """Bit for bit the outputs of the integer model, and the first class of the largest."""
+    parts = zip(as_tuple(model.run(codes)), output_sizes(model), strict=True)
+    right = [part.reshape(len(codes), size) for part, size in parts]
+    np.testing.assert_array_equal(logits, np.concatenate(right, axis=1))
+    np.testing.assert_array_equal(classes, right[0].argmax(1))
 
 
 def small(layer, shape):
-    return IntegerModel((layer,), shape, Q, Q)
+    return chained((layer,), shape)
 
 
 def prefixes(model):
     """The network cut off behind every layer: its logits are that layer's output."""
-    return [
-        dataclasses.replace(model, layers=model.layers[: i + 1]) for i in range(len(model.layers))
-    ]
+    return [with_layers(model, model.layers[: i + 1]) for i in range(len(model.layers))]
 
 
 # drawn networks -----------------------------------------------------------------------------------
@@ -187,7 +193,7 @@ def networks(draw):
         }[kind](shape)
         layers.append(layer)
         shape = layer.output_shape(shape)
-    return IntegerModel(tuple(layers), input_shape, Q, Q), draw(int8s((2, *input_shape)))
+    return chained(layers, input_shape), draw(int8s((2, *input_shape)))
 
 
 def moving():
@@ -456,7 +462,7 @@ def test_a_planted_plan_is_caught(digits_models, tmp_path, sanitizers, old, new)
     """Too small an array is the sanitizer's to find; what is overwritten too early, the law's."""
     model = digits_models["int8"]
     codes = model.quantize_input(load_digits("test")[0])
-    case = (dataclasses.replace(model, layers=model.layers[:2]), codes)
+    case = (with_layers(model, model.layers[:2]), codes)
 
     def law(flags, edits):
         law_codes(*case, *run_c([case], tmp_path, flags, edits)[0])
@@ -540,9 +546,9 @@ def test_bad_arguments_are_refused(model, path, name, message, tmp_path):
 
 @needs_cc
 def test_a_network_without_layers_is_its_input(tmp_path):
-    made = export_c(IntegerModel((), (2, 1, 1), Q, Q), tmp_path / "net.c")
+    made = export_c(chained((), (2, 1, 1)), tmp_path / "net.c")
     assert (made.flash_bytes, made.ram_bytes, made.layers) == (0, 0, ())
-    case = IntegerModel((IntegerFlatten(),), (2, 1, 1), Q, Q), PICTURE[:, :2, :1, :1]
+    case = chained((IntegerFlatten(),), (2, 1, 1)), PICTURE[:, :2, :1, :1]
     law_codes(*case, *run_c([case], tmp_path, STRICT)[0])
 
 

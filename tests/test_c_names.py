@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from integer_oracles import with_layers
 from test_c import compiled, moving, needs_cc
 
 from minicompress.errors import CompressionError
@@ -40,7 +41,7 @@ def every_kind():
         dataclasses.replace(second, weight=second.weight // 16),
         dataclasses.replace(third, weight=pruned.reshape(10, 10)),
     )
-    return dataclasses.replace(model, layers=layers), codes[:20]
+    return with_layers(model, layers), codes[:20]
 
 
 MODEL, CODES = every_kind()
@@ -179,7 +180,7 @@ def test_networks_with_hard_names_in_one_program_of_cpp(tmp_path):
     for i, (name, codes) in enumerate(zip(HARD, CODES, strict=False)):
         layer = MODEL.layers[0]
         first = dataclasses.replace(layer, bias=layer.bias + 500 * np.arange(i, i + 2, dtype="i4"))
-        model = dataclasses.replace(MODEL, layers=(first, *MODEL.layers[1:]))
+        model = with_layers(MODEL, (first, *MODEL.layers[1:]))
         write(tmp_path, name, export(name, model))
         values = f"{{{', '.join(map(str, codes))}}}"
         calls += f"run({name}_class, {name}_logits, {values}, {name}_OUTPUTS);\n"

@@ -267,7 +267,7 @@ def test_exits_compress_like_any_layer():
 
 TWO_CLASSES = dense([1, 0], [0, 1])
 WRONG = {
-    "segments must be a tuple of Sequential": lambda: EarlyExit((FIRST, ReLU()), HEADS[:1], (1.0,)),
+    "segments must be a tuple of Network": lambda: EarlyExit((FIRST, ReLU()), HEADS[:1], (1.0,)),
     "heads must be one fewer": lambda: EarlyExit((FIRST,), HEADS, (0.5, 0.5)),
     "thresholds must be a tuple of 2": lambda: replace(EXITS, thresholds=(0.5,)),
     "thresholds must be a number": lambda: replace(EXITS, thresholds=(0.5, -0.5)),
@@ -280,6 +280,8 @@ WRONG = {
         replace(EXITS, heads=(TWO_CLASSES, HEADS[1])), SEEN),
     "must end in logits": lambda: predict(
         EarlyExit((Sequential(CNN.layers[:4]),), (), ()), images(2)),
+    r"heads\[0\] and the exit after it": lambda: exit_logits(
+        EarlyExit((FIRST, Sequential(())), (Sequential(()),), (1.0,)), SEEN),
     "x must be a batch": lambda: predict(EXITS, np.array(1.0)),
     "batch_size must be": lambda: predict(EXITS, SEEN, batch_size=0),
     "x must be of dtype": lambda: predict(EXITS, [[1, 2]]),

@@ -21,17 +21,17 @@ ORDER = {
     "nn": "convolution pooling activations rearranging losses factors layer joins pointwise "
     "stateless normalization layers network composition parameters gradient statistics "
     "optimizers training architectures",
-    "integer": "requantization stateless layers model conversion",
+    "integer": "requantization stateless joins layers model forms conversion",
     "storage": "bits huffman range_coder entropy matrices sections coding networks files container "
     "named_arrays",
     "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs operator_norms lipschitz zonotope float_error certificates attacks",
-    "rewrite": "batch_norm channels dense low_rank smaller_kernels",
-    "search": "weights plan knapsack choices searching",
+    "rewrite": "batch_norm channel_names channels dense low_rank replacing smaller_kernels",
+    "search": "weights plan methods knapsack choices searching",
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
-    "interchange": "c_weights c_plan c_layers c_text c onnx_graph onnx_layers onnx_file "
-    "onnx_rewriting layouts array_names state_dict tensor_files",
+    "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "
+    "onnx_graph onnx_layers onnx_file onnx_rewriting layouts array_names state_dict tensor_files",
     "testing": "strategies models laws checks",
     "experiments": "comparison table certification file_evaluation budget report figures page",
     " ": "cli __main__",

@@ -161,7 +161,6 @@ USES = {
     ),
     "remove_channels": lambda layer: remove_channels(around(layer), 0, [0]),
     "remove channels of it": lambda layer: remove_channels(around(layer), 1, [0]),
-    "fold_batch_norm": lambda layer: fold_batch_norm(Sequential((layer, NORM))),
 }
 
 
@@ -176,6 +175,14 @@ def law_refused(use, layer):
 @pytest.mark.parametrize("name", STRANGE)
 def test_what_is_not_known_is_refused_by_name(name, use):
     law_refused(USES[use], STRANGE[name])
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_layer_that_is_not_known_takes_no_batch_norm(name):
+    layer = STRANGE[name]
+    folded = fold_batch_norm(Sequential((layer, NORM, layer)))
+    assert folded.layers[::2] == (layer, layer)
+    np.testing.assert_allclose(folded.layers[1].forward(X), NORM.forward(X), rtol=1e-6)
 
 
 def test_what_a_layer_must_provide_is_said():
@@ -205,7 +212,7 @@ def test_a_derived_integer_layer_has_no_c_form(kind, tmp_path):
             return -super().forward(codes)
 
     layer = Other(0) if kind is IntegerReLU else Other()
-    model = replace(to_integer(Sequential((ReLU(),)), X), layers=(layer,))
+    model = replace(to_integer(Sequential((ReLU(),)), X), network=Sequential((layer,)))
     with pytest.raises(CompressionError, match=r"layer 0 \(Other\): it has no C form"):
         export_c(model, tmp_path / "net.c")
 

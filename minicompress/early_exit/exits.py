@@ -3,7 +3,7 @@
 The network is cut into segments. After each segment but the last there is a head, a small
 classifier of the values so far. An input leaves at the first head that is confident enough, and
 only the other inputs go on (Teerapittayanon et al., *BranchyNet: fast inference via early exiting
-from deep neural networks*, 2016). Segments and heads are models like any other:
+from deep neural networks*, 2016). Segments and heads are networks like any other:
 
     exits = attach_heads(model, (2,), (28, 28, 1))         # a head behind layer 2
     exits, _ = fit_exits(exits, x, y, ...)                 # the head learns; the network stays
@@ -17,22 +17,21 @@ chooses thresholds and counts what they save, `file` saves and loads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from scipy.special import entr
 
 from minicompress.arrays import Array, DType, Value, as_float, as_int, choice, finite_array
-from minicompress.errors import CompressionError
-from minicompress.nn.composition import Sequential, replaced, split
+from minicompress.errors import CompressionError, naming
+from minicompress.nn.composition import Parallel, Sequential, split
 from minicompress.nn.layer import Layer, Shape
-from minicompress.nn.layers import Dense, plain_layers
+from minicompress.nn.layers import Dense
 from minicompress.nn.losses import softmax
-from minicompress.nn.network import Network, Runner, apply, output_shape, value_shapes
-from minicompress.nn.parameters import finite_outputs
+from minicompress.nn.network import Network, Runner, apply, input_batch, output_shape, value_shapes
+from minicompress.nn.parameters import as_tuple, finite_outputs
 from minicompress.nn.stateless import Flatten, MaxPool2D
 from minicompress.representation import dtype_of
 
@@ -46,9 +45,9 @@ class EarlyExit(Value):
 
     Parameters
     ----------
-    segments : tuple of Sequential
+    segments : tuple of Network, each with one output
         Run one after the other, they are the network. The last one ends in the logits.
-    heads : tuple of Sequential, one fewer
+    heads : tuple of Network with one output, one fewer
         From the outputs of a segment to logits of the same classes.
     thresholds : tuple of float, one for each head
         An input leaves at a head if its `confidence` there is at least the threshold. At
@@ -59,8 +58,8 @@ class EarlyExit(Value):
     Raises
     ------
     CompressionError
-        The numbers of segments, heads and thresholds do not fit, one of the models is not a
-        Sequential, or a threshold is negative.
+        The numbers of segments, heads and thresholds do not fit, one of the networks has several
+        outputs, or a threshold is negative.
 
     Notes
     -----
@@ -82,12 +81,17 @@ class EarlyExit(Value):
 
     def __post_init__(self) -> None:
         for name in ("segments", "heads"):
-            models = getattr(self, name)
-            if not isinstance(models, tuple | list) or not all(
-                isinstance(model, Network) for model in models
+            networks = getattr(self, name)
+            if not isinstance(networks, tuple | list) or not all(
+                isinstance(part, Network) for part in networks
             ):
-                raise CompressionError(f"{name} must be a tuple of Sequential, not {models!r}")
-            object.__setattr__(self, name, tuple(models))
+                raise CompressionError(f"{name} must be a tuple of Network, not {networks!r}")
+            for i, part in enumerate(networks):
+                if len(part.outputs) > 1:
+                    raise CompressionError(
+                        f"{name}[{i}] must have one output, not the values {part.outputs}"
+                    )
+            object.__setattr__(self, name, tuple(networks))
         if len(self.heads) != len(self.segments) - 1:
             raise CompressionError(
                 f"heads must be one fewer than the {len(self.segments)} segments, "
@@ -104,7 +108,7 @@ class EarlyExit(Value):
     @property
     def network(self) -> Network:
         """The network without its heads."""
-        return joined(self.segments)
+        return Sequential(self.segments)
 
 
 def attach_heads(
@@ -150,15 +154,20 @@ def attach_heads(
     cuts = [as_int(p, f"positions[{i}]", 0, highest) + 1 for i, p in enumerate(positions)]
     if any(a >= b for a, b in pairwise(cuts)):
         raise CompressionError(f"positions must increase, not be {positions!r}")
-    logits = output_shape(model, input_shape)
-    if len(model.outputs) != 1 or len(logits) != 1:
-        raise CompressionError(f"model must end in logits, not in outputs of shape {logits}")
+    ends = [shapes[value] for value in model.outputs]
+    if len(ends) > 1 or len(ends[0]) != 1:
+        raise CompressionError(
+            f"model must end in logits, not in outputs of shape {' and '.join(map(str, ends))}"
+        )
     reps = [rep for layer in model.layers for rep in layer.parameters().values()]
     if not reps:
         raise CompressionError("model must have weights: the heads take their dtype from them")
-    segments = _cut(model, [b - a for a, b in pairwise([0, *cuts, len(model.layers)])])
-    heads = tuple(_new_head(shapes[cut], logits[0], pool, dtype_of(reps[0])) for cut in cuts)
-    return EarlyExit(segments, heads, (NEVER,) * len(heads))
+    for i, cut in enumerate(cuts):
+        with naming(f"positions[{i}]"):
+            split(model, cut)
+    classes, dtype = ends[0][0], dtype_of(reps[0])
+    heads = tuple(_new_head(shapes[cut], classes, pool, dtype) for cut in cuts)
+    return EarlyExit(_pieces(model, cuts), heads, (NEVER,) * len(heads))
 
 
 def confidence(logits: Array, criterion: str = "max_probability") -> Array:
@@ -247,19 +256,18 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
     (array([[0., 2.],
            [4., 0.]]), array([1, 0]))
     """
-    exits, x, classes, batch_size = _prepared(exits, x, batch_size)
+    x, classes, batch_size = _prepared(exits, x, batch_size)
+    segments, heads = (tuple(map(Runner, part)) for part in (exits.segments, exits.heads))
     logits = np.empty((len(x), classes), x.dtype)
     left_at = np.full(len(x), len(exits.heads), np.int64)
     for start in range(0, len(x), batch_size):
         inside = x[start : start + batch_size]
         rows = np.arange(start, start + len(inside))
-        for i, (segment, head, threshold) in enumerate(
-            zip(exits.segments, exits.heads, exits.thresholds)
-        ):
-            inside = _piece(segment, inside)
+        for i, (segment, head, threshold) in enumerate(zip(segments, heads, exits.thresholds)):
+            inside = _run(segment, inside)
             if threshold == NEVER:
                 continue
-            answers = finite_outputs(_piece(head, inside), rows, f"heads[{i}]")
+            answers = finite_outputs(_run(head, inside), rows, f"heads[{i}]")
             leave = confidence(answers, exits.criterion) >= threshold
             logits[rows[leave]], left_at[rows[leave]] = answers[leave], i
             if leave.any():  # else keep the batch, with its memory layout
@@ -267,7 +275,7 @@ def predict(exits: EarlyExit, x: Array, *, batch_size: int | None = None) -> tup
             if not rows.size:
                 break
         else:
-            logits[rows] = finite_outputs(_piece(exits.segments[-1], inside), rows)
+            logits[rows] = finite_outputs(_run(segments[-1], inside), rows)
     return logits, left_at
 
 
@@ -298,16 +306,11 @@ def exit_logits(exits: EarlyExit, x: Array, *, batch_size: int | None = None) ->
     array([[[0., 1.],
             [0., 2.]]])
     """
-    exits, x, classes, batch_size = _prepared(exits, x, batch_size)
-    logits = np.empty((len(x), len(exits.segments), classes), x.dtype)
-    for start in range(0, len(x), batch_size):
-        inside = x[start : start + batch_size]
-        rows = np.arange(start, start + len(inside))
-        for i, (segment, head) in enumerate(stages(exits)):
-            inside = _piece(segment, inside)
-            name = f"heads[{i}]" if i < len(exits.heads) else "model"
-            logits[rows, i] = finite_outputs(_piece(head, inside), rows, name)
-    return logits
+    x, _, batch_size = _prepared(exits, x, batch_size)
+    with np.errstate(over="ignore", invalid="ignore"):  # logits that are not finite are refused
+        logits = as_tuple(apply(all_exits(exits), x, batch_size=batch_size))
+    names = [f"heads[{i}]" for i in range(len(exits.heads))] + ["network"]
+    return np.stack([finite_outputs(z, name=name) for z, name in zip(logits, names)], axis=1)
 
 
 def _threshold(value: float) -> float:
@@ -324,20 +327,13 @@ def _new_head(shape: Shape, classes: int, pool: int, dtype: DType) -> Network:
     return Sequential((*before, dense))
 
 
-def _prepared(
-    exits: EarlyExit, x: Array, batch_size: int | None
-) -> tuple[EarlyExit, Array, int, int]:
-    """Check the arguments and decode the weights, once for a call."""
-    checked(exits)
-    segments, heads = (tuple(map(_plain, models)) for models in (exits.segments, exits.heads))
-    exits = replace(exits, segments=segments, heads=heads)
-    x = finite_array(x, "x")
-    if x.ndim == 0:
-        raise CompressionError("x must be a batch of inputs, not a single number")
+def _prepared(exits: EarlyExit, x: Array, batch_size: int | None) -> tuple[Array, int, int]:
+    """Check the arguments: the inputs, the number of classes, and the size of a batch."""
+    x = input_batch(checked(exits).network, finite_array(x, "x"))
     classes = number_of_classes(exits, x.shape[1:])
     if batch_size is None:
         batch_size = Runner(exits.network).chunk_rows(x)
-    return exits, x, classes, as_int(batch_size, "batch_size", 1)
+    return x, classes, as_int(batch_size, "batch_size", 1)
 
 
 def checked(exits: EarlyExit) -> EarlyExit:
@@ -347,46 +343,48 @@ def checked(exits: EarlyExit) -> EarlyExit:
     return exits
 
 
-def joined(models: Iterable[Network]) -> Network:
-    """The layers of several models, one model after the other."""
-    return Sequential(tuple(models))
-
-
-def stages(exits: EarlyExit) -> list[tuple[Network, Network]]:
-    """Each segment with its head. The last head is empty: the segment's outputs are the logits."""
-    return list(zip(exits.segments, (*exits.heads, Sequential(()))))
-
-
-def parts(exits: EarlyExit) -> list[Network]:
+def parts(exits: EarlyExit) -> tuple[Network, ...]:
     """Segments and heads in turn: segment, head, ..., segment."""
-    return [part for stage in stages(exits) for part in stage][:-1]
+    pairs = zip(exits.segments, exits.heads)
+    return (*(part for pair in pairs for part in pair), exits.segments[-1])
+
+
+def all_exits(exits: EarlyExit) -> Network:
+    """One network whose outputs are the logits of all exits. Its layers are those of `parts`."""
+    network = exits.segments[-1]
+    for i, head in reversed([*enumerate(exits.heads)]):
+        if not head.layers and 0 in network.outputs:
+            raise CompressionError(f"heads[{i}] and the exit after it are the same value")
+        network = Sequential((exits.segments[i], Parallel((head, network))))
+    return network
 
 
 def regrouped(
     network: Network, sizes: Sequence[int]
 ) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
-    """Segments and heads from ``joined(parts)`` and the number of layers in each part."""
-    models = _cut(network, sizes)
-    return models[::2], models[1::2]
+    """Segments and heads from ``Sequential(parts)`` and the number of layers in each part."""
+    pieces = _pieces(network, [*accumulate(sizes[:-1])])
+    return pieces[::2], pieces[1::2]
 
 
-def _cut(network: Network, sizes: Sequence[int]) -> tuple[Network, ...]:
-    """The network in pieces of so many layers."""
+def _pieces(network: Network, cuts: Sequence[int]) -> tuple[Network, ...]:
+    """The network cut at some values."""
     pieces = []
-    for size in sizes[:-1]:
-        piece, network = split(network, size)
+    for cut in reversed(cuts):
+        network, piece = split(network, cut)
         pieces.append(piece)
-    return (*pieces, network)
+    return (network, *reversed(pieces))
 
 
 def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
     """The number of classes of the network, and of every head."""
-    wanted = output_shape(exits.network, input_shape)
+    network = all_exits(exits)
+    shapes = value_shapes(network, input_shape)
+    *others, wanted = [shapes[value] for value in network.outputs]
     if len(wanted) != 1:
         raise CompressionError(f"the network must end in logits, not in outputs of shape {wanted}")
-    for i, head in enumerate(exits.heads):
-        before = joined((*exits.segments[: i + 1], head))
-        if (found := output_shape(before, input_shape)) != wanted:
+    for i, found in enumerate(others):
+        if found != wanted:
             raise CompressionError(
                 f"heads[{i}] must end in {wanted[0]} logits as the network, "
                 f"not in outputs of shape {found}"
@@ -394,12 +392,7 @@ def number_of_classes(exits: EarlyExit, input_shape: Shape) -> int:
     return int(wanted[0])
 
 
-def _plain(model: Network) -> Network:
-    """The model with decoded weights, and with a layer for every factor, as `apply` runs it."""
-    return replaced(model, [plain_layers(layer) for layer in model.layers])
-
-
-def _piece(model: Network, x: Array) -> Any:
+def _run(run: Runner, x: Array) -> Array:
     """Run all rows at once: the caller has cut the batch already."""
     with np.errstate(over="ignore", invalid="ignore"):  # logits that are not finite are refused
-        return apply(model, x, batch_size=max(len(x), 1))
+        return run({0: x})[run.network.outputs[0]]

@@ -1,7 +1,7 @@
 """The .mcx file: an `EarlyExit`. FORMAT.md in `storage` specifies it.
 
 The file is a frame around one .mcz file, which has the layers of all segments and heads as one
-model. The frame has the sizes of these parts, the criterion and the thresholds.
+network. The frame has the sizes of these parts, the criterion and the thresholds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from minicompress.early_exit.exits import (
     CRITERIA,
     EarlyExit,
     checked,
-    joined,
     parts,
     regrouped,
 )
 from minicompress.errors import CompressionError, FileFormatError, naming
+from minicompress.nn.composition import Sequential
 from minicompress.nn.parameters import finite_model
 from minicompress.storage.bits import ByteReader, put_varint
 from minicompress.storage.container import MAX_BYTES, dumps, loads
@@ -73,7 +73,7 @@ def save_exits(exits: EarlyExit, path: str | os.PathLike[str], *, coding: str = 
             put_varint(len(exits.heads)),
             *(struct.pack(">d", threshold) for threshold in exits.thresholds),
             *map(put_varint, sizes),
-            dumps(joined(parts(exits)), coding=coding),
+            dumps(Sequential(parts(exits)), coding=coding),
         )
     )
     return write_file(path, sealed(MAGIC, VERSION, content))

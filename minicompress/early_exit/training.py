@@ -1,43 +1,30 @@
 """Training the heads of an `EarlyExit` with `fit`: alone, or together with the network.
 
-- Alone: a head is a model, and its inputs are the outputs of the segments before it.
-- Together: the latent model of `fit` has the layers of all segments and heads. It is not run
-  itself. Its view is run: one layer that returns the logits of all exits side by side. The loss is
-  the weighted sum of the losses of the exits.
+- Alone: a head is a network, and its inputs are the outputs of the segments before it.
+- Together: segments and heads are one network whose outputs are the logits of all exits. The loss
+  is the weighted sum of the losses of the exits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
 
 from minicompress.arrays import Array, as_float, finite_array, flag
-from minicompress.early_exit.exits import (
-    EarlyExit,
-    checked,
-    exit_logits,
-    joined,
-    number_of_classes,
-    parts,
-    regrouped,
-    stages,
-)
+from minicompress.early_exit.exits import EarlyExit, all_exits, checked, parts
 from minicompress.errors import CompressionError
 from minicompress.nn.composition import Sequential, split
-from minicompress.nn.gradient import vjp
-from minicompress.nn.layer import Layer, Pullback, Shape
 from minicompress.nn.losses import softmax_cross_entropy
-from minicompress.nn.network import Gradients, Network, apply, is_chain
+from minicompress.nn.network import Network, apply, is_chain
 from minicompress.nn.optimizers import Optimizer
-from minicompress.nn.parameters import finite_outputs
+from minicompress.nn.parameters import as_tuple, finite_outputs, with_layers
 from minicompress.nn.pointwise import Dropout
-from minicompress.nn.training import History, View, fit
-from minicompress.representation import Rep
+from minicompress.nn.training import History, fit
 
 
 def fit_exits(
@@ -100,18 +87,17 @@ def fit_exits(
     )
     if flag(joint, "joint"):
         weights = _loss_weights(loss_weights, len(exits.segments))
-        seen, history = train(
-            joined(parts(exits)),
+        trained, history = train(
+            all_exits(exits),
             x,
             y,
-            view=lambda latent, step: _joint_view(exits, latent),
             loss=lambda outputs, labels: _summed_loss(outputs, labels, weights),
             validation=validation,
         )
-        (together,) = seen.layers
-        assert isinstance(together, _AllExits)  # as the view made it
+        layers = iter(trained.layers)
+        new = [with_layers(p, [*islice(layers, len(p.layers))]) for p in parts(exits)]
         losses_only = replace(history, train_accuracy=(), validation_accuracy=(), state=None)
-        return together.exits, (losses_only,)
+        return replace(exits, segments=tuple(new[::2]), heads=tuple(new[1::2])), (losses_only,)
     if loss_weights is not None:
         raise CompressionError("loss_weights are for joint=True: apart, each head has its own loss")
     heads, histories = [], []
@@ -121,7 +107,7 @@ def fit_exits(
             takewhile(lambda a: not a.parameters() and type(a) is not Dropout, head.layers)
         )
         before, rest = split(head, len(fixed) if is_chain(head) else 0)
-        body = joined((*exits.segments[: i + 1], before))
+        body = Sequential((*exits.segments[: i + 1], before))
         trained, history = train(
             rest,
             _features(body, i, x),
@@ -139,72 +125,12 @@ def _features(body: Network, i: int, x: Array) -> Any:
         return finite_outputs(apply(body, finite_array(x, "x")), name=f"the way to heads[{i}]")
 
 
-def _joint_view(exits: EarlyExit, latent: Network) -> View:
-    """One layer that runs all exits, and the map from its gradients to the latent model's."""
-    segments, heads = regrouped(latent, [len(part.layers) for part in parts(exits)])
-    together = _AllExits(replace(exits, segments=segments, heads=heads))
-
-    def pullback(gradients: Gradients) -> Gradients:
-        (by_name,) = gradients
-        return tuple(
-            {name: by_name[_name(i, name)] for name in layer.parameters()}
-            for i, layer in enumerate(latent.layers)
-        )
-
-    return View(Sequential((together,)), pullback)
-
-
-def _name(index: int, name: str) -> str:
-    return f"{index} {name}"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _AllExits(Layer):
-    """The logits of all exits side by side, (N, exits * classes); the network's end is last."""
-
-    exits: EarlyExit
-
-    def forward(self, x: Array) -> Array:
-        return exit_logits(self.exits, x).reshape(len(x), -1)
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return (len(self.exits.segments) * number_of_classes(self.exits, input_shape),)
-
-    def parameters(self) -> dict[str, Rep]:
-        layers = enumerate(joined(parts(self.exits)).layers)
-        return {_name(i, n): rep for i, layer in layers for n, rep in layer.parameters().items()}
-
-    def vjp(
-        self, x: Array, *, rng: np.random.Generator | None = None, input_gradient: bool = True
-    ) -> tuple[Array, Pullback]:
-        logits, pulls = [], []
-        for i, (segment, head) in enumerate(stages(self.exits)):
-            x, pull = vjp(segment, x, rng=rng, input_gradient=input_gradient or i > 0)
-            answers, pull_head = vjp(head, x, rng=rng)
-            logits.append(answers)
-            pulls.append((pull, pull_head))
-
-        def pullback(dy: Array) -> tuple[Array | None, dict[str, Array]]:
-            gradients: list[dict[str, Array]] = []
-            below: Array | None = None  # from the segments after this one
-            for (pull, pull_head), part in zip(
-                reversed(pulls), reversed(np.split(dy, len(pulls), axis=1))
-            ):
-                dx, of_head = pull_head(part)
-                assert dx is not None  # heads compute input gradients
-                below, of_segment = pull(dx if below is None else dx + below)
-                gradients = [*of_segment, *of_head, *gradients]
-            named = {_name(i, n): g for i, each in enumerate(gradients) for n, g in each.items()}
-            return below, named
-
-        return np.concatenate(logits, axis=1), pullback
-
-
-def _summed_loss(outputs: Array, labels: Array, weights: Sequence[float]) -> tuple[float, Array]:
-    """The weighted sum of the cross-entropies of all exits, and its gradient."""
-    losses = [softmax_cross_entropy(z, labels) for z in np.split(outputs, len(weights), axis=1)]
+def _summed_loss(outputs: Any, labels: Array, weights: Sequence[float]) -> tuple[float, Any]:
+    """The weighted sum of the cross-entropies of all exits, and its gradients."""
+    losses = [softmax_cross_entropy(z, labels) for z in as_tuple(outputs)]
     total = sum(weight * loss for weight, (loss, _) in zip(weights, losses))
-    return total, np.hstack([gradient * w for w, (_, gradient) in zip(weights, losses)])
+    gradients = tuple(gradient * w for w, (_, gradient) in zip(weights, losses))
+    return total, gradients if len(gradients) > 1 else gradients[0]
 
 
 def _loss_weights(weights: Sequence[float] | None, exits: int) -> list[float]:

@@ -8,50 +8,71 @@ multipliers.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from minicompress.arrays import Array, as_int, cast_finite, finite_array
-from minicompress.errors import CompressionError, naming
-from minicompress.integer.layers import IntegerConv2D, IntegerDense, Scales
-from minicompress.integer.model import IntegerModel
-from minicompress.integer.requantization import quantize_multiplier
-from minicompress.integer.stateless import (
-    NO_PADDING,
-    IntegerAvgPool2D,
-    IntegerFlatten,
-    IntegerLayer,
-    IntegerMaxPool2D,
-    IntegerReLU,
+from minicompress.arrays import Array, as_int, finite_array
+from minicompress.errors import CompressionError
+from minicompress.integer.forms import (
+    CLAMPED,
+    FORMS,
+    KEEPING,
+    Affine,
+    Average,
+    Join,
+    Limits,
+    affine,
+    average,
+    join,
+    keeping,
+    table,
 )
-from minicompress.integers import code_range
-from minicompress.nn.layer import Layer, Shape
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense, decoded_layer, factor_layers
-from minicompress.nn.network import Network
-from minicompress.nn.normalization import BatchNorm
+from minicompress.integer.model import IntegerModel
+from minicompress.integer.stateless import IntegerFlatten, IntegerLayer
+from minicompress.nn.activations import clip
+from minicompress.nn.composition import replaced
+from minicompress.nn.layer import Layer
+from minicompress.nn.layers import decoded_layer, factor_layers
+from minicompress.nn.network import Network, last_readers, naming_layer
 from minicompress.nn.parameters import finite_model, finite_outputs
-from minicompress.nn.pointwise import Dropout, ReLU, Softmax
-from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
+from minicompress.nn.pointwise import Clip, Dropout, ReLU, Softmax
+from minicompress.nn.stateless import GlobalAvgPool2D, LocalResponseNorm
 from minicompress.qparams import QParams, choose_qparams
-from minicompress.representation import Quantized, Rep, decode, shape_of
-
-Rescaled: TypeAlias = Conv2D | Dense | AvgPool2D | GlobalAvgPool2D
-"""Layers whose output has its own scale; the others keep the scale of their input."""
 
 NO_FORM = (
-    "it has no integer form; those that have one are Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, "
-    "GlobalAvgPool2D, Flatten, Dropout, and Softmax at the end"
+    f"it has no integer form; those that have one are "
+    f"{', '.join(sorted(kind.__name__ for kind in FORMS))}, and Softmax at the end"
 )
 
 REFUSED: dict[type[Layer], str] = {
-    BatchNorm: "batch normalization has no integer form of its own: fold it into the weights of "
-    "the layer before it first",
-    Softmax: "softmax has an integer form at the end of a model only",
+    LocalResponseNorm: "local response normalization has no integer form",
+    Softmax: "softmax has an integer form at the end of a network only",
 }
+
+NO_LIMITS = (-math.inf, math.inf)
 
 QUANTILES = 1 << 17
 """The number of values of an array between two layers from which "percentile" and "mse" choose."""
+
+
+class Prepared(NamedTuple):
+    """A network ready to be converted: only layers that have an integer form.
+
+    Parameters
+    ----------
+    network : Network
+    origin : list of int
+        For each layer the index of the layer in the original network that it comes from.
+    limits : list of (float, float)
+        What the output of each layer is clamped to, by a ReLU or a Clip that followed it.
+    """
+
+    network: Network
+    origin: list[int]
+    limits: list[Limits]
 
 
 def to_integer(
@@ -68,9 +89,9 @@ def to_integer(
     Parameters
     ----------
     model : Network
-        Of Conv2D, Dense, ReLU, MaxPool2D, AvgPool2D, GlobalAvgPool2D, Flatten and Dropout, which is
-        left out. A Softmax at the very end is left out too: the output is codes of the logits,
-        which have the same order. Fold batch normalization into the layer before it first.
+        Of all layers but LocalResponseNorm. Dropout is left out. A Softmax whose output is an
+        output of the network is left out too: its codes are those of the logits, which have the
+        same order. Elsewhere there is no Softmax.
     calibration : (N, ...) ndarray of float16, float32 or float64, N at least 1
         Inputs like those that will be run; a few hundred are enough. All of them run through the
         float model at once, and the codes cover the ranges found between the layers.
@@ -108,14 +129,24 @@ def to_integer(
     output is the common case. (Of a `Quantized` weight this is possible only for outputs whose
     codes are all 0.) An output's scale is never finer than the largest step of its accumulators.
 
-    A ReLU after a layer with weights or an average is computed by clamping. An average gives the
-    codes of the equal depthwise convolution, with weights of code 1 and scale 1 / n. Maximum
-    pooling keeps scale and zero point.
+    A sum of values of different scales has a multiplier for each value and one rounding. Values
+    side by side are brought to a common scale. A product has one multiplier. A function of one
+    number, as Sigmoid, is a table with an entry for each of 256 codes; PReLU has a table for each
+    channel.
+
+    A ReLU or a Clip is computed by clamping if it follows a layer with weights, an average or a
+    join, and nothing else reads the output of that layer. An average gives the codes of the equal
+    depthwise convolution, with weights of code 1 and scale 1 / n. Maximum pooling, Upsample2D,
+    ChannelShuffle and any other ReLU keep scale and zero point.
+
+    A batch normalization is an affine layer of its own, with a weight for each channel, whose
+    output is rounded to codes once more. `fold_batch_norm` first saves that layer and its rounding.
 
     Compare with simulated quantization: decoded weights and biases, real arithmetic, the same
     scales. A layer's code is at most 1/2 + 2**-22 from the real value in steps of the output,
     clamped. So for the same input codes the two differ by at most 1, and only within 2**-22 of a
-    tie. The 2**-22 is the relative error of the multiplier, 2**-31, times at most 2**9 steps.
+    tie. The 2**-22 is the relative error of the multiplier, 2**-31, times at most 2**9 steps. (A
+    sum of n values: n * 2**-23. A table has no error but the rounding.)
 
     A certificate of the decoded float network says nothing about the integer model: that one also
     rounds every array between two layers.
@@ -126,6 +157,7 @@ def to_integer(
     Examples
     --------
     >>> from minicompress.nn.composition import Sequential
+    >>> from minicompress.nn.layers import Dense
     >>> model = Sequential((Dense(np.array([[1.0, -1.0], [0.5, 2.0]])), ReLU()))
     >>> x = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
     >>> integer_model = to_integer(model, x)
@@ -137,7 +169,7 @@ def to_integer(
     True
     """
     if not isinstance(model, Network):
-        raise CompressionError(f"model must be a Sequential, not {type(model).__name__}")
+        raise CompressionError(f"model must be a Network, not {type(model).__name__}")
     finite_model(model)
     bits = as_int(num_bits, "num_bits", 2, 8)
     between = as_int(activation_bits, "activation_bits", 2, 8)
@@ -145,42 +177,120 @@ def to_integer(
     if x.ndim == 0 or x.size == 0:
         raise CompressionError(f"calibration must hold inputs, not be of shape {x.shape}")
     input_shape = x.shape[1:]
-    first = source = _range(x, between, method, percentile)
+    prepared = _prepared(model)
+    network = prepared.network
+    values, qparams = {0: x}, [_range(x, between, method, percentile)]
     layers: list[IntegerLayer] = []
-    layer: IntegerLayer
-    for index, part, clamped in _parts(model):
-        with naming(f"layer {index} ({type(model.layers[index]).__name__})"):
+    inputs: list[tuple[int, ...]] = []
+    place = [0]  # the value of the integer network for each value of `network`
+    for i, dropped in enumerate(last_readers(network)):
+        layer, reads = network.layers[i], network.inputs[i]
+        read, sources = [values[value] for value in reads], [qparams[value] for value in reads]
+        shapes = [value.shape[1:] for value in read]
+        with naming_layer(model, prepared.origin[i], shapes):
             with np.errstate(over="ignore", invalid="ignore"):  # finite_outputs finds them
-                shape, x = x.shape[1:], finite_outputs(decoded_layer(part).forward(x), name="it")
-            x = ReLU().forward(x) if clamped else x
-            if not isinstance(part, Rescaled):
-                layers.append(_weightless(part, shape, int(source.zero_point)))
-                continue
-            target = _range(x, between, method, percentile)
-            if isinstance(part, Conv2D | Dense):
-                layer, source = _affine(part, shape, bits, source, target, clamped)
-            else:
-                layer, source = _average(part, shape, source, target, clamped)
-            layers.append(layer)
-            if isinstance(part, GlobalAvgPool2D):
-                layers.append(IntegerFlatten())
-    return IntegerModel(tuple(layers), input_shape, first, source)
+                y = finite_outputs(decoded_layer(layer).forward(*read), name="it")
+            y = clip(y, *prepared.limits[i])
+            target = (
+                sources[0] if type(layer) in KEEPING else _range(y, between, method, percentile)
+            )
+            made, target = _form(layer, shapes, bits, sources, target, prepared.limits[i])
+        layers.append(made)
+        inputs.append(tuple(place[value] for value in reads))
+        if isinstance(layer, GlobalAvgPool2D) and not layer.keep_axes:
+            layers.append(IntegerFlatten())
+            inputs.append((len(layers) - 1,))
+        place.append(len(layers))
+        values[i + 1] = y
+        qparams.append(target)
+        for value in dropped:
+            del values[value]
+    outputs = tuple(place[value] for value in network.outputs)
+    integers = Network(tuple(layers), tuple(inputs), outputs)
+    return IntegerModel(
+        integers, input_shape, qparams[0], tuple(qparams[value] for value in network.outputs)
+    )
 
 
-def _parts(model: Network) -> list[tuple[int, Layer, bool]]:
-    """The layers to convert, each with its index in the model and whether it includes a ReLU."""
-    parts: list[tuple[int, Layer, bool]] = []
-    for index, layer in enumerate(model.layers):
-        if type(layer) not in LAYER_TYPES:
-            raise CompressionError(f"layer {index} ({type(layer).__name__}): {NO_FORM}")
-        for part in factor_layers(layer):
-            if isinstance(part, ReLU) and parts and isinstance(parts[-1][1], Rescaled):
-                parts[-1] = (*parts[-1][:2], True)
-            elif not isinstance(part, Dropout):
-                parts.append((index, part, False))
-    if parts and isinstance(parts[-1][1], Softmax):
-        parts.pop()
-    return parts
+def _form(
+    layer: Layer,
+    shapes: Sequence[tuple[int, ...]],
+    num_bits: int,
+    sources: Sequence[QParams],
+    target: QParams,
+    limits: Limits,
+) -> tuple[IntegerLayer, QParams]:
+    """The integer form of a layer, and the scale and zero point of its output."""
+    if isinstance(layer, Affine):
+        return affine(layer, shapes[0], num_bits, sources[0], target, limits)
+    if isinstance(layer, Average):
+        return average(layer, shapes[0], sources[0], target, limits)
+    if isinstance(layer, Join):
+        return join(layer, sources, target, limits)
+    if type(layer) in KEEPING:
+        return keeping(layer, shapes[0], sources[0]), target
+    return table(layer, sources[0], target), target
+
+
+def _prepared(model: Network) -> Prepared:
+    """Take factors apart, leave out Dropout and Softmax at the end, and fuse ReLU and Clip."""
+    chains: list[Sequence[Layer]] = []
+    for i, layer in enumerate(model.layers):
+        if type(layer) not in FORMS | {Softmax}:
+            with naming_layer(model, i):
+                raise CompressionError(REFUSED.get(type(layer), NO_FORM))
+        chains.append(() if isinstance(layer, Dropout) else factor_layers(layer))
+    network, origin = _replaced(model, range(len(chains)), chains)
+    read = {value for reads in network.inputs for value in reads}
+    chains = []
+    for i, layer in enumerate(network.layers):
+        if isinstance(layer, Softmax) and i + 1 in read:
+            with naming_layer(model, origin[i]):
+                raise CompressionError(REFUSED[Softmax])
+        chains.append(() if isinstance(layer, Softmax) else (layer,))
+    network, origin = _replaced(network, origin, chains)
+    limits = _fused(network)
+    kept = [i for i in range(len(limits)) if limits[i] is not None]
+    chains = [() if limits[i] is None else (layer,) for i, layer in enumerate(network.layers)]
+    network, origin = _replaced(network, origin, chains)
+    return Prepared(network, origin, [limits[i] or NO_LIMITS for i in kept])
+
+
+def _fused(network: Network) -> list[Limits | None]:
+    """What each layer's output is clamped to; None for a ReLU or a Clip that is part of a layer.
+
+    It is part of the layer before it if that one can clamp, and nothing else reads its output.
+    """
+    limits: list[Limits | None] = []
+    readers = Counter(value for reads in [*network.inputs, network.outputs] for value in reads)
+    makers: dict[int, int] = {}  # of values: the layer that can clamp them
+    for i, (layer, reads) in enumerate(zip(network.layers, network.inputs, strict=True)):
+        maker = makers.get(reads[0])
+        if isinstance(layer, ReLU | Clip) and maker is not None and readers[reads[0]] == 1:
+            low, high = (0.0, math.inf) if isinstance(layer, ReLU) else (layer.low, layer.high)
+            before, after = limits[maker] or NO_LIMITS
+            limits[maker] = min(max(before, low), high), min(max(after, low), high)
+            limits.append(None)
+            makers[i + 1] = maker
+            continue
+        limits.append(NO_LIMITS)
+        if type(layer) in CLAMPED:
+            makers[i + 1] = i
+    return limits
+
+
+def _replaced(
+    network: Network, origin: Sequence[int], chains: Sequence[Sequence[Layer]]
+) -> tuple[Network, list[int]]:
+    """`replaced`, and for each of the new layers its origin."""
+    origins = [i for i, chain in zip(origin, chains, strict=True) for _ in chain]
+    try:
+        return replaced(network, chains), origins
+    except CompressionError as error:
+        raise CompressionError(
+            "two outputs of the network are the same value without Dropout, and without Softmax at "
+            "the end: return it once"
+        ) from error
 
 
 def _range(x: Array, num_bits: int, method: str, percentile: float) -> QParams:
@@ -192,116 +302,3 @@ def _range(x: Array, num_bits: int, method: str, percentile: float) -> QParams:
     return choose_qparams(
         x, num_bits=num_bits, symmetric=False, method=method, percentile=percentile
     )
-
-
-def _affine(
-    part: Conv2D | Dense,
-    input_shape: Shape,
-    num_bits: int,
-    source: QParams,
-    target: QParams,
-    clamped: bool,
-) -> tuple[IntegerConv2D | IntegerDense, QParams]:
-    """A layer with weights, in integers, and the scale and zero point of its output."""
-    input_scale = float(source.scale)
-    bias = np.zeros(shape_of(part.weight)[-1:]) if part.bias is None else decode(part.bias)
-    bias = bias.astype(np.float64)
-    with np.errstate(over="ignore", under="ignore"):
-        least = np.abs(bias) / 2**30 / input_scale
-        weight, scale, num_bits = _weight_codes(part.weight, num_bits, least)
-        step = np.maximum(input_scale * scale, np.finfo(np.float64).tiny)
-        bias = np.rint(bias / step)
-    if not (np.isfinite(step).all() and (np.abs(bias) < 2**31).all()):
-        raise CompressionError(
-            f"bias must fit int32 in steps of input scale * weight scale, but is up to "
-            f"{np.abs(bias).max():.3g} of them"
-        )
-    target = _no_finer(target, step.max(initial=0.0))
-    scales = Scales(input_scale, scale, float(target.scale))
-    fields = {
-        **_rescaling(step, source, target, clamped),
-        "weight": weight,
-        "bias": bias.astype(np.int32),
-        "num_bits": num_bits,
-        "scales": scales,
-    }
-    if isinstance(part, Dense):
-        return IntegerDense(**fields), target
-    g = part.geometry(input_shape[:2])
-    layer = IntegerConv2D(
-        **fields, stride=g.stride, padding=g.pads, dilation=g.dilation, groups=part.groups
-    )
-    return layer, target
-
-
-def _weight_codes(rep: Rep, num_bits: int, least: Array) -> tuple[Array, Array, int]:
-    """Codes of a weight, the scale of every output (at least `least` where possible), and bits."""
-    outputs = shape_of(rep)[-1:]
-    places = tuple(range(len(shape_of(rep)) - 1))
-    if isinstance(rep, Quantized) and rep.block_size is None and rep.axis in (None, len(places)):
-        steps = decode(rep.codes).astype(np.int64) - rep.zero_point
-        low, high = code_range(min(rep.num_bits, 8), True)
-        if low <= steps.min(initial=0) and steps.max(initial=0) <= high:
-            scale = np.broadcast_to(rep.scale, outputs).astype(np.float64)
-            unused = ~steps.any(axis=places)  # any scale is right for zeros
-            scale = np.where(unused, np.maximum(scale, least), scale)
-            return steps.astype(np.int8), scale, min(rep.num_bits, 8)
-    weight = decode(rep)
-    q = choose_qparams(weight, num_bits=num_bits, axis=-1, narrow_range=True)
-    scale = np.maximum(q.scale.astype(np.float64), least)
-    steps = np.clip(np.rint(weight.astype(np.float64) / scale), q.qmin, q.qmax)
-    return steps.astype(np.int8), scale, num_bits
-
-
-def _no_finer(q: QParams, step: float) -> QParams:
-    """The same range, in steps that are not smaller than the accumulators' steps."""
-    if float(q.scale) >= step:
-        return q
-    scale = cast_finite(np.asarray(step), q.scale.dtype)
-    below = (q.qmin - int(q.zero_point)) * (float(q.scale) / float(scale))
-    return QParams(scale, np.asarray(round(q.qmin - below)), num_bits=q.num_bits)
-
-
-def _average(
-    part: AvgPool2D | GlobalAvgPool2D,
-    input_shape: Shape,
-    source: QParams,
-    target: QParams,
-    clamped: bool,
-) -> tuple[IntegerAvgPool2D, QParams]:
-    """An average in integers, and the scale and zero point of its output."""
-    g = part.geometry(input_shape[:2])
-    pixels = np.array([math.prod(g.kernel)])
-    if isinstance(part, AvgPool2D) and g.pads != NO_PADDING and not part.count_include_pad:
-        pixels = np.arange(1, pixels[0] + 1)
-    step = np.maximum(float(source.scale) * (1 / pixels), np.finfo(np.float64).tiny)
-    target = _no_finer(target, step[-1])
-    rescaling = _rescaling(step, source, target, clamped)
-    return IntegerAvgPool2D(g.kernel, g.stride, g.pads, **rescaling), target
-
-
-def _rescaling(step: Array, source: QParams, target: QParams, clamped: bool) -> dict[str, Any]:
-    """The fields of a layer that turn sums of so large steps into codes of its output."""
-    multiplier, shift = quantize_multiplier(step / float(target.scale))
-    zero_point = int(target.zero_point)
-    return {
-        "multiplier": multiplier,
-        "shift": shift,
-        "input_zero_point": int(source.zero_point),
-        "output_zero_point": zero_point,
-        "low": zero_point if clamped else target.qmin,
-        "high": target.qmax,
-    }
-
-
-def _weightless(layer: Layer, input_shape: Shape, zero_point: int) -> IntegerLayer:
-    """A layer that keeps the scale and zero point of its input, in integers."""
-    match layer:
-        case Flatten():
-            return IntegerFlatten()
-        case ReLU():
-            return IntegerReLU(zero_point)
-        case MaxPool2D():
-            g = layer.geometry(input_shape[:2])
-            return IntegerMaxPool2D(g.kernel, g.stride, g.pads)
-    raise CompressionError(REFUSED.get(type(layer), NO_FORM))

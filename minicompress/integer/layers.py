@@ -16,8 +16,9 @@ from minicompress.arrays import Array, DType, as_int, finite_array, frozen, inte
 from minicompress.errors import CompressionError
 from minicompress.integer.requantization import HIGHEST, LOWEST
 from minicompress.integer.stateless import NO_PADDING, IntegerLayer, explicit, requantized
-from minicompress.nn.kernels.direct import direct_conv2d
-from minicompress.nn.kernels.windows import Geometry, Pads, geometry, pair
+from minicompress.nn.convolution import transposed_geometry
+from minicompress.nn.kernels.direct import direct_adjoint, direct_conv2d
+from minicompress.nn.kernels.windows import Geometry, Pads, cut, geometry, pair, taps
 from minicompress.nn.layer import Shape, image_shape
 
 # Of the sums of one block, so that they stay in the cache until they are codes.
@@ -159,6 +160,9 @@ class IntegerConv2D(_IntegerAffine):
         y: Array = np.empty((len(codes), *g.output, len(self.bias)), np.int8)
         rows = max(TILE_BYTES // (4 * max(math.prod(y.shape[1:]), 1)), 1)
         for start in range(0, len(codes), rows):
+            if inputs == 1 < self.groups:
+                y[start : start + rows] = requantized(self, self._depthwise(codes, start, rows))
+                continue
             x = self._centred(codes[start : start + rows], exact)
             sums = np.full((len(x), *y.shape[1:]), self.bias)
             for group in range(self.groups):
@@ -172,9 +176,124 @@ class IntegerConv2D(_IntegerAffine):
             y[start : start + rows] = requantized(self, sums)
         return y
 
+    def _depthwise(self, codes: Array, start: int, rows: int) -> Array:
+        """The sums of some examples where each output reads one channel, place by place."""
+        x = self._centred(codes[start : start + rows], np.dtype(np.int32))
+        g = self.geometry(x.shape[1:3])
+        whole = slice(0, g.output[0])
+        view = taps(cut(x, whole, g, 0), whole, g)
+        sums = np.full((len(x), *g.output, len(self.bias)), self.bias)
+        for place in np.ndindex(*g.kernel):
+            tap = view[place].repeat(len(self.bias) // self.groups, axis=-1)
+            sums += tap * self.weight[place][0]
+        return sums
+
     def output_shape(self, input_shape: Shape) -> Shape:
         image = image_shape(input_shape, self.weight.shape[2] * self.groups)
         return *self.geometry(image[:2]).output, self.weight.shape[3]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerConvTranspose2D(_IntegerAffine):
+    """A transposed convolution of codes.
+
+    ``acc[s*i + d*p, s*j + d*q, o] += (x[i, j, c] - input_zero_point) * weight[p, q, c, o]`` in
+    int32, cut by the padding, plus ``bias[o]``; then as for `IntegerConv2D`.
+
+    Parameters
+    ----------
+    weight : (kh, kw, in // groups, out) ndarray of int8
+    bias, multiplier, shift, input_zero_point, output_zero_point, low, high, num_bits, scales
+        As for `IntegerConv2D`.
+    stride, output_padding, dilation : (int, int)
+    padding : ((top, bottom), (left, right))
+    groups : int
+
+    Raises
+    ------
+    CompressionError
+        As `IntegerConv2D`.
+    """
+
+    _: KW_ONLY
+    stride: tuple[int, int] = (1, 1)
+    padding: Pads = NO_PADDING
+    output_padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    ndim: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight.shape[3] % as_int(self.groups, "groups", 1):
+            raise CompressionError(f"groups must divide the outputs, not be {self.groups}")
+        stride, dilation = pair(self.stride, "stride", 1), pair(self.dilation, "dilation", 1)
+        more = pair(self.output_padding, "output_padding", 0)
+        pads = explicit(self.padding)
+        self._set(stride=stride, dilation=dilation, padding=pads, output_padding=more)
+
+    def geometry(self, input_hw: Shape) -> tuple[tuple[int, int], Geometry]:
+        """The output's height and width, and the windows of the convolution that goes back."""
+        options = self.stride, self.padding, self.output_padding, self.dilation
+        return transposed_geometry(input_hw, self.weight.shape[:2], *options)
+
+    def forward(self, codes: Array) -> Array:
+        shape = len(codes), *self.output_shape(codes.shape[1:])
+        _, g = self.geometry(codes.shape[1:3])
+        exact, block = _exact_block(self.weight, self._reach())
+        inputs, outputs = self.weight.shape[2], self.weight.shape[3] // self.groups
+        kernel, x = self.weight.astype(exact).swapaxes(2, 3), self._centred(codes, exact)
+        sums = np.full(shape, self.bias)
+        for group in range(self.groups):
+            made = slice(group * outputs, (group + 1) * outputs)
+            for channel in range(0, inputs, block):
+                places = slice(channel, min(channel + block, inputs))
+                read = slice(group * inputs + places.start, group * inputs + places.stop)
+                weight = kernel[:, :, made, places]
+                part = direct_adjoint(x[..., read], weight, (*shape[:3], outputs), g)
+                sums[..., made] += part.astype(np.int32)
+        return requantized(self, sums)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        image = image_shape(input_shape, self.weight.shape[2] * self.groups)
+        return *self.geometry(image[:2])[0], self.weight.shape[3]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerScale(_IntegerAffine):
+    """Each channel times a weight, plus a bias: a batch normalization on its own.
+
+    ``acc[..., c] = bias[c] + (x[..., c] - input_zero_point) * weight[c]`` in int32; then as for
+    `IntegerConv2D`.
+
+    Parameters
+    ----------
+    weight : (channels,) ndarray of int8
+    bias, multiplier, shift, input_zero_point, output_zero_point, low, high, num_bits, scales
+        As for `IntegerConv2D`.
+
+    Raises
+    ------
+    CompressionError
+        As `IntegerConv2D`.
+    """
+
+    ndim: ClassVar[int] = 1
+
+    def forward(self, codes: Array) -> Array:
+        self.output_shape(codes.shape[1:])
+        sums = self._centred(codes, np.dtype(np.int32))
+        sums *= self.weight
+        sums += self.bias
+        return requantized(self, sums)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if tuple(input_shape[-1:]) != self.weight.shape:
+            raise CompressionError(
+                f"the input must have {self.weight.size} channels, not shape {input_shape}"
+            )
+        return tuple(input_shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

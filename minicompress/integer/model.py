@@ -1,13 +1,14 @@
 """A network of integers, as a device without floating point runs it.
 
-There are real numbers at its two ends only: `IntegerModel.quantize_input` turns inputs into codes,
-and a call of the model turns the last codes into logits.
+There are real numbers at its ends only: `IntegerModel.quantize_input` turns inputs into codes, and
+a call of the model turns the codes of the outputs into numbers.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from minicompress.errors import CompressionError
 from minicompress.integer.stateless import IntegerLayer
 from minicompress.integers import dequantize_linear, quantize_linear
 from minicompress.nn.layer import Shape
+from minicompress.nn.network import Network, Runner, naming_layer, run_chunks, value_shapes
+from minicompress.nn.parameters import as_tuple
 from minicompress.qparams import QParams
 
 # The largest array of codes between two layers while a model runs.
@@ -28,11 +31,20 @@ class IntegerModel(Value):
 
     Parameters
     ----------
-    layers : tuple of IntegerLayer
+    network : Network
+        Of integer layers; its values are codes of int8.
     input_shape : tuple of int
         Of one input; no other size can run.
-    input_qparams, output_qparams : QParams
-        Scale and zero point of the codes of the input and of the logits.
+    input_qparams : QParams
+        Scale and zero point of the codes of the input.
+    output_qparams : tuple of QParams
+        Those of each output.
+
+    Raises
+    ------
+    CompressionError
+        A layer is no integer layer or does not fit what it reads, or the outputs are not as many as
+        `output_qparams`.
 
     Notes
     -----
@@ -48,10 +60,28 @@ class IntegerModel(Value):
     Winograd's algorithm, it takes more than twice the time.
     """
 
-    layers: tuple[IntegerLayer, ...]
+    network: Network
     input_shape: Shape
     input_qparams: QParams
-    output_qparams: QParams
+    output_qparams: tuple[QParams, ...]
+
+    def __post_init__(self) -> None:
+        for i, layer in enumerate(self.network.layers):
+            if not isinstance(layer, IntegerLayer):
+                with naming_layer(self.network, i):
+                    raise CompressionError("it must be an integer layer")
+        value_shapes(self.network, self.input_shape)
+        if len(self.output_qparams) != len(self.network.outputs):
+            raise CompressionError(
+                f"output_qparams must be one for each of {len(self.network.outputs)} outputs, "
+                f"not {len(self.output_qparams)}"
+            )
+        self._set(input_shape=tuple(self.input_shape), output_qparams=tuple(self.output_qparams))
+
+    @property
+    def layers(self) -> tuple[Any, ...]:
+        """The integer layers."""
+        return self.network.layers
 
     def quantize_input(self, x: Array) -> Array:
         """The codes of real inputs, by `quantize_linear`: what is out of range is clamped.
@@ -68,8 +98,8 @@ class IntegerModel(Value):
         q = self.input_qparams
         return self._batch(quantize_linear(x, q.scale, q.zero_point, num_bits=q.num_bits))
 
-    def run(self, codes: Array) -> Array:
-        """The codes of the logits for the codes of a batch of inputs.
+    def run(self, codes: Array) -> Any:
+        """The codes of the outputs for the codes of a batch of inputs.
 
         Parameters
         ----------
@@ -78,28 +108,25 @@ class IntegerModel(Value):
         Returns
         -------
         codes : (N, ...) ndarray of int8
+            A tuple of them if the network has several outputs.
 
         Raises
         ------
         CompressionError
             `codes` is not of int8 or not of `input_shape`.
         """
-        codes, shapes = self._batch(codes), [self.input_shape]
-        for layer in self.layers:
-            shapes.append(layer.output_shape(shapes[-1]))
-        rows = max(CHUNK_BYTES // max(map(math.prod, shapes), default=1), 1)
-        y: Array = np.empty((len(codes), *shapes[-1]), np.int8)
-        for start in range(0, len(codes), rows):
-            part = codes[start : start + rows]
-            for layer in self.layers:
-                part = layer.forward(part)
-            y[start : start + rows] = part
-        return y
+        codes = self._batch(codes)
+        largest = max(map(math.prod, value_shapes(self.network, self.input_shape)))
+        return run_chunks(Runner(self.network), codes, max(CHUNK_BYTES // max(largest, 1), 1))
 
-    def __call__(self, x: Array) -> Array:
-        """Real logits for real inputs: codes in, `run`, codes out."""
-        codes, q = self.run(self.quantize_input(x)), self.output_qparams
-        return dequantize_linear(codes, q.scale, q.zero_point, dtype=np.asarray(x).dtype)
+    def __call__(self, x: Array) -> Any:
+        """Real outputs for real inputs: codes in, `run`, codes out."""
+        codes, dtype = as_tuple(self.run(self.quantize_input(x))), np.asarray(x).dtype
+        ys = [
+            dequantize_linear(part, q.scale, q.zero_point, dtype=dtype)
+            for part, q in zip(codes, self.output_qparams, strict=True)
+        ]
+        return ys[0] if len(ys) == 1 else tuple(ys)
 
     def _batch(self, codes: Array) -> Array:
         array = np.asarray(codes)

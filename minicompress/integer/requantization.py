@@ -127,8 +127,13 @@ def requantize(
     as_int(zero_point, "zero_point", LOWEST, HIGHEST)
     n = a.astype(np.int64)  # then in place: new memory costs more than the work
     n *= m
-    n += np.left_shift(np.int64(1), s - 1)
-    n >>= s
+    return rounded(n, s, zero_point, low, high)
+
+
+def rounded(n: Array, shift: Array | int, zero_point: int, low: int, high: int) -> Array:
+    """``clamp(round(n / 2**shift) + zero_point)``; `n`, of int64, is overwritten."""
+    n += np.left_shift(np.int64(1), np.asarray(shift, np.int64) - 1)
+    n >>= shift
     n += zero_point
     return np.clip(n, low, high, out=n).astype(np.int8)
 

@@ -1,8 +1,9 @@
-"""What an integer layer is, and the integer layers without weights.
+"""What an integer layer is, and the integer layers that pool, move or look up codes.
 
-A code q stands for the real number ``(q - zero_point) * scale``. The output of an average, as that
-of a convolution, has its own scale and zero point; the other layers keep those of their input.
-Padding is given in numbers: a layer is for one size of image, and "same" has been resolved for it.
+A code q stands for the real number ``(q - zero_point) * scale``. The output of an average or of a
+table, as that of a convolution, has its own scale and zero point; the other layers here keep those
+of their input. Padding is given in numbers: a layer is for one size of image, and "same" has been
+resolved for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minicompress.arrays import Array, Value, as_int, frozen, integer_array
+from minicompress.arrays import Array, as_int, frozen, integer_array
 from minicompress.errors import CompressionError
 from minicompress.integer.requantization import HIGHEST, LOWEST, requantize
 from minicompress.nn.kernels.windows import (
@@ -26,22 +27,16 @@ from minicompress.nn.kernels.windows import (
     resolve_padding,
     taps,
 )
-from minicompress.nn.layer import Shape, image_shape
+from minicompress.nn.layer import Layer, Shape, image_shape
+from minicompress.nn.pooling import window_counts
+from minicompress.nn.rearranging import shuffled
 
 NO_PADDING: Pads = ((0, 0), (0, 0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IntegerLayer(Value):
-    """Base of the integer layers."""
-
-    def forward(self, codes: Array) -> Array:
-        """The output's codes for a batch of codes, both int8."""
-        raise NotImplementedError
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        """The output's shape for an input's, both without the batch axis."""
-        raise NotImplementedError
+class IntegerLayer(Layer):
+    """Base of the integer layers: `forward` takes codes of int8 and gives codes of int8."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +59,100 @@ class IntegerReLU(IntegerLayer):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerTable(IntegerLayer):
+    """A function of one number: the code of its value for each of the 256 codes.
+
+    Parameters
+    ----------
+    table : (256,) or (C, 256) ndarray of int8
+        Entry ``q + 128`` is for the code q. With C rows, each channel has its own.
+
+    Raises
+    ------
+    CompressionError
+        The dtype or the shape is not as above.
+
+    Examples
+    --------
+    >>> negative = IntegerTable(np.clip(np.arange(128, -128, -1), -128, 127).astype(np.int8))
+    >>> negative.forward(np.array([[-128, 3]], np.int8))
+    array([[127,  -3]], dtype=int8)
+    """
+
+    table: Array
+
+    def __post_init__(self) -> None:
+        table = integer_array(self.table, "table")
+        if table.dtype != np.int8 or table.ndim not in (1, 2) or table.shape[-1] != 256:
+            raise CompressionError(
+                f"table must be of int8 and of shape (256,) or (C, 256), not of {table.dtype} and "
+                f"shape {table.shape}"
+            )
+        self._set(table=frozen(table))
+
+    def forward(self, codes: Array) -> Array:
+        index = codes.astype(np.int16) + 128
+        if self.table.ndim == 1:
+            return self.table[index]
+        return self.table[np.arange(len(self.table)), index]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if self.table.ndim == 2 and tuple(input_shape[-1:]) != self.table.shape[:1]:
+            raise CompressionError(
+                f"the input must have {len(self.table)} channels, not shape {input_shape}"
+            )
+        return tuple(input_shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerUpsample2D(IntegerLayer):
+    """Every pixel repeated, `factor` times on each axis.
+
+    Examples
+    --------
+    >>> IntegerUpsample2D((1, 2)).forward(np.array([[[[1], [2]]]], np.int8)).ravel()
+    array([1, 1, 2, 2], dtype=int8)
+    """
+
+    factor: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        self._set(factor=pair(self.factor, "factor", 1))
+
+    def forward(self, codes: Array) -> Array:
+        return codes.repeat(self.factor[0], axis=1).repeat(self.factor[1], axis=2)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        h, w, channels = image_shape(input_shape)
+        return h * self.factor[0], w * self.factor[1], channels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class IntegerChannelShuffle(IntegerLayer):
+    """Entry i of group g of the channels becomes entry g of group i.
+
+    Examples
+    --------
+    >>> IntegerChannelShuffle(2).forward(np.arange(6, dtype=np.int8)[None, None, None]).ravel()
+    array([0, 3, 1, 4, 2, 5], dtype=int8)
+    """
+
+    groups: int
+
+    def __post_init__(self) -> None:
+        as_int(self.groups, "groups", 1)
+
+    def forward(self, codes: Array) -> Array:
+        return shuffled(codes, self.groups)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        shape = image_shape(input_shape)
+        if shape[2] % self.groups:
+            raise CompressionError(f"groups={self.groups} must divide the {shape[2]} channels")
+        return shape
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,8 +232,10 @@ class IntegerAvgPool2D(_IntegerPool2D):
     padding : ((top, bottom), (left, right))
         Narrower than the window.
     multiplier, shift : (1,) or (window[0] * window[1],) ndarray of integers
-        One for all windows. Or, if padding does not count in the mean, one for each number of
-        pixels: entry n - 1 is for windows with n pixels in the image.
+        One for all windows. Or one for each number of pixels: entry n - 1 is for windows with n
+        pixels in the image and in the padding that counts.
+    counted : ((top, bottom), (left, right))
+        The part of the padding that counts in the mean, if there are several multipliers.
     input_zero_point, output_zero_point, low, high : int
         As for `IntegerConv2D`.
 
@@ -170,9 +261,15 @@ class IntegerAvgPool2D(_IntegerPool2D):
     output_zero_point: int = 0
     low: int = LOWEST
     high: int = HIGHEST
+    counted: Pads = NO_PADDING
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._set(counted=explicit(self.counted))
+        if (np.array(self.counted) > np.array(self.padding)).any():
+            raise CompressionError(
+                f"counted must be within the padding {self.padding}, not be {self.counted}"
+            )
         size = math.prod(self.window)
         if size > 2**22:
             raise CompressionError(f"window must hold at most 2**22 pixels, not be {self.window}")
@@ -189,10 +286,10 @@ class IntegerAvgPool2D(_IntegerPool2D):
     def forward(self, codes: Array) -> Array:
         sums = self._windows(codes, self.input_zero_point).sum((0, 1), dtype=np.int32)
         sums -= math.prod(self.window) * self.input_zero_point
-        place = np.zeros(sums.shape[1:], np.int32)
+        place = np.zeros(sums.shape[1:], np.int64)
         if self.shift.size > 1:
-            inside = np.ones((1, *codes.shape[1:]), np.int8)
-            place = self._windows(inside, 0).sum((0, 1), dtype=np.int32)[0] - 1
+            image = codes.shape[1:3]
+            place += window_counts(image, self.geometry(image), self.counted)[..., None] - 1
         made = requantized(self, sums.reshape(len(sums), place.size), place.ravel())
         return made.reshape(sums.shape)
 

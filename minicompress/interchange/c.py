@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 from minicompress.arrays import Array
 from minicompress.compressors.quantization import quantize
-from minicompress.errors import CompressionError, naming
+from minicompress.errors import CompressionError
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.model import IntegerModel
 from minicompress.integer.stateless import IntegerFlatten
 from minicompress.interchange.c_layers import CLayer, fits, layer_code
-from minicompress.interchange.c_plan import Plan, lead, plan
-from minicompress.interchange.c_text import header_text, source_text
+from minicompress.interchange.c_plan import lead, plan
+from minicompress.interchange.c_text import Output, header_text, source_text
+from minicompress.nn.network import naming_layer, value_shapes
 from minicompress.representation import Clustered, Sparse, decode
 from minicompress.rewrite.batch_norm import fold_batch_norm
 from minicompress.search.weights import weights, with_weights
@@ -75,7 +76,9 @@ def export_c(
         ``int name_class(const int8_t *input)`` returns the class: the index of the largest logit,
         the first of equal ones. ``const int8_t *name_logits(const int8_t *input)`` returns the
         codes of the logits, which are valid until the next call. The sizes are ``name_INPUTS``,
-        ``name_OUTPUTS``, ``name_FLASH_BYTES`` and ``name_RAM_BYTES``.
+        ``name_OUTPUTS``, ``name_FLASH_BYTES`` and ``name_RAM_BYTES``. Both functions speak of the
+        first output. If there are several, ``void name_run(const int8_t *input, const int8_t
+        **outputs)`` sets ``outputs[k]`` to the ``name_OUTPUTS_k`` codes of output k.
 
     Returns
     -------
@@ -97,7 +100,8 @@ def export_c(
     of zeros between them. The loops decode them one by one, which takes no memory. Biases and
     multipliers are int32, shifts uint8.
 
-    RAM is one array, in which outputs overwrite inputs that are not needed any more: see `plan`.
+    RAM is one array, in which outputs overwrite inputs that are not needed any more. In a chain it
+    is as small as its largest layer allows; otherwise values are placed greedily by size.
     So the functions are not reentrant.
 
     The code does not depend on anything that the C standard leaves open: it has no shift of a
@@ -143,23 +147,34 @@ def export_c(
             f"name must be a letter, then letters, digits and single underscores between them, "
             f"not {name!r}"
         )
-    fits(math.prod(model.input_shape))
-    codes, leads = [], []
-    shape = model.input_shape
-    for index, layer in enumerate(model.layers):
-        if type(layer) is not IntegerFlatten:
-            with naming(f"layer {index} ({type(layer).__name__})"):
-                codes.append(layer_code(layer, shape, index, name))
-            leads.append(lead(layer, shape))
-        shape = layer.output_shape(shape)
+    network = model.network
+    shapes = value_shapes(network, model.input_shape)
+    fits(*(math.prod(shapes[value]) for value in (0, *network.outputs)))
+    codes, reads, leads = [], [], []
+    place = [0]  # of each value: 0 is the caller's input, k + 1 what codes[k] makes
+    for index, (layer, inputs) in enumerate(zip(model.layers, network.inputs, strict=True)):
+        read = [shapes[value] for value in inputs]
+        if type(layer) is IntegerFlatten:
+            place.append(place[inputs[0]])
+            continue
+        with naming_layer(network, index, read):
+            codes.append(layer_code(layer, read, index, name))
+        reads.append([place[value] for value in inputs])
+        leads.append(lead(layer, *read))
+        place.append(len(codes))
     layers = tuple(code.layer for code in codes)
     sizes = [math.prod(layer.output_shape) for layer in layers]
-    memory = plan(sizes, leads) if codes else Plan(0, ())
+    outputs = [place[value] for value in network.outputs]
+    memory = plan(sizes, reads, leads, outputs)
     flash = sum(layer.flash_bytes for layer in layers)
     made = CExport(source, source.with_suffix(".h"), flash, memory.size, layers)
+    results = [
+        Output(memory.steps[k - 1].target if k else None, math.prod(shapes[value]), q)
+        for k, value, q in zip(outputs, network.outputs, model.output_qparams, strict=True)
+    ]
     texts = (
-        header_text(model, name, codes, memory.size, _table(made.layers)),
-        source_text(made.header.name, name, codes, memory, math.prod(shape)),
+        header_text(model, name, codes, results, memory.size, _table(made.layers)),
+        source_text(made.header.name, name, codes, memory, results),
     )
     with replacing(made.header, made.source) as files:
         for file, text in zip(files, texts):

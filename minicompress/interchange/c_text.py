@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from minicompress.integer.model import IntegerModel
 from minicompress.interchange.c_layers import LayerCode
@@ -13,21 +14,46 @@ from minicompress.interchange.c_weights import reader
 from minicompress.qparams import QParams
 
 
+class Output(NamedTuple):
+    """An output of the network: its place in the array (None: the input), size and scale."""
+
+    place: int | None
+    size: int
+    qparams: QParams
+
+
 def header_text(
-    model: IntegerModel, name: str, codes: Sequence[LayerCode], ram: int, table: str
+    model: IntegerModel,
+    name: str,
+    codes: Sequence[LayerCode],
+    outputs: Sequence[Output],
+    ram: int,
+    table: str,
 ) -> str:
     """The header: declarations and sizes, and a comment for people."""
     inputs, shape = math.prod(model.input_shape), model.input_shape
-    outputs = math.prod(codes[-1].layer.output_shape) if codes else inputs
     flash = sum(code.layer.flash_bytes for code in codes)
-    logits = model.output_qparams
     listed = "\n".join(f" *   {line}".rstrip() for line in table.splitlines())
+    (_, count, logits), *others = outputs
+    more = "".join(
+        f"\n * Output {k}: {size} codes of int8.\n *   number = {_number(q)}"
+        for k, (_, size, q) in enumerate(others, 1)
+    )
+    sizes = "".join(
+        f"\n#define {name}_OUTPUTS_{k} {size}" for k, (_, size, _) in enumerate(outputs)
+    )
+    several = f"""
+/* Every output: outputs[k] becomes the place of {name}_OUTPUTS_k codes, which stay until the next
+ * call. The logits are output 0. */
+void {name}_run(const int8_t *input, const int8_t **outputs);
+"""
+    sizes, several = (sizes, several) if others else ("", "")
     return f"""/* {name}: a network of integers, written by minicompress.
  *
  * Input: {inputs} codes of int8, shape {shape} in C order.
  *   code = {_code(model.input_qparams)}
- * Output: {outputs} codes of int8, the logits.
- *   logit = (code - ({logits.zero_point})) * {float(logits.scale)!r}
+ * Output: {count} codes of int8, the logits.
+ *   logit = {_number(logits)}{more}
  *
  * Flash: exactly {flash} bytes of const arrays. The program's code, and a few bytes that align the
  *   arrays, come on top; they depend on the compiler.
@@ -43,7 +69,7 @@ def header_text(
 #include <stdint.h>
 
 #define {name}_INPUTS {inputs}
-#define {name}_OUTPUTS {outputs}
+#define {name}_OUTPUTS {count}{sizes}
 #define {name}_FLASH_BYTES {flash}
 #define {name}_RAM_BYTES {ram}
 
@@ -56,13 +82,18 @@ int {name}_class(const int8_t *input);
 
 /* The {name}_OUTPUTS codes of the logits. They stay until the next call. */
 const int8_t *{name}_logits(const int8_t *input);
-
+{several}
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
 """
+
+
+def _number(q: QParams) -> str:
+    """The formula that turns a code into a real number."""
+    return f"(code - ({q.zero_point})) * {float(q.scale)!r}"
 
 
 def _code(q: QParams) -> str:
@@ -74,9 +105,14 @@ def _code(q: QParams) -> str:
 
 
 def source_text(
-    header: str, name: str, codes: Sequence[LayerCode], memory: Plan, outputs: int
+    header: str,
+    name: str,
+    codes: Sequence[LayerCode],
+    memory: Plan,
+    outputs: Sequence[Output],
 ) -> str:
-    calls = "\n    ".join(_calls(name, codes, memory))
+    places = [_place(name, output.place) for output in outputs]
+    calls = "\n    ".join([*_calls(name, codes, memory), f"return {places[0]};"])
     parts = [
         f"""/* {name}: see {header}. Written by minicompress.
  *
@@ -107,12 +143,18 @@ int {name}_class(const int8_t *input)
 {{
     const int8_t *logits = {name}_logits(input);
     int32_t best = 0;
-    for (int32_t i = 1; i < {outputs}; i++) {{
+    for (int32_t i = 1; i < {outputs[0].size}; i++) {{
         if (logits[i] > logits[best]) {{
             best = i;
         }}
     }}
     return (int)best;
+}}""")
+    if len(outputs) > 1:
+        rest = "".join(f"\n    outputs[{k}] = {at};" for k, at in enumerate(places) if k)
+        parts.append(f"""void {name}_run(const int8_t *input, const int8_t **outputs)
+{{
+    outputs[0] = {name}_logits(input);{rest}
 }}""")
     return "\n\n".join(parts) + "\n"
 
@@ -120,16 +162,24 @@ int {name}_class(const int8_t *input)
 def _helpers(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
     """The functions that layers share, if they are called: compilers warn of unused ones."""
     text = "".join(code.text for code in codes)
-    if f"{name}_requantize(" in text:
-        yield f"""/* A sum as a code: sum * multiplier / 2^shift, halves up, plus zero, clamped. */
-static int8_t {name}_requantize(
-    int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high)
+    requantized = f"{name}_requantize(" in text
+    if requantized or f"{name}_code(" in text:
+        yield f"""/* n / 2^shift as a code: halves up, plus zero, clamped. */
+static int8_t {name}_code(
+    int64_t number, int32_t shift, int32_t zero, int32_t low, int32_t high)
 {{
-    const int64_t n = (int64_t)sum * multiplier + ((int64_t)1 << (shift - 1));
+    const int64_t n = number + ((int64_t)1 << (shift - 1));
     /* n >> shift, rounded down. In C a shift of a negative n is up to the compiler; ~n is not
      * negative. */
     const int64_t code = (n < 0 ? ~(~n >> shift) : n >> shift) + zero;
     return (int8_t)(code < low ? low : code > high ? high : code);
+}}"""
+    if requantized:
+        yield f"""/* A sum as a code: sum * multiplier / 2^shift. */
+static int8_t {name}_requantize(
+    int32_t sum, int32_t multiplier, int32_t shift, int32_t zero, int32_t low, int32_t high)
+{{
+    return {name}_code((int64_t)sum * multiplier, shift, zero, low, high);
 }}"""
     for bits in sorted(set(re.findall(rf"\b{name}_read_(\d)\(", text))):
         yield reader(int(bits), name)
@@ -146,13 +196,13 @@ static void {name}_move(const int8_t *from, int8_t *to, int32_t count)
 
 def _calls(name: str, codes: Sequence[LayerCode], memory: Plan) -> Iterator[str]:
     """The calls of all layers in order."""
-    arena, source = f"{name}_arena", "input"
     for i, (code, step) in enumerate(zip(codes, memory.steps, strict=True)):
-        if i:
-            source = f"{arena} + {step.source}"
+        sources = [_place(name, source) for source in step.sources]
         if step.moved_from is not None:
             count = math.prod(codes[i - 1].layer.output_shape)
-            yield f"{name}_move({arena} + {step.moved_from}, {source}, {count});"
-        yield f"{code.name}({source}, {arena} + {step.target});"
-        source = f"{arena} + {step.target}"
-    yield f"return {source};"
+            yield f"{name}_move({_place(name, step.moved_from)}, {sources[0]}, {count});"
+        yield f"{code.name}({', '.join(sources)}, {_place(name, step.target)});"
+
+
+def _place(name: str, at: int | None) -> str:
+    return "input" if at is None else f"{name}_arena + {at}"

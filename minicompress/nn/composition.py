@@ -49,17 +49,17 @@ def Sequential(parts: Sequence[Layer | Network]) -> Network:
     return _composed((parts,), None)
 
 
-def Parallel(branches: Sequence[Part], join: Layer) -> Network:
-    """Branches that read the same value, and a layer that joins their outputs.
+def Parallel(branches: Sequence[Part], join: Layer | None = None) -> Network:
+    """Branches that read the same value, and a layer that joins their outputs, if any.
 
     Parameters
     ----------
     branches : sequence
         Each is a layer, a network, or a sequence of them, which is a chain; ``()`` passes the value
         on.
-    join : Layer
+    join : Layer, optional
         `Add`, `Multiply`, `Concat`, or another layer that reads several values. It reads the
-        branches' outputs in order.
+        branches' outputs in order. Without it they are the outputs of the network.
 
     Returns
     -------
@@ -77,6 +77,8 @@ def Parallel(branches: Sequence[Part], join: Layer) -> Network:
     >>> from minicompress.nn.pointwise import ReLU
     >>> Parallel((ReLU(), ()), Concat())(np.array([[-1.0, 2.0]]))
     array([[ 0.,  2., -1.,  2.]])
+    >>> Parallel((ReLU(), ()))(np.array([[-1.0, 2.0]]))
+    (array([[0., 2.]]), array([[-1.,  2.]]))
     """
     return _composed(branches, join)
 

@@ -244,10 +244,15 @@ def apply(network: Network, x: Array, *, batch_size: int | None = None) -> Any:
     x = input_batch(network, x)
     run = Runner(network)
     size = run.chunk_rows(x) if batch_size is None else as_int(batch_size, "batch_size", 1)
+    return run_chunks(run, x, size)
+
+
+def run_chunks(run: Runner, x: Array, size: int) -> Any:
+    """The outputs for a batch that runs in chunks of so many rows."""
     ys: list[Array] = []
     for start in range(0, max(len(x), 1), size):  # an empty batch runs too, for its shape
         values = run({0: x[start : start + size]})
-        for k, output in enumerate(network.outputs):
+        for k, output in enumerate(run.network.outputs):
             part = values[output]
             if start == 0:
                 ys.append(np.empty((len(x), *part.shape[1:]), part.dtype))

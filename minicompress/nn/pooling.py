@@ -257,10 +257,16 @@ def _counts(x: Array, g: Geometry, padding: Padding, count_include_pad: bool) ->
     counted: Pads = ((0, 0), (0, 0))
     if flag(count_include_pad, "count_include_pad"):
         counted = resolve_padding(padding, size, g.kernel, g.stride)
+    counts = window_counts(size, g, counted)[..., None]
+    return counts.astype(widened(x[:0]).dtype)
+
+
+def window_counts(size: tuple[int, ...], g: Geometry, counted: Pads) -> Array:
+    """How many places of each window lie in the image or in `counted`, its padding: (oh, ow)."""
     lengths = []
     for axis in (0, 1):
         first = np.arange(g.output[axis]) * g.stride[axis] - g.pads[axis][0]
         low, high = -counted[axis][0], size[axis] + counted[axis][1]
         lengths.append(np.minimum(first + g.kernel[axis], high) - np.maximum(first, low))
-    counts: Array = np.multiply.outer(*lengths)[..., None].astype(widened(x[:0]).dtype)
+    counts: Array = np.multiply.outer(*lengths)
     return counts

@@ -107,6 +107,11 @@ def channel_shuffle(x: Array, groups: int) -> Array:
     x = image_array(x)
     if groups < 1 or x.shape[3] % groups:
         raise CompressionError(f"groups must divide the {x.shape[3]} channels, not be {groups}")
+    return shuffled(x, groups)
+
+
+def shuffled(x: Array, groups: int) -> Array:
+    """The same for an array of any dtype, unchecked."""
     *pixels, c = x.shape
     return x.reshape(*pixels, groups, c // groups).swapaxes(-1, -2).reshape(x.shape)
 

@@ -1,9 +1,11 @@
 """The same function by other layers, or a smaller one: fold, remove channels, smaller kernels."""
 
+from minicompress.nn.statistics import reestimate_batch_norm
 from minicompress.rewrite.batch_norm import fold_batch_norm
-from minicompress.rewrite.channels import remove_channels
+from minicompress.rewrite.channels import remove_channels, remove_least_channels
 from minicompress.rewrite.dense import dense_to_conv, dense_to_global_pool
 from minicompress.rewrite.low_rank import factorize
+from minicompress.rewrite.replacing import replace_layers
 from minicompress.rewrite.smaller_kernels import shrink_kernel, split_kernel
 
 __all__ = [
@@ -11,7 +13,10 @@ __all__ = [
     "dense_to_global_pool",
     "factorize",
     "fold_batch_norm",
+    "reestimate_batch_norm",
     "remove_channels",
+    "remove_least_channels",
+    "replace_layers",
     "shrink_kernel",
     "split_kernel",
 ]
