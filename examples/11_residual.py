@@ -27,7 +27,9 @@ def main(figure="11_residual.png", folder=None):
     def fit(network, epochs, rate):
         steps = epochs * -(-len(train[0]) // 32)
         optimizer = mc.adam(mc.nn.cosine_lr(rate, steps))
-        return mc.fit(network, *train, optimizer=optimizer, epochs=epochs, batch_size=32, rng=rng)[0]
+        return mc.fit(network, *train, optimizer=optimizer, epochs=epochs, batch_size=32, rng=rng)[
+            0
+        ]
 
     rows = []
 
@@ -52,7 +54,9 @@ def main(figure="11_residual.png", folder=None):
     images = test[0][:IMAGES]
     proven = mc.certify.ball_certificates(network, small, images, eps=EPS, clip=(0.0, 1.0))
     found = mc.certify.attack(network, small, images, eps=EPS, clip=(0.0, 1.0), rng=rng)
-    print(f"\noutputs differ by at most {np.median([c.bound for c in proven]):.3f} (median,", end=" ")
+    print(
+        f"\noutputs differ by at most {np.median([c.bound for c in proven]):.3f} (median,", end=" "
+    )
     print(f"proven), {np.median(found):.3f} (found by a search); {len(proven)} images,", end=" ")
     print(f"every pixel within 1/{round(1 / EPS)}")
 

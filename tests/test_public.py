@@ -105,6 +105,9 @@ CALLS = {
     "from_state_dict": (model, mc.interchange.to_state_dict(model)),
     "loads": (mc.storage.dumps(model),),
     "dumps_arrays": ({"w": matrix, "codes": codes},),
+    "parse_method": ("prune80+int8",),
+    "quantize_best_axis": (matrix,),
+    "factor_in_two": (matrix,),
     "loads_arrays": (mc.storage.dumps_arrays({"w": matrix}),),
     "matmul_integer": (codes, codes, np.array(1), np.array([1, 2])),
     "max_pool2d": (image, 2),
@@ -197,6 +200,7 @@ CALLS = {
     "with_parameters": (model, gradients),
 }
 OPTIONS = {
+    "factor_in_two": {"rank": 1},
     "choose_thresholds": {"max_macs": 30},
     "fit_exits": {
         "optimizer": mc.adam(1e-3),
