@@ -19,6 +19,7 @@ from inspect import getdoc
 from tempfile import TemporaryFile
 from typing import Any, NoReturn, TypeAlias
 
+from minicompress.analysis.array_sizes import summary_of_arrays
 from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.experiments.budget import format_search, searched
@@ -31,8 +32,15 @@ from minicompress.experiments.comparison import (
     retraining_epochs,
     setup,
 )
+from minicompress.experiments.compressing import (
+    compress_file,
+    decompress_file,
+    format_compressed,
+    read_plan,
+)
 from minicompress.experiments.figures import need_matplotlib
 from minicompress.experiments.file_evaluation import evaluate_file, format_evaluation
+from minicompress.experiments.model_files import read_inputs, read_weights, suffix_of
 from minicompress.experiments.page import html_page
 from minicompress.experiments.report import gather
 from minicompress.experiments.table import format_table, legend, read_table
@@ -175,6 +183,35 @@ def _evaluate(arguments: argparse.Namespace, progress: Progress | None) -> str:
     return format_evaluation(evaluate_file(arguments.file, *load_split("test")))
 
 
+def _compress(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """compress the weights of any model: .onnx, .npz, .safetensors or .mcz"""
+    if (arguments.method is None) == (arguments.plan is None):
+        raise CompressionError("give one of --method METHOD and --plan PLAN.json")
+    plan = {"*": arguments.method} if arguments.plan is None else read_plan(arguments.plan)
+    for file in (arguments.model, arguments.out):
+        suffix_of(file)
+    _check_output(arguments.out)
+    x = None if arguments.calibration is None else read_inputs(arguments.calibration)
+    with _writing(arguments.out):
+        found = compress_file(arguments.model, arguments.out, plan, x=x, progress=progress)
+    return format_compressed(found)
+
+
+def _decompress(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """write a compressed file again with plain arrays: the way back"""
+    for file in (arguments.model, arguments.out):
+        suffix_of(file)
+    _check_output(arguments.out)
+    with _writing(arguments.out):
+        sizes = decompress_file(arguments.model, arguments.out, original=arguments.original)
+    return f"{arguments.out}: {sizes[0]:,} bytes, {arguments.model}: {sizes[1]:,}"
+
+
+def _summary(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """say what the weights of a file take, array by array"""
+    return repr(summary_of_arrays(read_weights(arguments.model).arrays))
+
+
 def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
     """write a model as C for a small device (integers only), or as ONNX"""
     file, out = arguments.file, arguments.out
@@ -186,6 +223,10 @@ def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
         return str(export_c_file(file, some, out, name=arguments.name, num_bits=arguments.bits))
 
 
+METHOD_HELP = (
+    "int8, int4, int4/32 (blocks of 32), prune80, prune80+int8, rank50%%+int8, cluster16, ...: see "
+    "minicompress.search.methods"
+)
 DEFAULT_EPOCHS = ", ".join(f"{epochs} for {data}" for data, epochs in EPOCHS.items())
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"metavar": "FILE", "help": "a .mcz file"},
@@ -204,6 +245,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "10%",
         "help": "the largest file: bytes, or a share of the weights as float32 (default: 10%%)",
     },
+    "model": {"metavar": "FILE", "help": "a .onnx, .npz, .safetensors or .mcz file"},
+    "--method": {"help": METHOD_HELP},
+    "--plan": {"metavar": "FILE", "help": "JSON: names or patterns of arrays, and their methods"},
+    "--calibration": {
+        "metavar": "X.npy",
+        "help": "inputs, to compare the outputs before and after (networks only)",
+    },
+    "--original": {"metavar": "FILE", "help": "the .onnx file whose graph the arrays belong to"},
     "--target": {"choices": ("c", "onnx"), "required": True, "help": "what to write"},
     "--out": {"metavar": "FILE", "required": True, "help": "the file to write"},
     "--name": {"default": "predict", "help": "C: name of the function (predict)"},
@@ -216,6 +265,9 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "search": (_search, f"{TRAINING} --max-bytes"),
     "report": (_report, f"{TRAINING} --out"),
     "evaluate": (_evaluate, "file --data --folder"),
+    "compress": (_compress, "model --out --method --plan --calibration"),
+    "decompress": (_decompress, "model --out --original"),
+    "summary": (_summary, "model"),
     "export": (_export, "file --target --out --name --bits --data --folder"),
 }
 """The function of each command, whose docstring is its help, and its options."""

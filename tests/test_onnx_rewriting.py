@@ -194,10 +194,23 @@ def test_weights_are_integers_in_the_file(tmp_path):
     assert kinds(21, "int8 by axis 0") == ((4, 0), {proto.INT8})
     assert kinds(21, "int4 in blocks") == ((4, 0), {proto.INT4})
     assert kinds(13, "int8 by axis 0") == ((4, 0), {proto.INT8})
-    assert kinds(13, "int4") == ((4, 0), {proto.INT8})
-    assert kinds(13, "int4 in blocks") == ((0, 0), set())
+    assert kinds(13, "int4") == ((4, 0), {proto.INT4})
+    assert kinds(11, "int4 in blocks") == ((4, 0), {proto.INT4})
     assert kinds(11, "int8 by axis 0") == ((0, 4), {proto.INT8})
     assert kinds(11, "uint8") == ((0, 4), {proto.UINT8})
+
+
+def test_what_the_converter_does_not_know_stays_at_its_opset(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr("onnx.version_converter.convert_version", refuse)
+    for method, kind in (("int4", {proto.INT8}), ("int4 in blocks", set())):
+        onnx.save(attention(13), tmp_path / "original.onnx")
+        arrays = compressed(tmp_path / "original.onnx", method)
+        small = law_same_as_decoded(save_onnx_arrays, tmp_path, attention(13), arrays)
+        assert [o.version for o in small.opset_import] == [13]
+        assert {t.data_type for t in small.graph.initializer if t.name == "key.codes"} == kind
 
 
 def test_factors_are_multiplied(tmp_path):

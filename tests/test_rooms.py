@@ -33,7 +33,8 @@ ORDER = {
     "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "
     "onnx_graph onnx_layers onnx_file onnx_rewriting layouts array_names state_dict tensor_files",
     "testing": "strategies models laws checks",
-    "experiments": "comparison table certification file_evaluation budget report figures page",
+    "experiments": "comparison table certification file_evaluation model_files compressing budget "
+    "report figures page",
     " ": "cli __main__",
 }
 # From the foundation upward: a module imports only from those named before it.

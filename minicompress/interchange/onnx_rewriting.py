@@ -16,16 +16,25 @@ import numpy as np
 from minicompress.arrays import FLOATS, Array, freeze
 from minicompress.errors import CompressionError, FileFormatError, naming
 from minicompress.integers import qparam_shape
-from minicompress.interchange.onnx_graph import Graph, integer_type
-from minicompress.representation import LowRank, Quantized, Rep, decode, dtype_of, shape_of
+from minicompress.interchange.onnx_graph import Graph, constant_bytes, integer_type
+from minicompress.representation import (
+    Clustered,
+    LowRank,
+    Quantized,
+    Rep,
+    Sparse,
+    decode,
+    dtype_of,
+    shape_of,
+)
 from minicompress.storage.files import PathLike, file_name, write_file
 
 MAX_BYTES = 2**31 - 1
 """The largest file: ONNX files are Protocol Buffers, which have no larger messages."""
 
-# The first opsets with Einsum, and with Cast and Mul as they are needed here; the first version of
-# the file with integers of 4 bits.
-EINSUM, CAST, NIBBLES = 12, 7, 10
+# The first opsets with Einsum, with Cast and Mul as they are needed here, and with integers of 4
+# bits; the first version of the file with these.
+EINSUM, CAST, NARROW, NIBBLES = 12, 7, 21, 10
 
 
 def onnx_arrays(path: PathLike) -> dict[str, Array]:
@@ -98,13 +107,16 @@ def save_onnx_arrays(path: PathLike, arrays: Mapping[str, Rep], original: PathLi
     -----
     Nodes and names stay. In front of the nodes come those that decode weights:
 
-    - `Quantized`: DequantizeLinear with the same scales and zero points, per axis, and from opset
-      21 per block and with 4 or 16 bits; before, 8 bits are the narrowest. Before opset 13, which
+    - `Quantized`: DequantizeLinear with the same scales and zero points. Before opset 13, which
       brought scales per axis: Cast, Sub and Mul. The result is ``decode(rep)``, bit for bit.
     - `Clustered`: Gather from the codebook. `Sparse` has a code for every entry if its values have
       codes.
     - `LowRank`: MatMul of the factors, or Einsum from opset 12. Their last bits are the runtime's.
     - Whatever has no such form at the opset of the file is decoded, and so is all of float64.
+
+    Integers of 4 and 16 bits and blocks of scales came with opset 21. If an array has them, a file
+    of an older opset is converted to 21 by ``onnx.version_converter``; where that cannot convert
+    it, the codes take 8 bits, or the array is decoded.
 
     Where the weight of a MatMul or Gemm comes from DequantizeLinear, onnxruntime rounds its input
     to 8 bits, too. The session option ``session.qdq_matmulnbits_accuracy_level`` = "1" prevents it.
@@ -121,7 +133,7 @@ def save_onnx_arrays(path: PathLike, arrays: Mapping[str, Rep], original: PathLi
     """
     file_name(path)
     onnx = imported_onnx()
-    model = read_onnx(onnx, original)
+    model = _with_newer_opset(onnx, read_onnx(onnx, original), arrays)
     _replace(onnx, model, arrays)
     size = model.ByteSize()
     if size > MAX_BYTES:
@@ -222,6 +234,32 @@ def _replace(onnx: Any, model: Any, arrays: Mapping[str, Rep]) -> None:
         model.ir_version = max(model.ir_version, NIBBLES)
     if model.ir_version < 4:  # until then every initializer had to be among the inputs as well
         model.ir_version = 4
+
+
+def _with_newer_opset(onnx: Any, model: Any, arrays: Mapping[str, Rep]) -> Any:
+    """The ModelProto at opset 21, if that makes weights smaller and can be done."""
+    opset = opset_of(model)
+    parts = [part for rep in arrays.values() for part in _parts(rep)]
+    if opset >= NARROW or not any(
+        constant_bytes(part, NARROW) < constant_bytes(part, max(opset, 13)) for part in parts
+    ):
+        return model
+    try:
+        newer = importlib.import_module("onnx.version_converter").convert_version(model, NARROW)
+        onnx.checker.check_model(newer)
+    except Exception:  # an operator that the converter does not know, of whatever class
+        return model
+    same = {name for name, *_ in _tensors(model)} <= {name for name, *_ in _tensors(newer)}
+    return newer if same else model
+
+
+def _parts(rep: Rep) -> Iterator[Rep]:
+    """An array, or the factors of a product."""
+    if isinstance(rep, LowRank):
+        for factor in rep.factors:
+            yield from _parts(factor)
+    elif isinstance(rep, Quantized | Sparse | Clustered):
+        yield rep
 
 
 def _set(protos: Any, items: list[Any]) -> None:
