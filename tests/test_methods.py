@@ -29,7 +29,7 @@ MEANING = {
     "INT4@1": partial(mc.quantize, num_bits=4, axis=1),
     "int4@-1": partial(mc.quantize, num_bits=4, axis=1),
     "int4@all": partial(mc.quantize, num_bits=4),
-    "int3/8": partial(mc.quantize, num_bits=3, axis=-1, block_size=8),
+    "int3/8": partial(mc.quantize, num_bits=3, axis=1, block_size=8),  # the longest axis
     "int3/4@0": partial(mc.quantize, num_bits=3, axis=0, block_size=4),
     "uint8@0": partial(mc.quantize, num_bits=8, axis=0, signed=False, symmetric=False),
     "prune80": partial(mc.prune_magnitude, amount=0.8),
@@ -149,6 +149,13 @@ def test_scales_never_outnumber_the_entries():
     one_loud[5] = 100
     assert quantize_best_axis(one_loud).rep.axis == 0
     assert quantize_best_axis(np.moveaxis(one_loud, 0, -1)).rep.axis == 3
+
+
+def test_blocks_lie_along_the_longest_axis():
+    for shape, axis in (((12, 16), 1), ((16, 12), 0), ((8, 8), 1), ((16, 4, 3, 3), 0)):
+        assert parse_method("int4/4")(np.ones(shape)).rep.axis == axis
+    with pytest.raises(mc.CompressionError, match="without axes has no blocks"):
+        parse_method("int4/4")(np.array(1.0))
 
 
 def always_first(w, **options):

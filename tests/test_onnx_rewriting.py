@@ -214,15 +214,13 @@ def test_what_the_converter_does_not_know_stays_at_its_opset(tmp_path, monkeypat
 
 
 def test_factors_are_multiplied(tmp_path):
-    for opset, few in ((21, 2), (12, 2), (11, 1)):
+    for opset in (21, 12, 11):
         model = convolution(opset)
         onnx.save(model, tmp_path / "original.onnx")
         kernel = drawn(2, 3, 3, 3)
         rep = mc.LowRank((mc.quantize(drawn(16, 2), axis=0).rep, kernel), "or,rihw->oihw")
-        small = law_same_as_decoded(
-            save_onnx_arrays, tmp_path, model, {"kernel": rep}, exact=opset == 11
-        )
-        assert len(nodes(small, "Einsum")) == few - 1
+        small = law_same_as_decoded(save_onnx_arrays, tmp_path, model, {"kernel": rep}, exact=False)
+        assert len(nodes(small, "Einsum")) == 1
     model = attention()
     rep = mc.truncated_svd(drawn(8, 8), rank=2).rep
     small = law_same_as_decoded(save_onnx_arrays, tmp_path, model, {"key": rep}, exact=False)

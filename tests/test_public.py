@@ -248,6 +248,7 @@ NOT_CALLED = {
     "load_tensors": "reads a file; see test_tensor_files",
     "save_arrays": "writes a file: `dumps_arrays` is its pure core; see test_named_arrays",
     "onnx_arrays": "reads a file; see test_onnx_rewriting",
+    "save_decoded_onnx": "writes a file; see test_onnx_decoding",
     "save_onnx_arrays": "writes a file; see test_onnx_rewriting",
     "save_tensors": "writes a file; see test_tensor_files",
     "load": "reads a file: `loads` is its pure core; see test_damaged_files",

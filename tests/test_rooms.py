@@ -31,7 +31,8 @@ ORDER = {
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
     "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "
-    "onnx_graph onnx_layers onnx_file onnx_rewriting layouts array_names state_dict tensor_files",
+    "onnx_graph onnx_layers onnx_file onnx_rewriting onnx_decoding layouts array_names "
+    "state_dict tensor_files",
     "testing": "strategies models laws checks",
     "experiments": "comparison table certification file_evaluation model_files compressing budget "
     "report figures page",

@@ -21,8 +21,10 @@ from minicompress.experiments.model_files import (
     WeightFile,
     read_network,
     read_weights,
+    suffix_of,
     write_weights,
 )
+from minicompress.interchange.onnx_decoding import save_decoded_onnx
 from minicompress.nn.network import apply
 from minicompress.nn.parameters import as_tuple, finite_outputs
 from minicompress.norms import norm_of
@@ -39,9 +41,9 @@ from minicompress.search.plan import compress, planned
 from minicompress.search.weights import total
 from minicompress.tables import aligned, wrap
 
-LEGEND = """bytes: of the array, packed without entropy coding. bound: the proven limit of the distance
-between the original array and the decoded one, error: the measured distance; both in percent of the
-norm of the original array."""
+LEGEND = """bytes: of the array, packed without entropy coding. bound: the proven limit of the
+distance between the original array and the decoded one, error: the measured distance; both in
+percent of the norm of the original array."""
 
 
 class ArrayResult(NamedTuple):
@@ -121,16 +123,18 @@ def compress_file(
     for key, text in methods.items():
         with naming(f"the method of {key!r}") if len(methods) > 1 else naming("--method"):
             compressors[key] = parse_method(text)
+    if x is not None and suffix_of(out) not in (".onnx", ".mcz"):
+        raise CompressionError(f"--calibration needs a network, and {out} will hold arrays alone")
     source = read_weights(path, out=out, x=x)
     original = None if x is None else read_network(path, x)
     arrays, rows = _compressed(source, methods, compressors, progress)
     shape = None if original is None else original[1].shape[1:]
+    size = os.path.getsize(path)
     out_bytes = write_weights(out, source, arrays, shape)
     change = None
     if original is not None and x is not None:
         small, inputs = read_network(out, x)
         change = output_change(apply(*original), apply(small, inputs))
-    size = os.path.getsize(path)
     return CompressedFile(path, out, size, out_bytes, rows, change, source.note)
 
 
@@ -144,6 +148,9 @@ def decompress_file(path: str, out: str, *, original: str | None = None) -> tupl
     original : str, optional
         The ONNX file whose graph `out` gets: arrays alone have none.
     """
+    if suffix_of(path) == suffix_of(out) == ".onnx":
+        size = os.path.getsize(path)
+        return save_decoded_onnx(out, path), size
     source = read_weights(path, out=out)
     arrays: dict[str, Rep] = {name: decode(rep) for name, rep in source.arrays.items()}
     if original is not None:
@@ -152,7 +159,8 @@ def decompress_file(path: str, out: str, *, original: str | None = None) -> tupl
         if not arrays:
             raise CompressionError(f"no array of {path} has the name of a weight of {original}")
         arrays = source.arrays | arrays
-    return write_weights(out, source, arrays, None), os.path.getsize(path)
+    size = os.path.getsize(path)  # `out` may be the same file
+    return write_weights(out, source, arrays, None), size
 
 
 def read_plan(path: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ the names "0.weight", "0.bias" and so on, by the index of the layer.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array, float_array
-from minicompress.errors import CompressionError, FileFormatError, naming
+from minicompress.errors import CompressionError, FileFormatError
 from minicompress.interchange.onnx_file import save_onnx
 from minicompress.interchange.onnx_import import from_onnx
 from minicompress.interchange.onnx_rewriting import (
@@ -25,7 +26,7 @@ from minicompress.interchange.onnx_rewriting import (
 from minicompress.interchange.tensor_files import load_tensors, save_tensors
 from minicompress.nn.network import Network
 from minicompress.nn.parameters import parameters, with_parameters
-from minicompress.representation import Rep, decode
+from minicompress.representation import Rep, shape_of
 from minicompress.storage.container import ARRAYS_VERSION, MAGIC, load, save
 from minicompress.storage.files import file_name
 from minicompress.storage.named_arrays import load_arrays, save_arrays
@@ -33,6 +34,9 @@ from minicompress.storage.named_arrays import load_arrays, save_arrays
 SUFFIXES = (".onnx", ".npz", ".safetensors", ".mcz")
 MAX_BYTES = 16 << 30
 """Memory that the weights of a file may take: the user has chosen the file."""
+
+QUICK = 1 << 20
+"""Up to so many numbers, all codings of a .mcz file are tried: that takes some 20 s a million."""
 
 
 class WeightFile(NamedTuple):
@@ -112,7 +116,11 @@ def write_weights(
         return save_tensors(out, arrays)
     network = None if source.network is None else _with_arrays(source.network, arrays)
     if kind == ".mcz":
-        return save_arrays(out, arrays) if network is None else save(network, out)
+        size = sum(math.prod(shape_of(rep)) for rep in arrays.values())
+        coding = "smallest" if size <= QUICK else "huffman"
+        if network is None:
+            return save_arrays(out, arrays, coding=coding)
+        return save(network, out, coding=coding)
     if network is not None:
         if input_shape is None:
             raise CompressionError(
@@ -211,12 +219,3 @@ def _with_arrays(network: Network, arrays: Mapping[str, Rep]) -> Network:
         for i, of_layer in enumerate(parameters(network))
     )
     return with_parameters(network, changed)
-
-
-def decoded_weights(source: WeightFile) -> dict[str, Rep]:
-    """Every array decoded."""
-    made: dict[str, Rep] = {}
-    for name, rep in source.arrays.items():
-        with naming(f"array {name!r}"):
-            made[name] = decode(rep)
-    return made

@@ -1,6 +1,7 @@
 """Out of Python and in: C, ONNX, and the state dicts of other frameworks."""
 
 from minicompress.interchange.c import CExport, export_c
+from minicompress.interchange.onnx_decoding import save_decoded_onnx
 from minicompress.interchange.onnx_file import save_onnx, to_onnx
 from minicompress.interchange.onnx_rewriting import onnx_arrays, save_onnx_arrays
 from minicompress.interchange.state_dict import from_state_dict, to_state_dict
@@ -12,6 +13,7 @@ __all__ = [
     "from_state_dict",
     "load_tensors",
     "onnx_arrays",
+    "save_decoded_onnx",
     "save_onnx",
     "save_onnx_arrays",
     "save_tensors",

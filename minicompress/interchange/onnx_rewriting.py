@@ -111,12 +111,12 @@ def save_onnx_arrays(path: PathLike, arrays: Mapping[str, Rep], original: PathLi
       brought scales per axis: Cast, Sub and Mul. The result is ``decode(rep)``, bit for bit.
     - `Clustered`: Gather from the codebook. `Sparse` has a code for every entry if its values have
       codes.
-    - `LowRank`: MatMul of the factors, or Einsum from opset 12. Their last bits are the runtime's.
+    - `LowRank`: MatMul of the factors, or Einsum. Their last bits are the runtime's.
     - Whatever has no such form at the opset of the file is decoded, and so is all of float64.
 
-    Integers of 4 and 16 bits and blocks of scales came with opset 21. If an array has them, a file
-    of an older opset is converted to 21 by ``onnx.version_converter``; where that cannot convert
-    it, the codes take 8 bits, or the array is decoded.
+    Integers of 4 and 16 bits and blocks of scales came with opset 21, and Einsum with 12. If an
+    array needs them, an older file is converted to opset 21 by ``onnx.version_converter``. Where
+    that cannot convert it, codes take 8 bits, or the array is decoded.
 
     Where the weight of a MatMul or Gemm comes from DequantizeLinear, onnxruntime rounds its input
     to 8 bits, too. The session option ``session.qdq_matmulnbits_accuracy_level`` = "1" prevents it.
@@ -240,9 +240,9 @@ def _with_newer_opset(onnx: Any, model: Any, arrays: Mapping[str, Rep]) -> Any:
     """The ModelProto at opset 21, if that makes weights smaller and can be done."""
     opset = opset_of(model)
     parts = [part for rep in arrays.values() for part in _parts(rep)]
-    if opset >= NARROW or not any(
-        constant_bytes(part, NARROW) < constant_bytes(part, max(opset, 13)) for part in parts
-    ):
+    narrower = any(constant_bytes(p, NARROW) < constant_bytes(p, max(opset, 13)) for p in parts)
+    products = any(isinstance(r, LowRank) and len(shape_of(r)) > 2 for r in arrays.values())
+    if opset >= NARROW or not (narrower or (products and opset < EINSUM)):
         return model
     try:
         newer = importlib.import_module("onnx.version_converter").convert_version(model, NARROW)

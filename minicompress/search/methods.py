@@ -8,7 +8,7 @@
     clusterK     at most K different values
     intB         codes of B bits, 2 to 16; a scale for each index of the axis that suits best
     intB@A       ... of axis A, counted from the end if negative; int8@all: one scale for the array
-    intB/N       ... for every N neighbours along the last axis; intB/N@A: along axis A
+    intB/N       ... for every N neighbours along the longest axis; intB/N@A: along axis A
     uintB...     the same with zero points: for arrays that are not centred on zero
 
 The axis that suits best is the one whose scales give the least bound, of those axes whose scales
@@ -120,6 +120,14 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
     axes = [axis for axis, n in enumerate(w.shape) if n > 1 and w.size >= FEWEST * n]
     best = min(axes, key=lambda axis: _squared_steps(w, axis, symmetric), default=None)
     return quantize(w, axis=best, **options)
+
+
+def quantize_longest_axis(weight: ArrayLike, **options: Any) -> Compressed:
+    """`quantize` in blocks along the longest axis, the last one of these."""
+    w = finite_array(weight, "weight")
+    if w.ndim == 0:
+        raise CompressionError("an array without axes has no blocks")
+    return quantize(w, axis=max(range(w.ndim), key=lambda axis: (w.shape[axis], axis)), **options)
 
 
 def factor_in_two(
@@ -237,7 +245,10 @@ def _int(unsigned: str, bits: str, block: str | None, axis: str | None) -> Compr
     if block is not None:
         if axis == "all" or int(block) == 0:
             raise CompressionError("blocks have a size of at least 1 and lie along one axis")
-        options |= {"block_size": int(block), "axis": -1 if axis is None else int(axis)}
+        options["block_size"] = int(block)
+        if axis is None:
+            return partial(quantize_longest_axis, **options)
+        options["axis"] = int(axis)
     elif axis is None:
         return partial(quantize_best_axis, **options)
     elif axis != "all":
