@@ -40,7 +40,7 @@ from minicompress.experiments.compressing import (
 )
 from minicompress.experiments.figures import need_matplotlib
 from minicompress.experiments.file_evaluation import evaluate_file, format_evaluation
-from minicompress.experiments.model_files import read_inputs, read_weights, suffix_of
+from minicompress.experiments.model_files import read_inputs, read_labels, read_weights, suffix_of
 from minicompress.experiments.page import html_page
 from minicompress.experiments.report import gather
 from minicompress.experiments.table import format_table, legend, read_table
@@ -178,9 +178,15 @@ def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace, progress: Progress | None) -> str:
-    """read a model from its file: how many bytes, how many errors"""
+    """read a network from its file: how many bytes, how many errors"""
+    if (arguments.calibration is None) != (arguments.labels is None):
+        raise CompressionError("--calibration X.npy and --labels Y.npy go together")
     load_split = _loader(arguments)
-    return format_evaluation(evaluate_file(arguments.file, *load_split("test")))
+    if arguments.calibration is None:
+        images = load_split("test")
+    else:
+        images = read_inputs(arguments.calibration), read_labels(arguments.labels)
+    return format_evaluation(evaluate_file(arguments.file, *images))
 
 
 def _compress(arguments: argparse.Namespace, progress: Progress | None) -> str:
@@ -229,7 +235,7 @@ METHOD_HELP = (
 )
 DEFAULT_EPOCHS = ", ".join(f"{epochs} for {data}" for data, epochs in EPOCHS.items())
 OPTIONS: dict[str, dict[str, Any]] = {
-    "file": {"metavar": "FILE", "help": "a .mcz file"},
+    "file": {"metavar": "FILE", "help": "a .mcz file (evaluate: or .onnx)"},
     "--data": {
         "choices": ("digits", "mnist"),
         "default": "digits",
@@ -250,8 +256,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--plan": {"metavar": "FILE", "help": "JSON: names or patterns of arrays, and their methods"},
     "--calibration": {
         "metavar": "X.npy",
-        "help": "inputs, to compare the outputs before and after (networks only)",
+        "help": "inputs of a network, as the .onnx file takes them or channels last: compress "
+        "compares the outputs before and after on them",
     },
+    "--labels": {"metavar": "Y.npy", "help": "the classes of these inputs"},
     "--original": {"metavar": "FILE", "help": "the .onnx file whose graph the arrays belong to"},
     "--target": {"choices": ("c", "onnx"), "required": True, "help": "what to write"},
     "--out": {"metavar": "FILE", "required": True, "help": "the file to write"},
@@ -264,7 +272,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "certify": (_certify, f"{TRAINING} --inputs"),
     "search": (_search, f"{TRAINING} --max-bytes"),
     "report": (_report, f"{TRAINING} --out"),
-    "evaluate": (_evaluate, "file --data --folder"),
+    "evaluate": (_evaluate, "file --calibration --labels --data --folder"),
     "compress": (_compress, "model --out --method --plan --calibration"),
     "decompress": (_decompress, "model --out --original"),
     "summary": (_summary, "model"),

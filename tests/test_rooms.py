@@ -34,7 +34,7 @@ ORDER = {
     "onnx_graph onnx_layers onnx_file onnx_rewriting onnx_decoding layouts array_names "
     "state_dict tensor_files",
     "testing": "strategies models laws checks",
-    "experiments": "comparison table certification file_evaluation model_files compressing budget "
+    "experiments": "comparison table certification model_files file_evaluation compressing budget "
     "report figures page",
     " ": "cli __main__",
 }

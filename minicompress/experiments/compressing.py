@@ -25,7 +25,7 @@ from minicompress.experiments.model_files import (
     write_weights,
 )
 from minicompress.interchange.onnx_decoding import save_decoded_onnx
-from minicompress.nn.network import apply
+from minicompress.nn.network import Network, apply
 from minicompress.nn.parameters import as_tuple, finite_outputs
 from minicompress.norms import norm_of
 from minicompress.representation import (
@@ -127,14 +127,14 @@ def compress_file(
         raise CompressionError(f"--calibration needs a network, and {out} will hold arrays alone")
     source = read_weights(path, out=out, x=x)
     original = None if x is None else read_network(path, x)
+    before = None if original is None else outputs_of(*original)
     arrays, rows = _compressed(source, methods, compressors, progress)
     shape = None if original is None else original[1].shape[1:]
     size = os.path.getsize(path)
     out_bytes = write_weights(out, source, arrays, shape)
     change = None
-    if original is not None and x is not None:
-        small, inputs = read_network(out, x)
-        change = output_change(apply(*original), apply(small, inputs))
+    if x is not None:
+        change = output_change(before, outputs_of(*read_network(out, x)))
     return CompressedFile(path, out, size, out_bytes, rows, change, source.note)
 
 
@@ -187,6 +187,12 @@ def read_plan(path: str) -> dict[str, str]:
         if not isinstance(text, str):
             raise CompressionError(f"--plan {path!r}: {name!r} must have a method, not {text!r}")
     return plan
+
+
+def outputs_of(network: Network, x: Array) -> Any:
+    """The outputs for the inputs of --calibration."""
+    with naming(f"--calibration of shape {x.shape}"):
+        return apply(network, x)
 
 
 def output_change(before: Any, after: Any) -> OutputChange:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array
+from minicompress.arrays import Array, float_array, integer_array
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.interchange.onnx_file import save_onnx
 from minicompress.interchange.onnx_import import from_onnx
@@ -140,13 +140,12 @@ def read_network(path: str, x: Array) -> tuple[Network, Array]:
 
     Inputs of an ONNX file have the layout of the file or channels last.
     """
-    if suffix_of(path) == ".mcz":
-        if _holds_arrays(path):
-            raise CompressionError(f"{path} holds named arrays, not a network: nothing can be run")
-        return load(path, max_bytes=MAX_BYTES), x
-    if suffix_of(path) != ".onnx":
+    suffix = os.path.splitext(file_name(path))[1].lower()
+    if suffix == ".onnx":
+        return _imported(path, x)
+    if suffix in (".npz", ".safetensors") or _holds_arrays(path):
         raise CompressionError(f"{path} holds arrays, not a network: nothing can be run")
-    return _imported(path, x)
+    return load(path, max_bytes=MAX_BYTES), x
 
 
 def read_array(path: str, what: str) -> Array:
@@ -169,6 +168,14 @@ def read_inputs(path: str) -> Array:
             f"--calibration {path!r} must hold inputs, (N, ...), not be of shape {x.shape}"
         )
     return x
+
+
+def read_labels(path: str) -> Array:
+    """The classes of a .npy file: integers."""
+    y = integer_array(read_array(path, "--labels"), f"--labels {path!r}")
+    if y.ndim != 1:
+        raise CompressionError(f"--labels {path!r} must be (N,), not of shape {y.shape}")
+    return y
 
 
 def _holds_arrays(path: str) -> bool:

@@ -5,8 +5,6 @@ The package onnx is imported only when a file is read.
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,20 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from minicompress.arrays import Value, as_int
-from minicompress.errors import CompressionError, FileFormatError, naming
+from minicompress.arrays import Value
+from minicompress.errors import CompressionError, naming
 from minicompress.interchange import onnx_import_layers as layers
 from minicompress.interchange import onnx_import_pointwise as pointwise
-from minicompress.interchange.onnx_import_constants import folded, tensor_array
-from minicompress.interchange.onnx_import_draft import Draft, View, order_of
+from minicompress.interchange.onnx_import_constants import folded
+from minicompress.interchange.onnx_import_draft import Draft, View
+from minicompress.interchange.onnx_import_file import Model
 from minicompress.interchange.onnx_import_nodes import Node
 from minicompress.nn.layer import Layer, Shape
 from minicompress.nn.network import Network, apply
 from minicompress.nn.pointwise import HardSwish, ReLU, Sigmoid, Tanh
 from minicompress.nn.stateless import AvgPool2D, MaxPool2D
 from minicompress.representation import Rep
-
-FIRST_OPSET = 9
 
 READERS: dict[str, Callable[[Node], View]] = {
     "Add": pointwise.add,
@@ -116,7 +113,7 @@ def from_onnx(path: Any, *, input_shape: Shape | None = None) -> Network:
     >>> [type(layer).__name__ for layer in from_onnx(model).layers]  # doctest: +SKIP
     ['Conv2D', 'ReLU', 'Conv2D', 'ReLU', 'Flatten', 'Dense']
     """
-    network, problems = _read(_Model(path, input_shape))
+    network, problems = _read(Model(path, input_shape))
     if problems:
         more = f" (and {len(problems) - 1} more: see onnx_report)" if len(problems) > 1 else ""
         raise CompressionError(problems[0] + more)
@@ -178,114 +175,16 @@ def onnx_report(path: Any, *, input_shape: Shape | None = None) -> OnnxReport:
     operators: 1 Relu
     no problems
     """
-    model = _Model(path, input_shape)
+    model = Model(path, input_shape)
     counts = Counter(node.op_type for node in model.proto.graph.node)
-    return OnnxReport(
-        model.opset, model.input_shape, dict(counts.most_common()), tuple(_read(model)[1])
-    )
+    shape, *_ = model.shapes.values()
+    return OnnxReport(model.opset, shape, dict(counts.most_common()), tuple(_read(model)[1]))
 
 
-class _Model:
-    """A file that was read: its graph, its one input, and the layouts that this may have."""
-
-    def __init__(self, path: Any, input_shape: Shape | None) -> None:
-        self.onnx = onnx = _package()
-        self.proto = _loaded(onnx, path)
-        graph = self.proto.graph
-        opsets = [o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")]
-        newest = onnx.defs.onnx_opset_version()
-        if len(opsets) != 1 or not FIRST_OPSET <= opsets[0] <= newest:
-            raise CompressionError(
-                f"the file must have an opset from {FIRST_OPSET} to {newest}, not {opsets}"
-            )
-        self.opset = int(opsets[0])
-        self.constants = {c.name: tensor_array(onnx, c) for c in graph.initializer}
-        if graph.sparse_initializer:
-            raise CompressionError("the file must not have sparse initializers, and has some")
-        inputs = [value for value in graph.input if value.name not in self.constants]
-        if len(inputs) != 1:
-            raise CompressionError(
-                f"the file must have one input, not {len(inputs)}: {[v.name for v in inputs]}"
-            )
-        self.input = inputs[0].name
-        tensor = inputs[0].type.tensor_type
-        self.dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        dims = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
-        if not 2 <= len(dims) <= 4 or self.dtype.kind != "f":
-            raise CompressionError(
-                f"input {self.input!r} must be floats (N, C, H, W) or (N, features), not "
-                f"{self.dtype} of shape {dims}"
-            )
-        self.batch, sizes = dims[0], dims[1:]
-        self.firsts = (False,) if self.proto.producer_name == "minicompress" else (True, False)
-        if len(sizes) == 1:
-            self.firsts = (True,)
-        self.input_shape = self._shape(sizes, self.firsts[0], input_shape)
-        self.shapes = {
-            first: self.input_shape if input_shape else self._shape(sizes, first, None)
-            for first in self.firsts
-        }
-
-    def _shape(self, sizes: list[int | None], first: bool, given: Shape | None) -> Shape:
-        """The shape of one input here, from the file and from what the caller gave."""
-        here = [*sizes[1:], sizes[0]] if first else sizes
-        if given is not None:
-            shape = tuple(as_int(n, f"input_shape[{i}]", 1) for i, n in enumerate(given))
-            fits = any(
-                len(shape) == len(known)
-                and all(k in (None, n) for k, n in zip(known, shape, strict=True))
-                for known in (here, sizes)
-            )
-            if not fits:
-                raise CompressionError(
-                    f"input_shape must fit input {self.input!r}, whose shape is {sizes} without "
-                    f"the batch axis, not be {shape}"
-                )
-            return shape
-        if None in here:
-            raise CompressionError(
-                f"input_shape must be given, (H, W, C): input {self.input!r} has the shape {sizes} "
-                "without the batch axis, where None is not known"
-            )
-        return tuple(n for n in here if n is not None)
-
-
-def _package() -> Any:
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise CompressionError(
-            "ONNX needs a package that is not installed: pip install 'minicompress[onnx]'"
-        ) from None
-
-
-def _loaded(onnx: Any, path: Any) -> Any:
-    """The ModelProto of a file, with its external data and without functions."""
-    if isinstance(path, onnx.ModelProto):
-        proto = path
-    else:
-        name = os.fspath(path)
-        try:
-            proto = onnx.load(name)
-        except FileNotFoundError as error:
-            if os.path.exists(name):
-                raise FileFormatError(f"{name!r} lacks its external data: {error}") from error
-            raise
-        except OSError:
-            raise
-        except Exception as error:  # of Protocol Buffers, or of onnx's checker
-            raise FileFormatError(f"{name!r} is no whole ONNX file: {error}") from error
-        if not proto.graph.output or not proto.opset_import:
-            raise FileFormatError(f"{name!r} is no whole ONNX file: it has no graph")
-    if len(proto.functions):
-        proto = importlib.import_module("onnx.inliner").inline_local_functions(proto)
-    return proto
-
-
-def _read(model: _Model) -> tuple[Network | None, list[str]]:
+def _read(model: Model) -> tuple[Network | None, list[str]]:
     """The network, or what stops it; in the layout of the input that has the fewest problems."""
     best: tuple[Network | None, list[str]] | None = None
-    for first in model.firsts:
+    for first in model.shapes:
         found = _Reading(model, first).run()
         if best is None or len(found[1]) < len(best[1]):
             best = found
@@ -298,11 +197,11 @@ def _read(model: _Model) -> tuple[Network | None, list[str]]:
 class _Reading:
     """One walk over the nodes."""
 
-    def __init__(self, model: _Model, first: bool) -> None:
+    def __init__(self, model: Model, first: bool) -> None:
         self.model, shape = model, model.shapes[first]
         self.draft = Draft(shape)
         self.tensors: dict[str, View | Rep | None] = dict(model.constants)
-        self.tensors[model.input] = View(0, order_of(shape, first))
+        self.tensors[model.input] = self.draft.view(0, first)
         graph = model.proto.graph
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
@@ -312,12 +211,15 @@ class _Reading:
         """The network and no problems, or None and all problems."""
         graph = self.model.proto.graph
         for i, node in enumerate(graph.node):
+            where = f"node {i} {node.name!r} ({node.op_type})"
+            found: list[View | Rep] = []
             try:
-                with naming(f"node {i} {node.name!r} ({node.op_type})"):
+                with naming(where):
                     found = self._outputs(node)
             except CompressionError as error:
                 self.problems.append(str(error))
-                found = []
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+                self.problems.append(f"{where}: it is not as ONNX has it: {error}")
             for name in node.output:
                 self.tensors[name] = None  # not known
             self.tensors.update(zip(node.output, found, strict=False))
@@ -363,7 +265,7 @@ class _Reading:
             raise CompressionError(f"no layer computes operators of {node.domain!r}")
         views = [x for x in inputs if isinstance(x, View)]
         if not views:
-            return folded(onnx, node, list(inputs), model.opset)  # type: ignore[arg-type]
+            return [*folded(onnx, node, list(inputs), model.opset)]  # type: ignore[arg-type]
         if node.op_type == "Shape":
             start, stop = (_attribute(onnx, node, name) for name in ("start", "end"))
             return [layers.shape_constant(views[0])[start:stop]]
@@ -381,9 +283,8 @@ class _Reading:
             return [layers.layer_view(read, PLAIN[node.op_type])]
         if node.op_type == "Reshape":
             return [layers.reshape(model.batch)(read)]
-        if node.op_type == "Cast":
-            if onnx.helper.tensor_dtype_to_np_dtype(options["to"]) == model.dtype:
-                return [layers.passed(read)]
+        if node.op_type == "Cast" and options["to"] == model.elem_type:
+            return [layers.passed(read)]
         if node.op_type not in READERS:
             raise CompressionError("no layer computes this operator")
         return [READERS[node.op_type](read)]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from minicompress.arrays import FLOATS, Array, freeze
-from minicompress.errors import CompressionError
+from minicompress.errors import CompressionError, FileFormatError
 from minicompress.nn.factors import rearranged
-from minicompress.representation import Clustered, Quantized, Rep, decode, shape_of
+from minicompress.representation import Clustered, Quantized, Rep, decode, dtype_of, shape_of
 
 BATCH = 2**31 - 1
 """Stands for the number of images in arithmetic on shapes: a prime, which no size is."""
@@ -19,15 +19,15 @@ BATCH = 2**31 - 1
 LARGEST = 2**32
 """Bytes of the largest constant that a node may make."""
 
-CODES = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+CODES = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (2, 4, 8, 16)}
 
 
 def tensor_array(onnx: Any, tensor: Any) -> Array:
-    """The array of a TensorProto, read-only; integers of 4 bits take a byte each."""
-    array = onnx.numpy_helper.to_array(tensor)
-    if array.dtype.name in ("int4", "uint4"):
-        array = array.astype(np.int8 if array.dtype.name == "int4" else np.uint8)
-    return freeze(array) if array.flags.owndata else array
+    """The array of a TensorProto, read-only; integers of 4 bits have a dtype of ml_dtypes."""
+    try:
+        return freeze(onnx.numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError, OSError) as error:  # whatever onnx raises of it
+        raise FileFormatError(f"constant {tensor.name!r} is not whole: {error}") from error
 
 
 def folded(onnx: Any, node: Any, inputs: list[Rep | None], opset: int) -> list[Rep]:
@@ -51,10 +51,17 @@ def folded(onnx: Any, node: Any, inputs: list[Rep | None], opset: int) -> list[R
             return [_dequantized(inputs, options)]
         case "Gather":
             book, codes = inputs[0], inputs[1]
-            if book is not None and isinstance(codes, np.ndarray) and codes.ndim:
-                if len(shape_of(book)) == 1 and decode(book).dtype in FLOATS and codes.min() >= 0:
-                    return [Clustered(codes.astype(np.uint16, casting="unsafe"), book)]
+            if book is not None and codes is not None and _are_codes(book, decode(codes)):
+                return [Clustered(decode(codes).astype(np.uint16), book)]
     return _evaluated(onnx, node, inputs, opset)
+
+
+def _are_codes(book: Rep, codes: Array) -> bool:
+    """Whether a Gather looks up entries of a codebook."""
+    if len(shape_of(book)) != 1 or dtype_of(book) not in FLOATS or codes.ndim == 0:
+        return False
+    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
+    return low >= 0 and high < shape_of(book)[0] <= 2**16
 
 
 def _constant(onnx: Any, options: dict[str, Any]) -> Array:
@@ -81,6 +88,7 @@ def _dequantized(inputs: list[Rep | None], options: dict[str, Any]) -> Rep:
     if name in CODES and scale.dtype in FLOATS and (scale > 0).all():
         block = None if along is None else block_size
         signed = name.startswith("int")
+        codes = codes.astype(np.int16 if signed else np.uint16)
         return Quantized(codes, scale, zero_point, CODES[name], signed, along, block, scale.dtype)
     if block_size and along is not None:
         scale, zero_point = (

@@ -1,17 +1,16 @@
 """A network while it is read from an ONNX file, and how the file's tensors lie in its values.
 
-The file has images with the channels first and moves axes as it likes; this library has the channels
-last. So every tensor of the file is a `View`: a value of the network, and for each entry of the
-tensor the index of the same entry in the value. Transpose, Reshape, Flatten, Squeeze and Unsqueeze
-only change this order and make no layer. A layer is made where one needs it: `Flatten` before a
-dense layer, whose rows are then permuted; `ChannelShuffle` where channels were dealt out.
+The file has images with the channels first and moves axes as it likes; this library has the
+channels last. So every tensor of the file is a `View`: a value of the network, and for each entry
+of the tensor the index of the same entry in the value. Transpose, Reshape, Flatten, Squeeze and
+Unsqueeze only change this order and make no layer. A layer is made where one needs it: `Flatten`
+before a dense layer, whose rows are then permuted; `ChannelShuffle` where channels were dealt out.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from functools import lru_cache
 
 import numpy as np
 
@@ -34,6 +33,9 @@ from minicompress.nn.stateless import (
     Multiply,
 )
 from minicompress.representation import decode
+
+LARGEST = 2**28
+"""Entries of the largest value for one input."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,13 +68,6 @@ class Scale(Layer):
         return input_shape
 
 
-@lru_cache(maxsize=64)
-def order_of(shape: Shape, first: bool) -> Array:
-    """The order of a tensor that has a value's channels first, or last."""
-    order: Array = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-    return freeze(np.moveaxis(order, -1, 0) if first else order)
-
-
 class Draft:
     """The layers so far, what they read, and the shapes of all values."""
 
@@ -81,6 +76,24 @@ class Draft:
         self.inputs: list[tuple[int, ...]] = []
         self.shapes: list[Shape] = [input_shape]
         self._rows: dict[int, int] = {}
+        self._places: Array = np.arange(0, dtype=np.int32)
+        self._orders: dict[tuple[Shape, bool], Array] = {}
+
+    def order(self, shape: Shape, first: bool) -> Array:
+        """The order of a tensor that has a value's channels first, or last.
+
+        All are views of one array of the numbers from 0.
+        """
+        size = math.prod(shape)
+        if size > LARGEST:
+            raise CompressionError(f"a value of shape {shape} is too large")
+        if size > self._places.size:
+            self._places = freeze(np.arange(size, dtype=np.int32))
+            self._orders.clear()
+        if (shape, first) not in self._orders:
+            order = self._places[:size].reshape(shape)
+            self._orders[shape, first] = np.moveaxis(order, -1, 0) if first else order
+        return self._orders[shape, first]
 
     def add(self, layer: Layer, *reads: int) -> int:
         """Append a layer, and return the value that it makes."""
@@ -100,7 +113,7 @@ class Draft:
 
     def view(self, value: int, first: bool = True) -> View:
         """A tensor that has the value's channels first, or last."""
-        return View(value, order_of(self.shapes[value], first))
+        return View(value, self.order(self.shapes[value], first))
 
     def canonical(self, view: View) -> tuple[int, bool]:
         """A value that is the tensor with its channels last, and whether the tensor has them first.
@@ -109,11 +122,11 @@ class Draft:
         """
         shape, order = self.shapes[view.value], view.order
         for first in (True, False):
-            if same(order, order_of(shape, first)):
+            if same(order, self.order(shape, first)):
                 return view.value, first
         if order.ndim == 1:
             rows = self.rows(view.value)
-            if same(order, order_of(self.shapes[rows], True)):
+            if same(order, self.order(self.shapes[rows], True)):
                 return rows, True
         elif order.ndim == 3 and len(shape) == 3:
             groups = shuffled_groups(order.transpose(1, 2, 0), shape)
@@ -241,7 +254,7 @@ def shuffled_groups(order: Array, shape: Shape) -> int:
     if order.shape != shape or math.prod(shape) == 0:
         return 0
     channels = order[0, 0]
-    pixels = order_of(shape, False)
+    pixels = np.arange(math.prod(shape)).reshape(shape)
     step = int(channels[1] - channels[0]) if len(channels) > 1 else 0
     if step < 1 or len(channels) % step or not (order == pixels[..., channels]).all():
         return 0

@@ -75,9 +75,11 @@ def conv_transpose(node: Node) -> View:
             for n, s, k, d, m in zip(size, stride, (kh, kw), dilation, more, strict=True)
         ]
         totals = [a - int(b) for a, b in zip(full, list(shape)[-2:], strict=True)]
+        if word.startswith("SAME") and min(totals) < 0:
+            raise CompressionError(f"auto_pad must not enlarge the output, and {totals} does")
         more = tuple(m + max(-t, 0) for m, t in zip(more, totals, strict=True))  # type: ignore[assignment]
         cut = [max(t, 0) for t in totals]
-        ends = [(t - t // 2, t // 2) if word == "SAME_LOWER" else (t // 2, t - t // 2) for t in cut]
+        ends = [(t // 2, t - t // 2) if word == "SAME_UPPER" else (t - t // 2, t // 2) for t in cut]
         sides = ends[0], ends[1]
     layer = ConvTranspose2D(
         kernel,
@@ -103,6 +105,8 @@ def gemm(node: Node) -> View:
     bias: Rep | None = None
     if node.given(2) is not None:
         bias, outputs = node.rep(2), shape_of(weight)[1]
+        if shape_of(bias) not in ((), (1,), (outputs,), (1, 1), (1, outputs)):
+            raise CompressionError(f"input 2 must be one row, not of shape {shape_of(bias)}")
         if beta != 1 or shape_of(bias) != (outputs,):
             array = np.broadcast_to(decode(bias), (1, outputs))[0]
             bias = array * array.dtype.type(beta)
@@ -156,7 +160,8 @@ def batch_norm(node: Node) -> View:
         view = View(rows, view.order)
         found = [draft.per_channel(view, part) for part in parts]
     epsilon = float(node.options.get("epsilon", 1e-5))
-    layer = BatchNorm(*(vector for _, vector in found), epsilon=epsilon)
+    scale, offset, mean, variance = (vector for _, vector in found)
+    layer = BatchNorm(scale, offset, mean, variance, epsilon)
     return View(draft.add(layer, view.value), view.order)
 
 
@@ -229,7 +234,7 @@ def lrn(node: Node) -> View:
 def pad(node: Node) -> View:
     """Zeros around an image, for the convolution that reads it."""
     mode, view, draft = node.word("mode", "constant"), node.view(), node.draft
-    pads = node.options.get("pads", node.optional(1))
+    pads = node.options["pads"] if "pads" in node.options else node.array(1)
     filled = node.options.get("value", node.optional(2))
     rank = view.order.ndim + 1
     axes = range(rank) if node.given(3) is None else [int(a) % rank for a in node.array(3)]
@@ -255,13 +260,15 @@ def resize(node: Node) -> View:
         raise CompressionError(f"mode must be 'nearest', not {node.word('mode', '')!r}")
     place = 1 if node.op == "Upsample" or node.opset < 11 else 2
     scales = node.options.get("scales", node.optional(place))
+    axes = [int(axis) % 4 for axis in node.options.get("axes", range(4))]
     if scales is None or np.size(scales) == 0:
-        sizes = node.array(3)
-        full = sizes if sizes.size == 4 else np.append(shape[:2], sizes)
-        scales = [1, *(int(a) / b for a, b in zip(full[1:], shape[1:], strict=True))]
-    if np.size(scales) == 2:  # of the axes 2 and 3
-        scales = [1, 1, *scales]
-    factors = [float(s) for s in scales]
+        if node.word("keep_aspect_ratio_policy", "stretch") != "stretch":
+            raise CompressionError("the new size must not depend on the aspect ratio")
+        scales = [
+            1 if k == 0 else int(n) / shape[k] for k, n in zip(axes, node.array(3), strict=True)
+        ]
+    given = dict(zip(axes, map(float, scales), strict=True))
+    factors = [given.get(axis, 1.0) for axis in range(4)]
     if factors[:2] != [1, 1] or any(f < 1 or f != int(f) for f in factors[2:]):
         raise CompressionError(f"scales must be whole and keep batch and channels, not {factors}")
     if node.op == "Resize" and node.opset > 10:
@@ -347,7 +354,7 @@ def squeeze(node: Node) -> View:
 
 def unsqueeze(node: Node) -> View:
     view = node.view()
-    given = node.options.get("axes", node.optional(1))
+    given = node.options["axes"] if "axes" in node.options else node.array(1)
     rank = view.order.ndim + 1 + np.size(given)
     axes = sorted(int(axis) % rank for axis in np.ravel(given))
     if 0 in axes:

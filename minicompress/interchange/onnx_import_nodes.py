@@ -120,7 +120,7 @@ class Node:
                 raise CompressionError(f"auto_pad must be a word that ONNX knows, not {word!r}")
 
     def axes(self, place: int) -> list[int] | None:
-        """Axes from an attribute, or from an input in later opsets; of the tensor with its batch."""
+        """Axes, of the tensor with its batch: an attribute, or an input in later opsets."""
         axes = self.options.get("axes", self.optional(place))
         rank = self.view().order.ndim + 1
         return None if axes is None else [int(axis) % rank for axis in np.ravel(axes)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minicompress.arrays import Array
+from minicompress.arrays import Array, not_finite
 from minicompress.errors import CompressionError
 from minicompress.interchange.onnx_import_draft import Draft, Scale, View
 from minicompress.interchange.onnx_import_layers import equal_views, layer_view
@@ -102,6 +102,8 @@ def multiply(node: Node) -> View:
 
 def subtract(node: Node) -> View:
     """A constant subtracted, or subtracted from."""
+    if all(isinstance(x, View) for x in node.inputs):
+        raise CompressionError("a tensor is subtracted from another, and no layer does that")
     if isinstance(node.given(0), View):
         return _shifted(node, sign=-1)
     minus = dataclasses.replace(node, inputs=(node.inputs[1], np.array(-1.0, np.float32)))
@@ -111,7 +113,11 @@ def subtract(node: Node) -> View:
 
 def divide(node: Node) -> View:
     if not isinstance(node.given(0), View):
-        raise CompressionError("nothing may be divided by a tensor, and 1 / x is")
+        raise CompressionError("a constant is divided by a tensor, and no layer does that")
+    if isinstance(node.given(1), View):
+        raise CompressionError("a tensor is divided by another, and no layer does that")
+    if not node.array(1).all():
+        raise CompressionError("input 1 must not have zeros, by which it is divided")
     return _scaled(node, lambda c: 1 / c)
 
 
@@ -153,7 +159,10 @@ def _gated(draft: Draft, a: int, b: int) -> int | None:
 def _constant(node: Node) -> tuple[View, Array]:
     """The tensor and the constant, of either order."""
     place = 0 if isinstance(node.given(0), View) else 1
-    return node.view(place), node.array(1 - place)
+    array = node.array(1 - place)
+    if fault := not_finite(array):
+        raise CompressionError(f"input {1 - place} must be finite, but {fault}")
+    return node.view(place), array
 
 
 def _scaled(node: Node, change: Any) -> View:

@@ -11,9 +11,9 @@
     intB/N       ... for every N neighbours along the longest axis; intB/N@A: along axis A
     uintB...     the same with zero points: for arrays that are not centred on zero
 
-The axis that suits best is the one whose scales give the least bound, of those axes whose scales
-serve `FEWEST` entries or more. If there is none, as for what prune or cluster leaves, one scale
-serves the whole array.
+The axis that suits best has small steps and few scales: a bit of accuracy in every entry is worth
+`PRICE` bits of scales in each. A scale serves at least `FEWEST` entries. One scale for the whole
+array is a choice too, and what prune and cluster leave always gets one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ from minicompress.compressors.svd import truncated_svd
 from minicompress.errors import CompressionError
 from minicompress.representation import Compressed, LowRank, certified
 
-FEWEST = 8
-"""The fewest entries that have a scale of their own, where no axis is given."""
+FEWEST, PRICE = 8, 8
+"""Where no axis is given: the fewest entries that share a scale, and what a scale counts.
+
+A scale has 32 bits, but the kernels in which it serves few entries, the depthwise ones, are a small
+part of a network and need theirs most.
+"""
 
 NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
 AXIS = r"(?:@(-?\d{1,2}|all))?"
@@ -90,7 +94,7 @@ def parse_method(text: str) -> Compressor | None:
 
 
 def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
-    """`quantize` with a scale for each index of the axis whose bound is least.
+    """`quantize` with a scale for each index of the axis that suits best, or one for all.
 
     Parameters
     ----------
@@ -105,8 +109,8 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
 
     Notes
     -----
-    The bound of an entry is half a step, and a step is the range of its slice over the number of
-    codes. All slices of an axis have as many entries, so the means of squared ranges are compared.
+    Half the steps are a bit more of accuracy. So ``log2(r) + PRICE n / size`` is made least, with
+    the root mean square r of the ranges of the n slices. All slices have as many entries.
 
     Examples
     --------
@@ -117,8 +121,9 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
     """
     w = finite_array(weight, "weight")
     symmetric = options.get("symmetric", True)
-    axes = [axis for axis, n in enumerate(w.shape) if n > 1 and w.size >= FEWEST * n]
-    best = min(axes, key=lambda axis: _squared_steps(w, axis, symmetric), default=None)
+    axes: list[int | None] = [None]
+    axes += [axis for axis, n in enumerate(w.shape) if n > 1 and w.size >= FEWEST * n]
+    best = min(axes, key=lambda axis: _cost_of(w, axis, symmetric)) if w.size else None
     return quantize(w, axis=best, **options)
 
 
@@ -187,15 +192,16 @@ def factor_in_two(
     return certified(w, LowRank(factors, subscripts), cert.norm, cert.bound)
 
 
-def _squared_steps(w: Array, axis: int, symmetric: bool) -> float:
-    """The mean of the squared ranges of an axis, in units of the array's largest entry."""
+def _cost_of(w: Array, axis: int | None, symmetric: bool) -> float:
+    """Bits for each entry: those of the steps, but for a constant, and those of the scales."""
     others = tuple(i for i in range(w.ndim) if i != axis)
     high, low = (np.asarray(f(w, axis=others), np.float64) for f in (np.max, np.min))
     ranges = np.maximum(high, -low)
     if not symmetric:  # zero has a code of its own
         ranges = np.maximum(high, 0) / 2 - np.minimum(low, 0) / 2
     top = float(max(high.max(), -low.min())) or 1.0
-    return float(np.mean((ranges / top) ** 2))
+    mean = float(np.mean((ranges / top) ** 2))
+    return (math.log2(mean) / 2 if mean else -math.inf) + PRICE * ranges.size / w.size
 
 
 def _step(word: str, text: str) -> tuple[int, Compressor]:
