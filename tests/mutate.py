@@ -44,12 +44,13 @@ ROOMS = {
     "integer": "requantization integer_layers conversion unknown_layers public",
     "storage": "format entropy container damaged_files not_finite public",
     "analysis": "accounting sensitivities table unknown_layers public",
-    "certify": "lipschitz certificates certification unknown_layers public",
+    "certify": "lipschitz certificates certified_programs certification unknown_layers public",
     "rewrite": "structure smaller_kernels unknown_layers not_finite public",
     "search": "plan searching sensitivities public",
     "recipes": "structure recipe rate rate_price rate_recipe dead_units deep_compression public",
     "early_exit": "exits exit_networks exit_file exit_training thresholds public",
-    "interchange": "c_memory c_names c onnx_graph onnx_weights onnx_file array_names state_dict "
+    "interchange": "c_memory c_names c onnx_graph onnx_weights onnx_layers onnx_faults onnx_file "
+    "onnx_import onnx_spellings onnx_round array_names state_dict state_dict_programs "
     "unknown_layers public",
     "testing": "checks",
     "experiments": "table comparison certification report cli examples",
@@ -61,6 +62,8 @@ ELSEWHERE = {
     "factors": "layers",
     "tables": "table",
     "zonotope": "certificates",
+    "following": "certificates",
+    "margins": "certificates",
     "huffman": "entropy",
     "range_coder": "entropy",
     "strategies": "checks",

@@ -139,7 +139,7 @@ def spread(layer, xs, errors, dtype):
             return error * ratio + 8 * u / (1 - 8 * u) * far
     # The magnitude of what went in, of either sign.
     size = np.abs(x)
-    return float_error(layer, Values(-size, size, error), dtype)
+    return float_error(layer, [Values(-size, size, error)], dtype)
 
 
 def product(xs, errors, dtype):

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from minicompress.errors import CompressionError
@@ -113,8 +113,8 @@ def test_layers_that_nothing_tells_apart_have_to_be_named():
     same_weights(from_state_dict(model, alphabetical, names=names), model)
     # In another order than the alphabet's, the order is somebody's.
     same_weights(from_state_dict(model, dict(reversed(alphabetical.items()))), model)
-    with pytest.raises(CompressionError, match="'alpha', 'beta_' is alphabetical"):
-        from_state_dict(model, {"alpha": first, "beta_": second})
+    with pytest.raises(CompressionError, match="'left', 'right_' is alphabetical"):
+        from_state_dict(model, {"left": first, "right_": second})
 
 
 def test_matching_leaves_out_what_has_no_array():
@@ -202,6 +202,8 @@ def law_foreign(load, model, layout, named):
 @example(SQUARE, "torch", False)
 @example(SQUARE, "keras", True)
 def test_names_of_the_other_framework_are_refused(model, layout, named):
+    # Keras has no transposed convolutions of several groups.
+    assume(all(getattr(x, "groups", 1) == 1 or type(x) is Conv2D for x in model.layers))
     law_foreign(from_state_dict, model, layout, named)
 
 

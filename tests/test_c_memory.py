@@ -233,6 +233,17 @@ def test_a_plan_reuses_what_nobody_reads_any_more():
     assert plan([8, 8, 4], [[0], [1], [2]], [[0], [0], [0]], [3, 1]).size == 16
 
 
+def test_residual_blocks_take_two_values_and_a_lead():
+    """One after the other, as in ResNet: x, conv, conv in place but for the lead, sum in place."""
+    sizes, reads, leads = [100], [[0]], [[0]]
+    for _ in range(9):
+        x = len(sizes)
+        sizes += [100, 100, 100]
+        reads += [[x], [x + 1], [x + 2, x]]
+        leads += [[7], [7], [0, 0]]
+    assert plan(sizes, reads, leads, [len(sizes)]).size == 207
+
+
 BLOCK = ([8, 8, 8, 6], [[0], [1], [2, 1], [3]], [[0], [8], [0, 0], [5]], [4])
 
 

@@ -24,6 +24,7 @@ from test_integer_programs import integer_models, many, trained
 from minicompress.datasets import load_digits
 from minicompress.integer.conversion import to_integer
 from minicompress.integer.joins import IntegerMultiply
+from minicompress.integer.layers import IntegerScale
 from minicompress.integer.stateless import IntegerTable
 from minicompress.interchange.c import export_c
 from minicompress.nn.architectures import digits_resnet
@@ -32,6 +33,7 @@ from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network
 from minicompress.nn.pointwise import PReLU, ReLU, Sigmoid
 from minicompress.nn.stateless import Add, AvgPool2D, ChannelShuffle, Concat, Multiply, Upsample2D
+from minicompress.rewrite.batch_norm import fold_batch_norm
 
 __all__ = ["sanitizers", "trained"]  # fixtures
 
@@ -75,10 +77,15 @@ def test_drawn_programs(tmp_path, sanitizers):
 @needs_cc
 def test_digits_resnet(trained, tmp_path, sanitizers):
     """Every test image in C, and the bytes that the header states in the object file."""
-    model = to_integer(trained, load_digits("train")[0][:300])
-    codes = model.quantize_input(load_digits("test")[0])
-    (made,) = run_c([(model, codes)], tmp_path, (*STRICT, *sanitizers))
-    law_codes(model, codes, *made)
+    calibration, (x, y) = load_digits("train")[0][:300], load_digits("test")
+    whole, model = (to_integer(n, calibration) for n in (trained, fold_batch_norm(trained)))
+    codes = model.quantize_input(x)
+    cases = [(whole, codes), (model, codes)]
+    for case, made in zip(cases, run_c(cases, tmp_path, (*STRICT, *sanitizers)), strict=True):
+        law_codes(*case, *made)
+        assert (made[1] == y).mean() > (trained(x).argmax(1) == y).mean() - 0.02
+    assert len(model.layers) == len(whole.layers) - 8
+    assert not any(isinstance(layer, IntegerScale) for layer in model.layers)
     written = export_c(model, tmp_path / "net.c")
     compiled(tmp_path, *STRICT, "-c", "net.c", "-o", "net.o")
     law_bytes(written, tmp_path / "net.o")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import minicompress as mc
 from minicompress.certify import certificates as equivalence
 from minicompress.certify import float_error as evaluation
+from minicompress.certify import following, pairs, zonotope
 from minicompress.certify import lipschitz as bounds
-from minicompress.certify import pairs, zonotope
 from minicompress.certify.attacks import attack
 from minicompress.certify.certificates import ball_certificates, domain_certificate
 from minicompress.certify.lipschitz import output_bound
@@ -542,7 +542,7 @@ def no_overflow(patch):
 
 
 def no_tiny(patch):
-    for module in (pairs, zonotope, evaluation):
+    for module in (pairs, zonotope, following, evaluation):
         patch.setattr(module, "TINY", 0.0)
 
 

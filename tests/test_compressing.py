@@ -9,7 +9,7 @@ import pytest
 import minicompress as mc
 from minicompress.cli import main
 from minicompress.experiments.compressing import compress_file, output_change, read_plan
-from minicompress.interchange import load_tensors, save_tensors
+from minicompress.interchange import from_onnx, load_tensors, save_tensors
 from minicompress.storage import load, load_arrays, save, save_arrays
 from minicompress.testing.checks import same
 
@@ -181,8 +181,6 @@ def test_how_outputs_change_is_measured_over_all_of_them():
 
 def test_an_onnx_file_comes_back_smaller(tmp_path, capsys, network):
     installed("onnx")
-    from minicompress.interchange.onnx_import import from_onnx
-
     mc.interchange.save_onnx(network, tmp_path / "a.onnx", (8, 8, 1), opset=13)
     np.save(tmp_path / "x.npy", X)
     printed = run(capsys, "compress", tmp_path / "a.onnx", "--out", tmp_path / "b.onnx",

@@ -313,8 +313,8 @@ def _constants_lost(state):
     return left._replace(latent=Sequential((*layers, left.latent.layers[-1])))
 
 
-def _constants_before_the_activation(latent, i, following):
-    return np.rint(latent.network.layers[i].bias / BIAS_STEP) * BIAS_STEP
+def _constants_before_the_activation(layer, read, count):
+    return read[0]
 
 
 def _moments_of_the_first(state):
@@ -365,7 +365,7 @@ PLANTED = {
     ),
     "constants before their activation": (
         lambda wrong: law_outputs_stay(wrong, DYING, POINTS),
-        exchanged("_constants", _constants_before_the_activation),
+        exchanged("_constant_outputs", _constants_before_the_activation),
     ),
     "units that live are removed": (
         lambda wrong: law_outputs_stay(wrong, LIVING, POINTS[:, :1]), exchanged("DEAD", 1.5),

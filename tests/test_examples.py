@@ -28,10 +28,12 @@ HEADS = {
     "07_three_bounds": "radius     norms     trace  zonotope     found",
     "08_deep_compression": "step        bytes  times smaller  accuracy",
     "09_search": "budget  bytes    loss  accuracy  plan, layer by layer",
+    "11_residual": "step                params      MACs    bytes  accuracy",
     "10_early_exit": "threshold  accuracy       MACs   share",
 }
 FEWER = {
     "07_three_bounds": {"RADII": (1 / 256, 1 / 64, 1 / 16), "IMAGES": 5},
+    "11_residual": {"EPOCHS": 2, "IMAGES": 1},
     "09_search": {
         "search_plan": lambda *args, **options: search_plan(*args, **options | {"rounds": 1}),
         "CHOICES": {f"int{b}": partial(mc.quantize, num_bits=b) for b in (2, 4)},
@@ -100,7 +102,7 @@ def test_every_example_is_tested():
 
 
 def test_lessons_are_numbered_and_short():
-    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(11)]
+    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(12)]
     readme = (ROOT / "examples" / "README.md").read_text()
     for name in LESSONS:
         source = (ROOT / "examples" / f"{name}.py").read_text()

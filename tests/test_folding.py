@@ -181,7 +181,7 @@ def without_bias(layer, norm, right=module._with_scaled_inputs):
 
 
 PLANTED = {
-    "a shift into padding": ("before a padded one", exchanged("_reads_no_zeros", bool)),
+    "a shift into padding": ("before a padded one", exchanged("reads_no_zeros", bool)),
     "groups in another order": ("before a grouped one", exchanged("_with_scaled_inputs", tiled)),
     "no shift forward": ("before a convolution", exchanged("_with_scaled_inputs", without_bias)),
     "an epsilon that counts": ("at the end", exchanged("NO_EPSILON", 1e-3)),

@@ -26,6 +26,7 @@ from integer_oracles import (
 from minicompress.datasets import load_digits
 from minicompress.errors import CompressionError
 from minicompress.integer.conversion import to_integer
+from minicompress.integer.forms import table
 from minicompress.integer.joins import IntegerAdd, IntegerConcat, IntegerMultiply
 from minicompress.integer.layers import IntegerConv2D, IntegerConvTranspose2D, IntegerScale
 from minicompress.integer.model import IntegerModel
@@ -70,6 +71,7 @@ from minicompress.nn.stateless import (
     Upsample2D,
 )
 from minicompress.nn.training import fit
+from minicompress.qparams import QParams
 from minicompress.testing.models import models
 
 F = np.float32
@@ -158,6 +160,54 @@ def test_a_program_with_all_kinds_of_layers():
     assert first.shape == right_first.shape
     assert logits.shape == (6, 3)
     assert np.abs(first - right_first).max() < 0.15  # tanh: 19 layers of 8 bits on the way
+
+
+def as_a_chain(model, codes):
+    """Every layer reads the value before it, as often as it reads."""
+    values = [codes]
+    for layer, reads in zip(model.layers, model.network.inputs, strict=True):
+        values.append(layer.forward(*(values[-1] for _ in reads)))
+    return tuple(values[value] for value in model.network.outputs)
+
+
+def dropped_at_the_first_reader(model, codes):
+    """A value that several layers read is zeros for all but the first."""
+    values = [codes]
+    for layer, reads in zip(model.layers, model.network.inputs, strict=True):
+        made = layer.forward(*(values[value] for value in reads))
+        for value in reads:
+            values[value] = np.zeros_like(values[value])
+        values.append(made)
+    return tuple(values[value] for value in model.network.outputs)
+
+
+def inputs_swapped(model, codes):
+    values = [codes]
+    for layer, reads in zip(model.layers, model.network.inputs, strict=True):
+        values.append(layer.forward(*(values[value] for value in reversed(reads))))
+    return tuple(values[value] for value in model.network.outputs)
+
+
+def outputs_swapped(model, codes):
+    return model.run(codes)[::-1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [as_a_chain, dropped_at_the_first_reader, inputs_swapped, outputs_swapped]
+)
+def test_a_program_that_runs_otherwise_is_caught(wrong):
+    network = Network((D, Tanh(), Add(), Sigmoid()), ((0,), (1,), (1, 2), (3,)), (3, 4))
+    model = to_integer(network, X)
+    codes = model.quantize_input(X)
+    law_model(run, model, codes)
+    with pytest.raises(AssertionError):
+        law_model(wrong, model, codes)
+
+
+def test_a_table_of_numbers_that_overflow_is_refused():
+    wide = QParams(np.array(1e308), np.array(0), num_bits=8)
+    with pytest.raises(CompressionError, match="must be finite in float64"):
+        table(SiLU(), wide, Q)
 
 
 # ---- joins: the nearest code

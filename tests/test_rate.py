@@ -198,7 +198,7 @@ REFUSED = {
     ),
     "a batch normalization": (
         lambda: rate_view(free)(latent_model(Sequential((Dense(SQUARE), NORM))), 0),
-        "layer 1 must be a Dense or Conv2D",
+        r"layer 1 \(BatchNorm\) has weights without steps",
     ),
     "no latent model": (
         lambda: rate_view(free)(Sequential((Dense(SQUARE), Dense(SQUARE))), 0),

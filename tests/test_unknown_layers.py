@@ -202,7 +202,7 @@ def test_files_onnx_and_the_rest_know_the_same_layers():
 
 def test_the_arithmetic_of_a_derived_layer_is_not_known():
     with pytest.raises(CompressionError, match="no bound of the arithmetic of Gated"):
-        float_error(STRANGE["Gated"], Values(X, X, 0 * X), np.dtype(F))
+        float_error(STRANGE["Gated"], [Values(X, X, 0 * X)], np.dtype(F))
 
 
 @pytest.mark.parametrize("kind", [IntegerReLU, IntegerFlatten])

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from minicompress.arrays import Array, as_float, as_int, finite_array, generator, interval
 from minicompress.certify.pairs import paired
+from minicompress.errors import CompressionError
 from minicompress.nn.gradient import vjp
 from minicompress.nn.network import Network, apply
 from minicompress.nn.parameters import decoded
@@ -28,7 +29,8 @@ def attack(
     Parameters
     ----------
     f, g : Network
-        As for `ball_certificate`: layers that correspond, one number per class as output.
+        As for `ball_certificate`: layers that correspond, one number per class as output. Every
+        layer with a gradient is climbed.
     x : (N, ...) ndarray
     eps : float, at least 0
         In the largest-entry norm.
@@ -76,6 +78,11 @@ def attack(
         apart = apply(g, z).astype(np.float64) - apply(f, z).astype(np.float64)
         return np.asarray(np.abs(apart).max(1, initial=0.0))
 
+    shape = apply(f, points).shape
+    if len(shape) != 2:
+        raise CompressionError(
+            f"the networks must give one number per class, not shape {shape[1:]}"
+        )
     best = difference(points)
     corners = [
         within(points + radius * generator(rng).choice([-1.0, 1.0], points.shape))
@@ -83,8 +90,7 @@ def attack(
     ]
     for start in (points, *corners):
         best = np.maximum(best, difference(start))
-        outputs = apply(f, start).shape[1]
-        for k, sign in np.ndindex(outputs, 2):
+        for k, sign in np.ndindex(shape[1], 2):
             z = start
             for _ in range(as_int(steps, "steps", 0)):
                 direction = _gradient(plain_g, z, k) - _gradient(plain_f, z, k)

@@ -2,9 +2,9 @@
 
 At one known input there is nothing to prove: run both. A certificate earns its name by holding
 where nobody ran anything: for every input within eps of x, or in the whole box of the data. What
-holds there is read off the two zonotopes that `zonotope.follow` brings to the outputs: of all
-values of the original f, and of the difference g - f; and off what `evaluation.float_error` says
-that the engine's rounding can add.
+holds there is read off the two zonotopes that `following.follow` brings to the outputs: of all
+values of the original f, and of the difference g - f; and off what `float_error` says that the
+engine's rounding can add.
 
 A certificate speaks of the networks as they are given and as `apply` runs them. The integers that
 `to_integer` makes of one round otherwise: nothing here holds for them.
@@ -30,12 +30,12 @@ from minicompress.arrays import (
     interval,
 )
 from minicompress.certify.float_error import Values, float_error
+from minicompress.certify.following import Pair, follow
+from minicompress.certify.margins import limits, margins, widened, wins
 from minicompress.certify.pairs import paired
-from minicompress.certify.zonotope import Pair, Zonotope, follow
 from minicompress.errors import CompressionError
-from minicompress.nn.layer import Layer
 from minicompress.nn.network import Network
-from minicompress.norms import UNIT, gamma
+from minicompress.norms import UNIT
 from minicompress.representation import dtype_of
 
 ARITHMETICS = ("native", "real")
@@ -128,12 +128,12 @@ class DomainCertificate(_Certificate):
             )
         best = z.argmax(1)
         with np.errstate(over="ignore", invalid="ignore"):
-            margins = np.take_along_axis(z, best[:, None], 1) - z
+            ahead = np.take_along_axis(z, best[:, None], 1) - z
             size = np.abs(z).max(1, keepdims=True, initial=0)
             # Of exact outputs f's own class must be certain too, which the logits only come near.
             least = self.pairwise if self.arithmetic != "real" else np.maximum(self.pairwise, 0)
-            lost = _plus(least[None], self.error[None])[0]
-            kept = margins - 4 * UNIT * (np.abs(z) + size) > lost[best]
+            lost = widened(least[None], self.error[None])[0]
+            kept = ahead - 4 * UNIT * (np.abs(z) + size) > lost[best]
         kept[np.arange(len(z)), best] = True
         known = np.isfinite(z).all(1) & np.isfinite(self.bound)
         return np.asarray(kept.all(1) & inside & known)
@@ -154,7 +154,8 @@ def ball_certificate(
     Parameters
     ----------
     f, g : Network
-        The original and the compressed network: the same types of layers in the same order.
+        The original and the compressed network: the same types of layers, which read the same
+        values, and one output. All layers are followed but `Softmax` and `LocalResponseNorm`.
     x : ndarray, one input without a batch axis
     eps : float, at least 0
         In the largest-entry norm, so that every entry may move by eps.
@@ -256,14 +257,14 @@ def ball_certificates(
             outputs, f_error, g_error = _evaluated(f, g, low[rows], high[rows], max_symbols, dtypes)
             if named == "real":
                 f_error = g_error = np.zeros_like(f_error)
-            lower, upper = _bounds(outputs.d, f_error + g_error)
-            f_pairs, d_pairs = _pairs(outputs.f), _plus(_pairs(outputs.d), g_error)
-            g_pairs = _plus(_pairs(outputs.f.add(outputs.d)), g_error)
-            f_wins = _wins(-_plus(f_pairs, f_error))
-            g_wins = _wins(np.maximum(-g_pairs, -f_pairs - d_pairs))
+            lower, upper = limits(outputs.d, f_error + g_error)
+            f_pairs, d_pairs = margins(outputs.f), widened(margins(outputs.d), g_error)
+            g_pairs = widened(margins(outputs.f.add(outputs.d)), g_error)
+            f_wins = wins(-widened(f_pairs, f_error))
+            g_wins = wins(np.maximum(-g_pairs, -f_pairs - d_pairs))
             # Outputs that may overflow have no class, even where there is but one.
-            known = np.isfinite(lower) & np.isfinite(upper)
-        same_class = np.asarray((f_wins & g_wins).any(1) & known.all(1)).tolist()
+            known = (np.isfinite(lower) & np.isfinite(upper)).all(1)
+        same_class = np.asarray((f_wins & g_wins).any(1) & known).tolist()
         for *ends, same in zip(lower, upper, low[rows], high[rows], same_class, strict=True):
             a, b, c, d = (freeze(end.copy()) for end in ends)
             certificates.append(BallCertificate(a, b, c, d, named, same))
@@ -324,8 +325,8 @@ def domain_certificate(
         logits_error = none = np.zeros_like(f_error)
         if named == "real":
             logits_error, f_error, g_error = f_error, none, none
-        lower, upper = _bounds(outputs.d, f_error + g_error)
-        pairwise = _plus(_pairs(outputs.d), f_error + g_error)  # the most that d_k - d_c can be
+        lower, upper = limits(outputs.d, f_error + g_error)
+        pairwise = widened(margins(outputs.d), f_error + g_error)  # the most that d_k - d_c can be
     a, b, c, d = (freeze(end.copy()) for end in (lower[0], upper[0], low, high))
     return DomainCertificate(a, b, c, d, named, freeze(pairwise[0]), freeze(logits_error[0]))
 
@@ -361,43 +362,18 @@ def _evaluated(
     dtypes: tuple[DType, DType],
 ) -> tuple[Pair, Array, Array]:
     """The zonotopes of the outputs, and how far each network computes from its own (B, classes)."""
-    errors = [np.zeros_like(low), np.zeros_like(low)]
+    errors: dict[int, list[Array]] = {0: [np.zeros_like(low)] * 2}
 
-    def watch(a: Layer, b: Layer, pair: Pair) -> None:
-        for i, (layer, z) in enumerate(((a, pair.f), (b, pair.f.add(pair.d)))):
-            errors[i] = float_error(layer, Values(*z.interval(), errors[i]), dtypes[i])
+    def watch(i: int, read: list[Pair]) -> None:
+        behind = []
+        for k, model in enumerate((f, g)):
+            values = [
+                Values(*(pair.f.add(pair.d) if k else pair.f).interval(), errors[value][k])
+                for value, pair in zip(f.inputs[i], read, strict=True)
+            ]
+            behind.append(float_error(model.layers[i], values, dtypes[k]))
+        errors[i + 1] = behind
 
-    return follow(f, g, low, high, max_symbols, watch), errors[0], errors[1]
-
-
-def _bounds(z: Zonotope, error: Array) -> tuple[Array, Array]:
-    """The ends of a zonotope whose points are computed with an error."""
-    (low, high), error = z.interval(), error * (1 + 4 * UNIT)
-    low = np.where(error > 0, np.nextafter(low - error, -np.inf), low)
-    high = np.where(error > 0, np.nextafter(high + error, np.inf), high)
-    return low, high
-
-
-def _pairs(z: Zonotope) -> Array:
-    """[b, c, k]: an upper bound of z_k - z_c."""
-    center = z.center[:, None, :] - z.center[:, :, None]
-    generators = np.abs(z.generators[:, :, None, :] - z.generators[:, :, :, None]).sum(1)
-    reach = generators + z.box[:, None, :] + z.box[:, :, None]
-    reach = reach * (1 + gamma(z.generators.shape[1] + 8))
-    size = z.size()
-    pairs = center + reach + 4 * UNIT * (size[:, None, :] + size[:, :, None] + reach)
-    return _plus(np.where(np.isnan(pairs), np.inf, pairs), np.zeros_like(size))
-
-
-def _plus(pairs: Array, error: Array) -> Array:
-    """The same, if each z_k is off by up to its error (b, k); the diagonal is 0."""
-    added = (error[:, None, :] + error[:, :, None]) * (1 + 4 * UNIT)
-    total = np.where(added > 0, np.nextafter(pairs + added, np.inf), pairs)
-    diagonal = np.arange(pairs.shape[1])
-    total[:, diagonal, diagonal] = 0.0
-    return np.asarray(total)
-
-
-def _wins(margins: Array) -> Array:
-    """Which classes c have a positive margin[b, c, k] over every other class k."""
-    return np.asarray(((margins > 0) | np.eye(margins.shape[1], dtype=bool)).all(2))
+    outputs = follow(f, g, low, high, max_symbols, watch)
+    f_error, g_error = errors[f.outputs[0]]
+    return outputs, f_error, g_error

@@ -14,15 +14,39 @@ from typing import NamedTuple
 import numpy as np
 
 from minicompress.arrays import Array, as_float
+from minicompress.certify.curves import LIPSCHITZ
 from minicompress.certify.operator_norms import conv_norm_upper
-from minicompress.certify.pairs import TINY, Linear, affine_pair, paired
+from minicompress.certify.pairs import Affine, Linear, affine_pair, norm_pair, paired
 from minicompress.errors import CompressionError
+from minicompress.nn.kernels.windows import pair
 from minicompress.nn.layer import Layer, Shape
-from minicompress.nn.layers import LAYER_TYPES, Conv2D, Dense
+from minicompress.nn.layers import LAYER_TYPES, Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network, naming_layer
 from minicompress.nn.normalization import BatchNorm
-from minicompress.nn.pointwise import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
-from minicompress.nn.stateless import AvgPool2D, Flatten, GlobalAvgPool2D, MaxPool2D
+from minicompress.nn.pointwise import (
+    Clip,
+    Dropout,
+    HardSigmoid,
+    HardSwish,
+    LeakyReLU,
+    PReLU,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Tanh,
+)
+from minicompress.nn.stateless import (
+    Add,
+    AvgPool2D,
+    ChannelShuffle,
+    Concat,
+    Flatten,
+    GlobalAvgPool2D,
+    MaxPool2D,
+    Multiply,
+    Upsample2D,
+)
 from minicompress.norms import UNIT, fro_upper, spectral_norm_upper, upward
 from minicompress.representation import shape_of
 
@@ -45,7 +69,8 @@ def output_bound(
     Parameters
     ----------
     f, g : Network
-        The original and the compressed network: the same types of layers in the same order.
+        The original and the compressed network: the same types of layers, which read the same
+        values, and one output.
     radius : float, at least 0
         Of the ball of inputs: ``||x||_2 <= radius``.
     input_shape : tuple of int, optional
@@ -68,7 +93,7 @@ def output_bound(
     W_g - W_f and of b_g - b_f. With a the size of f's activations and d the difference,
     ``d' = ||W_g|| d + ||W_g - W_f|| a + ||b_g - b_f||`` and ``a' = ||W_f|| a + ||b_f||``; every
     activation and pooling is a Lipschitz map. The norms multiply, so this bound is loose; the
-    certificates of `equivalence` follow single inputs instead.
+    ball certificates follow single inputs instead. Sums add the norms, and products multiply them.
 
     Examples
     --------
@@ -78,18 +103,54 @@ def output_bound(
     >>> round(output_bound(f, g, radius=4.0), 6)
     1.0
     """
-    size, difference, shape = as_float(radius, "radius", 0.0), 0.0, input_shape
+    pairs, last = paired(f, g), f.outputs[0]
+    sizes, differences = [as_float(radius, "radius", 0.0)], [0.0]
+    shapes: list[Shape | None] = [input_shape]
     with np.errstate(all="ignore"):
-        for i, (a, b) in enumerate(paired(f, g)):
+        for i, ((a, b), reads) in enumerate(zip(pairs, f.inputs, strict=True)):
+            read = [shapes[v] for v in reads]
+            known = [shape for shape in read if shape is not None]
             with naming_layer(f, i):
-                c = _Constants(*(math.inf if math.isnan(v) else v for v in _constants(a, b, shape)))
-                if shape is None and isinstance(a, Dense):
-                    shape = shape_of(a.weight)[:1]
-                shape = None if shape is None else a.output_shape(shape)
-            products = _times(c.stretch_g, difference) + _times(c.change, size)
-            difference = upward(products + c.offset_change)
-            size = upward(_times(c.stretch_f, size) + c.offset_f)
-    return difference
+                if isinstance(a, Dense) and not known:
+                    known = [shape_of(a.weight)[:1]]
+                whole = len(known) == len(reads)
+                shapes.append(a.output_shape(*known) if whole else None)
+                at = ([sizes[v] for v in reads], [differences[v] for v in reads])
+                if isinstance(a, Add | Concat | Multiply) and type(a) in LAYER_TYPES:
+                    size, difference = _joined(a, *at)
+                else:
+                    (size,), (difference,) = at
+                    c = _Constants(*map(_number, _constants(a, b, read[0])))
+                    products = _times(c.stretch_g, difference) + _times(c.change, size)
+                    difference = upward(products + c.offset_change)
+                    size = upward(_times(c.stretch_f, size) + c.offset_f)
+            sizes.append(size)
+            differences.append(difference)
+    return differences[last]
+
+
+def _number(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _joined(
+    layer: Add | Concat | Multiply, sizes: list[float], differences: list[float]
+) -> tuple[float, float]:
+    """The norms behind a layer that reads several values: the size of f's, and the difference.
+
+    The 2-norm of a product of coordinates, also with a gate, is at most the product of the norms:
+    no coordinate is larger than its array's norm.
+    """
+    if isinstance(layer, Add):
+        return upward(sum(sizes)), upward(sum(differences))
+    if isinstance(layer, Concat):
+        return _hypotenuse(sizes), _hypotenuse(differences)
+    (x, y), (dx, dy) = sizes, differences
+    return _times(x, y), upward(_times(x, dy) + _times(dx, upward(y + dy)))
+
+
+def _hypotenuse(norms: list[float]) -> float:
+    return upward(math.hypot(*norms)) if math.isfinite(sum(norms)) else math.inf
 
 
 def _times(a: float, b: float) -> float:
@@ -101,17 +162,29 @@ def _constants(a: Layer, b: Layer, shape: Shape | None) -> _Constants:
     match a, b:
         case _ if type(a) not in LAYER_TYPES:
             pass
-        case (Dense(), Dense()) | (Conv2D(), Conv2D()):
+        case (Dense(), Dense()) | (Conv2D(), Conv2D()) | (ConvTranspose2D(), ConvTranspose2D()):
             return _affine(a, b, shape)  # type: ignore[arg-type]
         case (BatchNorm(), BatchNorm()):
             return _batch_norm(a, b, shape)
-        case (Flatten() | ReLU() | Dropout() | Tanh(), _):
+        case (Flatten() | ReLU() | Dropout() | ChannelShuffle(), _):
             return _Constants(1.0, 1.0)  # none of them moves 0
         case LeakyReLU(), _:
             slope = max(1.0, abs(a.negative_slope))
             return _Constants(slope, slope)
-        case (Sigmoid(), _):
-            return _Constants(0.25, 0.25, offset_f=upward(0.5 * math.sqrt(_entries(shape))))
+        case PReLU(), PReLU():
+            return _prelu(*(layer.slope.astype(np.float64) for layer in (a, b)))
+        case Clip() | HardSigmoid(), _:
+            slope = abs(a.alpha) if isinstance(a, HardSigmoid) else 1.0
+            start = float(abs(a.forward(np.zeros(()))))
+            entries = _entries(shape) if start else 0
+            return _Constants(slope, slope, offset_f=upward(start * math.sqrt(entries)))
+        case Sigmoid() | Tanh() | HardSwish() | SiLU(), _:
+            slope = LIPSCHITZ[type(a)]
+            entries = _entries(shape) if isinstance(a, Sigmoid) else 0  # the others keep 0
+            return _Constants(slope, slope, offset_f=upward(0.5 * math.sqrt(entries)))
+        case Upsample2D(), _:
+            copies = upward(math.sqrt(math.prod(pair(a.factor, "factor", 1))))
+            return _Constants(copies, copies)
         case (Softmax(), _):
             # Its Jacobian is diag(p) - p p', whose rows sum to 2 p (1 - p) <= 1/2 (Gershgorin).
             return _Constants(0.5, 0.5, offset_f=upward(math.sqrt(_entries(shape))))
@@ -121,16 +194,21 @@ def _constants(a: Layer, b: Layer, shape: Shape | None) -> _Constants:
     raise CompressionError(f"there is no bound for {a!r} against {b!r}")
 
 
-def _affine(a: Conv2D | Dense, b: Conv2D | Dense, shape: Shape | None) -> _Constants:
+def _prelu(f: Array, g: Array) -> _Constants:
+    of_f, of_g = (float(np.maximum(np.abs(slope), 1.0).max(initial=1.0)) for slope in (f, g))
+    return _Constants(of_f, of_g, upward(float(np.abs(g - f).max(initial=0.0))))
+
+
+def _affine(a: Affine, b: Affine, shape: Shape | None) -> _Constants:
     maps, copies = affine_pair(a, b), 1.0
-    if isinstance(a, Conv2D):
+    if not isinstance(a, Dense):
         oh, ow, _ = a.output_shape(_image(shape))
         copies = upward(math.sqrt(oh * ow))  # a bias stands at every place of the output
 
     def norm(map: Linear, rounded: float = 0.0) -> float:
         if not np.isfinite(map.weight).all():
             return math.inf
-        if isinstance(a, Conv2D):
+        if not isinstance(a, Dense):
             whole = _grouped_norm(map.weight, a, shape)
         else:
             whole = spectral_norm_upper(map.weight)
@@ -150,60 +228,53 @@ def _fro(array: Array) -> float:
     return fro_upper(array) if np.isfinite(array).all() else math.inf
 
 
-def _grouped_norm(kernel: Array, layer: Conv2D, shape: Shape | None) -> float:
+def _grouped_norm(kernel: Array, layer: Conv2D | ConvTranspose2D, shape: Shape | None) -> float:
     """Groups see disjoint channels, so the norm is the largest of theirs."""
-    (h, w, _), options = _image(shape), layer.options()
-    parts = np.split(kernel, options.pop("groups"), axis=3)
-    return max(conv_norm_upper(part, (h, w), **options) for part in parts)
+    (h, w, _), groups = _image(shape), layer.groups
+    parts = np.split(kernel, groups, axis=3)
+    if isinstance(layer, Conv2D):
+        options = {n: v for n, v in layer.options().items() if n != "groups"}
+        return max(conv_norm_upper(part, (h, w), **options) for part in parts)
+    # The adjoint of the convolution that goes back, which has the same norm.
+    hw, g = layer.geometry((h, w))
+    back = {"stride": g.stride, "padding": g.pads, "dilation": g.dilation}
+    return max(conv_norm_upper(part.swapaxes(2, 3), hw, **back) for part in parts)  # type: ignore[arg-type]
 
 
 def _batch_norm(a: BatchNorm, b: BatchNorm, shape: Shape | None) -> _Constants:
-    """It is ``factor x + offset``, channel by channel, each with what its rounding loses."""
-    f, g = (_factor_and_offset(layer) for layer in (a, b))
-    # How far g is from f; nothing, if all of their numbers are the same.
-    fields = [layer.parameters().values() for layer in (a, b)]
-    same = a.epsilon == b.epsilon and all(map(np.array_equal, *fields))
-    factor_change, offset_change = (
-        np.where(same, 0.0, np.abs(y - x) * (1 + 2 * UNIT) + wrong_x + wrong_y)
-        for (x, wrong_x), (y, wrong_y) in zip(f, g, strict=True)
-    )
+    norms = norm_pair(a, b)
     copies = upward(math.sqrt(_entries(shape) / len(a.scale)))
 
-    def largest(v: Array) -> float:
-        return upward(float(v.max(initial=0)))
+    def sizes(linear: Linear) -> Array:
+        return np.asarray(np.abs(linear.weight) + linear.wrong)
 
-    stretch_f, stretch_g = (largest(np.abs(factor.weight) + factor.wrong) for factor, _ in (f, g))
+    def largest(linear: Linear) -> float:
+        return upward(float(sizes(linear).max(initial=0)))
+
     return _Constants(
-        stretch_f,
-        stretch_g,
-        largest(factor_change),
-        _times(_fro(np.abs(f[1].weight) + f[1].wrong), copies),
-        _times(_fro(offset_change), copies),
+        largest(norms.f),
+        largest(norms.g),
+        largest(norms.change),
+        _times(_fro(sizes(norms.offset)), copies),
+        _times(_fro(sizes(norms.offset_change)), copies),
     )
-
-
-def _factor_and_offset(layer: BatchNorm) -> tuple[Linear, Linear]:
-    wide = (v.astype(np.float64) for v in (layer.scale, layer.offset, layer.mean, layer.variance))
-    scale, offset, mean, variance = wide
-    factor = scale / np.sqrt(variance + float(layer.epsilon))
-    shift = mean * factor
-    lost = 16 * UNIT * (np.abs(offset) + np.abs(shift)) + TINY * (np.abs(mean) + 4)
-    return Linear(factor, 8 * UNIT * np.abs(factor) + 2 * TINY), Linear(offset - shift, lost)
 
 
 def _pooling(layer: MaxPool2D | AvgPool2D | GlobalAvgPool2D, hw: Shape) -> float:
     """The squared norm is at most the product of the largest row sum and column sum (Schur)."""
-    mean: Layer = layer
-    if isinstance(layer, MaxPool2D):
-        mean = AvgPool2D(layer.window, layer.stride, layer.padding, count_include_pad=True)
-    y, pullback = mean.vjp(np.zeros((1, *hw, 1)))
-    columns = pullback(np.ones_like(y))[0]
-    assert columns is not None  # it was not forgone
-    reach = float(columns.max())
     if isinstance(layer, MaxPool2D):
         # A maximum moves by no more than the window does; an entry is in so many windows.
-        reach = round(reach * math.prod(layer.geometry(hw).kernel))
-    return upward(math.sqrt(reach))
+        g, windows = layer.geometry(hw), 1
+        for axis, size in enumerate(hw):
+            pads, last = g.pads[axis], g.output[axis] * g.stride[axis]
+            reads = np.add.outer(np.arange(0, last, g.stride[axis]), np.arange(g.kernel[axis]))
+            counts = np.bincount(reads.ravel(), minlength=pads[0] + size)
+            windows *= int(counts[pads[0] : pads[0] + size].max())
+        return upward(math.sqrt(windows))
+    y, pullback = layer.vjp(np.zeros((1, *hw, 1)))
+    columns = pullback(np.ones_like(y))[0]
+    assert columns is not None  # it was not forgone
+    return upward(math.sqrt(float(columns.max())))
 
 
 def _image(shape: Shape | None) -> tuple[int, int, int]:

@@ -17,8 +17,8 @@ from minicompress.arrays import Array, float_array, integer_array
 from minicompress.errors import CompressionError, FileFormatError
 from minicompress.interchange.onnx_file import save_onnx
 from minicompress.interchange.onnx_import import from_onnx
+from minicompress.interchange.onnx_import_file import onnx_package
 from minicompress.interchange.onnx_rewriting import (
-    imported_onnx,
     onnx_arrays,
     read_onnx,
     save_onnx_arrays,
@@ -193,7 +193,7 @@ def _imported(path: str, x: Array | None) -> tuple[Network, Array]:
     candidates = [x]
     if x.ndim == 4:
         candidates = [np.moveaxis(x, 1, -1), x]
-        if read_onnx(imported_onnx(), path).producer_name == "minicompress":
+        if read_onnx(onnx_package(), path).producer_name == "minicompress":
             candidates.reverse()
     errors = []
     for candidate in candidates:

@@ -208,7 +208,10 @@ def join(
 
 def table(layer: Layer, source: QParams, target: QParams) -> IntegerTable:
     """A function of one number as the codes of its values, each computed in float64."""
-    x = (np.arange(-128, 128) - int(source.zero_point)) * float(source.scale)
+    with np.errstate(over="ignore"):
+        x = (np.arange(-128, 128) - int(source.zero_point)) * float(source.scale)
+    if not np.isfinite(x).all():
+        raise CompressionError("what the codes of its input stand for must be finite in float64")
     if isinstance(layer, PReLU):
         slope = layer.slope.astype(np.float64)[:, np.newaxis]
         y = np.where(x > 0, x, slope * x)

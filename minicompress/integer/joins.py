@@ -97,8 +97,8 @@ class IntegerAdd(_IntegerJoin):
         as_int(self.shift, "shift", 1, MOST_SHIFT)
 
     def forward(self, *codes: Array) -> Array:
-        pairs = zip(self._steps(codes), self.multiplier.astype(np.int64), strict=True)
-        total = sum(steps * multiplier for steps, multiplier in pairs)
+        pairs = zip(self._steps(codes), self.multiplier.tolist(), strict=True)
+        total = sum(steps.astype(np.int64) * multiplier for steps, multiplier in pairs)
         return rounded(total, self.shift, self.output_zero_point, self.low, self.high)
 
     def output_shape(self, *input_shapes: Shape) -> Shape:

@@ -101,7 +101,7 @@ def export_c(
     multipliers are int32, shifts uint8.
 
     RAM is one array, in which outputs overwrite inputs that are not needed any more. In a chain it
-    is as small as its largest layer allows; otherwise values are placed greedily by size.
+    is as small as its largest layer allows; otherwise values are placed greedily.
     So the functions are not reentrant.
 
     The code does not depend on anything that the C standard leaves open: it has no shift of a
@@ -220,7 +220,7 @@ def export_c_file(
 
     Notes
     -----
-    Batch normalization is folded into the layer before it. Clustered weights get one scale for all
+    Batch normalization is folded by `fold_batch_norm`. Clustered weights get one scale for all
     outputs. With one scale for each output, equal values would get different codes, and the
     codebook would grow.
     """

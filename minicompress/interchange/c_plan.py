@@ -79,11 +79,11 @@ def plan(
     -----
     A value lives from the layer that makes it to the last layer that reads it. Values that live at
     the same time lie apart, but for the output of a layer and an input that it is the last to read:
-    these two may overlap as far as the lead allows. The values are placed from the largest to the
-    smallest, each where the array grows least ("greedy by size", Lee et al., *On-device neural net
-    inference with mobile GPUs*, 2019, as in TensorFlow Lite Micro). This need not be the least.
-
-    For a chain `plan_chain` gives the least.
+    these two may overlap as far as the lead allows. The values are placed one after the other, each
+    where the array grows least: once from the largest to the smallest ("greedy by size", Lee et
+    al., *On-device neural net inference with mobile GPUs*, 2019, as in TensorFlow Lite Micro), and
+    once by size times lifetime, which places the shortcuts of a residual network first. The smaller
+    array is taken. It need not be the least that is possible; for a chain, `plan_chain` gives that.
 
     Examples
     --------
@@ -98,31 +98,40 @@ Step(sources=(8,), target=0, moved_from=None), Step(sources=(0, 8), target=0, mo
         return plan_chain(sizes, [first for first, *_ in leads])
     last = {value: k for k, read in enumerate(reads) for value in read}
     last |= dict.fromkeys(outputs, len(sizes))
-    place: dict[int, int] = {}
-    start = stop = 0
-    for value in sorted(range(1, len(sizes) + 1), key=lambda v: (-sizes[v - 1], v)):
-        taken = []  # the open intervals in which the value must not begin
-        for other, at in place.items():
-            first, second = sorted((value, other))
-            if last[first] < second - 1:
-                continue
-            before = sizes[second - 1]
-            if last[first] == second - 1:
-                pairs = zip(reads[second - 1], leads[second - 1], strict=True)
-                before = min(before, max(lead for read, lead in pairs if read == first))
-            span = (at - before, at + sizes[first - 1])
-            taken.append(span if value == second else (at - sizes[first - 1], at + before))
-        ends = [0, *(end for span in taken for end in span)]
-        free = [at for at in ends if not any(low < at < high for low, high in taken)]
-        size = sizes[value - 1]
-        at = min(free, key=lambda at: (max(stop, at + size) - min(start, at), at))
-        place[value] = at
-        start, stop = min(start, at), max(stop, at + size)
-    steps = (
-        Step(tuple(place[v] - start if v else None for v in read), place[k + 1] - start)
-        for k, read in enumerate(reads)
-    )
-    return Plan(stop - start, tuple(steps))
+    values = range(1, len(sizes) + 1)
+    by_size = sorted(values, key=lambda v: -sizes[v - 1])
+    by_life = sorted(values, key=lambda v: -sizes[v - 1] * (last[v] - v))
+
+    def apart(value: int, other: int, at: int) -> tuple[int, int] | None:
+        """The open interval in which a value must not begin if another one is at `at`."""
+        first, second = sorted((value, other))
+        if last[first] < second - 1:
+            return None
+        before = sizes[second - 1]
+        if last[first] == second - 1:
+            pairs = zip(reads[second - 1], leads[second - 1], strict=True)
+            before = min(before, max(lead for read, lead in pairs if read == first))
+        after = sizes[first - 1]
+        return (at - before, at + after) if value == second else (at - after, at + before)
+
+    plans = []
+    for order in (by_size, by_life):
+        place: dict[int, int] = {}
+        start = stop = 0
+        for value in order:
+            size = sizes[value - 1]
+            taken = [span for v, at in place.items() if (span := apart(value, v, at))]
+            ends = [0, *(end for span in taken for end in span)]
+            free = [at for at in ends if not any(low < at < high for low, high in taken)]
+            at = min(free, key=lambda at: (max(stop, at + size) - min(start, at), at))
+            place[value] = at
+            start, stop = min(start, at), max(stop, at + size)
+        steps = (
+            Step(tuple(place[v] - start if v else None for v in read), place[k + 1] - start)
+            for k, read in enumerate(reads)
+        )
+        plans.append(Plan(stop - start, tuple(steps)))
+    return min(plans, key=lambda made: made.size)
 
 
 def plan_chain(sizes: Sequence[int], leads: Sequence[int]) -> Plan:

@@ -9,10 +9,10 @@ import numpy as np
 
 from minicompress.arrays import FLOATS
 from minicompress.errors import CompressionError
+from minicompress.interchange.onnx_import_file import onnx_package
 from minicompress.interchange.onnx_rewriting import (
     MAX_BYTES,
     NARROW,
-    imported_onnx,
     opset_of,
     read_onnx,
 )
@@ -54,7 +54,7 @@ def save_decoded_onnx(path: PathLike, original: PathLike) -> int:
     18613528
     """
     file_name(path)
-    onnx = imported_onnx()
+    onnx = onnx_package()
     model = read_onnx(onnx, original)
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}

@@ -17,6 +17,7 @@ from minicompress.arrays import FLOATS, Array, freeze
 from minicompress.errors import CompressionError, FileFormatError, naming
 from minicompress.integers import qparam_shape
 from minicompress.interchange.onnx_graph import Graph, constant_bytes, integer_type
+from minicompress.interchange.onnx_import_file import onnx_package
 from minicompress.representation import (
     Clustered,
     LowRank,
@@ -71,7 +72,7 @@ def onnx_arrays(path: PathLike) -> dict[str, Array]:
     ...     [array.shape for array in onnx_arrays(folder + "/model.onnx").values()]
     [(2, 3)]
     """
-    onnx = imported_onnx()
+    onnx = onnx_package()
     return dict(_weights(onnx, read_onnx(onnx, path)))
 
 
@@ -132,7 +133,7 @@ def save_onnx_arrays(path: PathLike, arrays: Mapping[str, Rep], original: PathLi
     26413
     """
     file_name(path)
-    onnx = imported_onnx()
+    onnx = onnx_package()
     model = _with_newer_opset(onnx, read_onnx(onnx, original), arrays)
     _replace(onnx, model, arrays)
     size = model.ByteSize()
@@ -140,16 +141,6 @@ def save_onnx_arrays(path: PathLike, arrays: Mapping[str, Rep], original: PathLi
         raise CompressionError(f"the file would have {size:,} bytes, and ONNX's limit is 2 GB")
     onnx.checker.check_model(model)
     return write_file(path, model.SerializeToString(deterministic=True))
-
-
-def imported_onnx() -> Any:
-    """The package onnx, which is imported only when it is needed."""
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise CompressionError(
-            "ONNX needs a package that is not installed: in the clone, pip install '.[onnx]'"
-        ) from None
 
 
 def read_onnx(onnx: Any, path: PathLike) -> Any:

@@ -1,8 +1,9 @@
 """The latent model of training for few bytes: weights that are stored in whole steps.
 
-It is the network with its weights as they are before they are rounded, and behind it a Dense layer
-that is never run. That layer has a column for each layer with weights: in the first row the length
-of a step at the start, in the second the logarithm of the factor by which the length has changed.
+It is the network with its weights as they are before they are rounded, and behind its last layer a
+Dense layer that is never run. That layer has a column for each layer with weights: in the first row
+the length of a step at the start, in the second the logarithm of the factor by which the length has
+changed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from minicompress.arrays import Array, as_float, freeze
 from minicompress.errors import CompressionError
 from minicompress.integers import code_dtype, scale_dtypes
-from minicompress.nn.composition import Sequential
+from minicompress.nn.layer import Layer
 from minicompress.nn.layers import Dense
 from minicompress.nn.network import Network
 from minicompress.nn.parameters import finite_model, parameters, with_parameters
@@ -74,6 +75,7 @@ def latent_model(model: Network, *, deviations: float = 1.2) -> Network:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> model = Sequential((Dense(np.array([[1.0, -1.0]])),))
     >>> [layer.weight.tolist() for layer in latent_model(model).layers]
     [[[1.0, -1.0]], [[1.2], [0.0]]]
@@ -87,7 +89,7 @@ def latent_model(model: Network, *, deviations: float = 1.2) -> Network:
             f"every layer needs weights that differ: its step must not be 0, as {steps}"
         )
     rows = np.array([steps, [0.0] * len(steps)], scale_dtypes(arrays[0].dtype)[0])
-    return Sequential((*model.layers, Dense(freeze(rows))))
+    return with_steps(model, Dense(freeze(rows)))
 
 
 def quantized_model(latent: Network) -> Network:
@@ -107,6 +109,7 @@ def quantized_model(latent: Network) -> Network:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> latent = latent_model(Sequential((Dense(np.array([[1.0, -1.0, 0.5]])),)))
     >>> weight = quantized_model(latent).layers[0].weight
     >>> weight.codes, weight.scale
@@ -126,15 +129,29 @@ def is_latent(model: Network) -> bool:
 
     Examples
     --------
+    >>> from minicompress.nn.composition import Sequential
     >>> model = Sequential((Dense(np.array([[1.0, -1.0]])),))
     >>> is_latent(model), is_latent(latent_model(model))
     (False, True)
     """
-    layers, last = weights(Sequential(model.layers[:-1])), model.layers[-1:]
-    if not (layers and isinstance(last[0], Dense) and last[0].bias is None):
+    n = len(model.layers) - 1
+    if n < 1 or model.inputs[n] != (n,) or n in model.outputs:
         return False
-    fits = shape_of(last[0].weight) == (2, len(layers))
-    return fits and bool((decode(last[0].weight)[0] > 0).all())
+    last, layers = model.layers[n], weights(model).keys() - {n}
+    if not (layers and isinstance(last, Dense) and last.bias is None):
+        return False
+    fits = shape_of(last.weight) == (2, len(layers))
+    return fits and bool((decode(last.weight)[0] > 0).all())
+
+
+def with_steps(network: Network, steps: Layer) -> Network:
+    """The network, and behind its last layer the one that holds the steps.
+
+    The last value of a network is always an output, and nothing else reads it.
+    """
+    n = len(network.layers)
+    outputs = tuple(n + 1 if value == n else value for value in network.outputs)
+    return Network((*network.layers, steps), (*network.inputs, (n,)), outputs)
 
 
 def latent_parts(latent: Network) -> Latent:
@@ -148,7 +165,9 @@ def latent_parts(latent: Network) -> Latent:
     """
     if not is_latent(latent):
         raise CompressionError("latent must be a model of latent_model: its last layer holds steps")
-    network = Sequential(latent.layers[:-1])
+    n = len(latent.layers) - 1
+    outputs = tuple(n if value == n + 1 else value for value in latent.outputs)
+    network = Network(latent.layers[:n], latent.inputs[:n], outputs)
     last = decode(parameters(latent)[-1]["weight"])
     lengths, dtype = last.astype(np.float64).tolist(), scale_dtypes(last.dtype)[0]
     steps = tuple({"bias": StepLength(BIAS_STEP, BIAS_STEP)} for _ in network.layers)
@@ -162,7 +181,10 @@ def latent_parts(latent: Network) -> Latent:
         steps[i]["weight"] = StepLength(first, now)
     for i, layer in enumerate(network.layers):
         if not layer.parameters().keys() <= steps[i].keys():
-            raise CompressionError(f"layer {i} must be a Dense or Conv2D to have steps: {layer!r}")
+            raise CompressionError(
+                f"layer {i} ({type(layer).__name__}) has weights without steps: only those of "
+                "convolutions and dense layers have them; see rewrite.fold_batch_norm"
+            )
     arrays = tuple({name: decode(w) for name, w in p.items()} for p in parameters(network))
     return Latent(network, arrays, steps)
 

@@ -109,6 +109,8 @@ def lesson(
     """
     answers = None
     if teacher is not None:
+        if len(teacher.outputs) != 1:
+            raise CompressionError(f"teacher must have one output, not {len(teacher.outputs)}")
         answers = freeze(np.stack([apply(teacher, shifted(x, *shift)) for shift in shifts]))
     return Lesson(x, y, tuple(shifts), answers)
 

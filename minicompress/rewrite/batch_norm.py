@@ -151,7 +151,7 @@ def _with_scaled_inputs(layer: Layer, norm: _Affine) -> Layer | None:
     """The layer and the normalization before it; None if it cannot take it over exactly."""
     if not isinstance(layer, Conv2D | ConvTranspose2D | Dense) or type(layer) not in LAYER_TYPES:
         return None
-    if norm.shift().any() and not _reads_no_zeros(layer):
+    if norm.shift().any() and not reads_no_zeros(layer):
         return None
     weight = decode(layer.weight).astype(np.float64)
     groups, rows, outputs = getattr(layer, "groups", 1), *weight.shape[-2:]
@@ -166,7 +166,7 @@ def _with_scaled_inputs(layer: Layer, norm: _Affine) -> Layer | None:
         return _with_weights(layer, weight * ratio, bias)
 
 
-def _reads_no_zeros(layer: Layer) -> bool:
+def reads_no_zeros(layer: Layer) -> bool:
     """Whether every output is a sum over a whole window of the input."""
     if isinstance(layer, Conv2D):
         alone = layer.padding == "same" and shape_of(layer.weight)[:2] == (1, 1)

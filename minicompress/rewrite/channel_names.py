@@ -52,11 +52,14 @@ class Channels(NamedTuple):
     fixed: dict[int, str]
 
 
-def channel_names(network: Network, input_shape: Shape | None = None) -> Channels:
+def channel_names(
+    network: Network, input_shape: Shape | None = None, *, tie_shuffles: bool = False
+) -> Channels:
     """Name the channels of every value.
 
     Without `input_shape`, the number of pixels that a `Flatten` joins is read from the layer with
-    weights behind it.
+    weights behind it. With `tie_shuffles`, any names can be removed: those of one place in each
+    group of a `ChannelShuffle` are declared equal. Otherwise it may refuse what is left.
 
     Examples
     --------
@@ -73,6 +76,8 @@ def channel_names(network: Network, input_shape: Shape | None = None) -> Channel
     for i, (layer, reads) in enumerate(zip(network.layers, network.inputs, strict=True)):
         where = layer_name(network, i)
         with naming_layer(network, i):
+            if tie_shuffles and type(layer) is ChannelShuffle:
+                book.tie_groups(names[reads[0]], layer.groups)
             names.append(_followed(book, layer, [names[v] for v in reads], counts[i + 1], where))
     for value in network.outputs:
         maker = f"{layer_name(network, value - 1)} makes" if value else "the input is"
@@ -163,6 +168,11 @@ class _Book:
         for x, y in zip(a.tolist(), b.tolist(), strict=True):
             low, high = sorted((self.first(x), self.first(y)))
             self.same[high] = low
+
+    def tie_groups(self, names: Names, groups: int) -> None:
+        if not isinstance(names, str) and len(names) % groups == 0:
+            for group in names.reshape(groups, -1):
+                self.equal(names[: len(group)], group)
 
 
 def _counts(network: Network, input_shape: Shape | None) -> list[int | None]:

@@ -124,8 +124,9 @@ def remove_least_channels(
     Notes
     -----
     The norm of a channel is the root of the sum of squares of the weights that make it, over all
-    layers that are tied by `Add` or `Multiply`, and of its depthwise kernels. Of equal ones the
-    channel that is made first goes first. H. Li et al., *Pruning filters for efficient ConvNets*
+    layers that are tied by `Add` or `Multiply`, and of its depthwise kernels. The channels of one
+    place in each group of a `ChannelShuffle` are tied, too. Of equal ones the channel that is made
+    first goes first. H. Li et al., *Pruning filters for efficient ConvNets*
     (2017).
 
     Examples
@@ -138,7 +139,7 @@ def remove_least_channels(
     array([[2., 3.]])
     """
     finite_model(network)
-    channels = channel_names(network, input_shape)
+    channels = channel_names(network, input_shape, tie_shuffles=True)
     norms = channel_norms(network, channels)
     groups = tied_layers(network, channels)
     amounts = _amounts(network, channels, groups, amount)
