@@ -191,7 +191,7 @@ def _imported(path: str, x: Array | None) -> tuple[Network, Array]:
     if x is None:
         return from_onnx(path), np.zeros(0)
     candidates = [x]
-    if x.ndim == 4:
+    if x.ndim in (3, 4):
         candidates = [np.moveaxis(x, 1, -1), x]
         if read_onnx(onnx_package(), path).producer_name == "minicompress":
             candidates.reverse()
