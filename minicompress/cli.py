@@ -23,6 +23,7 @@ from minicompress.analysis.array_sizes import summary_of_arrays
 from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.experiments.budget import format_search, searched
+from minicompress.experiments.budgeted_file import searched_methods
 from minicompress.experiments.certification import format_certificates, run_certification
 from minicompress.experiments.comparison import (
     EPOCHS,
@@ -163,7 +164,9 @@ def _certify(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 def _search(arguments: argparse.Namespace, progress: Progress | None) -> str:
     """find the best plan for a file size: which method for which layer"""
-    return format_search(searched(_setup(arguments, progress), max_bytes=arguments.max_bytes))
+    return format_search(
+        searched(_setup(arguments, progress), max_bytes=arguments.max_bytes or "10%")
+    )
 
 
 def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
@@ -191,13 +194,23 @@ def _evaluate(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 def _compress(arguments: argparse.Namespace, progress: Progress | None) -> str:
     """compress the weights of any model: .onnx, .npz, .safetensors or .mcz"""
-    if (arguments.method is None) == (arguments.plan is None):
-        raise CompressionError("give one of --method METHOD and --plan PLAN.json")
+    given = (arguments.method, arguments.plan, arguments.max_bytes)
+    if sum(option is not None for option in given) != 1:
+        raise CompressionError("give one of --method METHOD, --plan PLAN.json and --max-bytes N")
+    if arguments.labels is not None and arguments.max_bytes is None:
+        raise CompressionError("--labels Y.npy goes with --max-bytes")
     plan = {"*": arguments.method} if arguments.plan is None else read_plan(arguments.plan)
     for file in (arguments.model, arguments.out):
         suffix_of(file)
     _check_output(arguments.out)
     x = None if arguments.calibration is None else read_inputs(arguments.calibration)
+    if arguments.max_bytes is not None:
+        if x is None:
+            raise CompressionError("--max-bytes needs --calibration X.npy")
+        y = None if arguments.labels is None else read_labels(arguments.labels)
+        plan = searched_methods(
+            arguments.model, arguments.out, arguments.max_bytes, x, y, progress=progress
+        )
     with _writing(arguments.out):
         found = compress_file(arguments.model, arguments.out, plan, x=x, progress=progress)
     return format_compressed(found)
@@ -248,8 +261,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": {"metavar": "FILE", "help": "also write all figures to this file"},
     "--inputs": {"type": int, "default": 100, "help": "test images that get a ball (default: 100)"},
     "--max-bytes": {
-        "default": "10%",
-        "help": "the largest file: bytes, or a share of the weights as float32 (default: 10%%)",
+        "help": "the largest file: bytes, or a share; of the weights as float32 (search; default: "
+        "10%%), of the file (compress)",
     },
     "model": {"metavar": "FILE", "help": "a .onnx, .npz, .safetensors or .mcz file"},
     "--method": {"help": METHOD_HELP},
@@ -273,7 +286,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "search": (_search, f"{TRAINING} --max-bytes"),
     "report": (_report, f"{TRAINING} --out"),
     "evaluate": (_evaluate, "file --calibration --labels --data --folder"),
-    "compress": (_compress, "model --out --method --plan --calibration"),
+    "compress": (_compress, "model --out --method --plan --max-bytes --calibration --labels"),
     "decompress": (_decompress, "model --out --original"),
     "summary": (_summary, "model"),
     "export": (_export, "file --target --out --name --bits --data --folder"),

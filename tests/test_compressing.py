@@ -254,7 +254,7 @@ def good(tmp_path):
 
 
 BAD = {
-    "no method": ("a.npz --out b.mcz", "give one of --method METHOD and --plan PLAN.json"),
+    "no method": ("a.npz --out b.mcz", "give one of --method METHOD, --plan PLAN.json and"),
     "both": ("a.npz --out b.mcz --method int8 --plan none.json", "give one of"),
     "a slip": ("a.npz --out b.mcz --method int1", "--method: 'int1' of method 'int1': 2 to 16"),
     "no file": ("no.npz --out b.mcz --method int8", "no.npz cannot be read: No such file"),

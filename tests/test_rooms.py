@@ -38,7 +38,7 @@ ORDER = {
     "onnx_rewriting onnx_decoding layouts array_names state_dict tensor_files",
     "testing": "strategies models laws checks",
     "experiments": "comparison table certification model_files file_evaluation compressing budget "
-    "report figures page",
+    "budgeted_file report figures page",
     " ": "cli __main__",
 }
 # From the foundation upward: a module imports only from those named before it.
