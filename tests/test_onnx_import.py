@@ -114,6 +114,11 @@ REFUSED = {
         {"s": ints(-1, 1, 4, 1), "w": kernel(1, 1, 1, 1)},
         r"\(Conv\): it reads a tensor .* no layer makes",
     ),
+    "noise": (
+        "r = RandomNormal<shape = [4, 1, 1]>() y = Add(x, r)",
+        {},
+        r"\(RandomNormal\): no layer draws random numbers",
+    ),
     "training": (
         "y = BatchNormalization<training_mode = 1>(x, o, o, o, o)",
         {"o": np.ones(4, F)},
