@@ -13,7 +13,8 @@
 
 The axis that suits best has small steps and few scales: `PRICE` says how the two are weighed. A
 scale serves at least `FEWEST` entries. One scale for the whole array is a choice too, and what
-prune and cluster leave always gets one.
+prune and cluster leave always gets one. Of a kernel with four axes or more only the first and the
+last are tried: one of them counts the outputs.
 """
 
 from __future__ import annotations
@@ -114,6 +115,8 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
     -----
     Half the steps are a bit more of accuracy. So ``log2(r) + PRICE n / size`` is made least, with
     the root mean square r of the ranges of the n slices (`KERNEL_PRICE` with three axes or more).
+    An error that is small beside the weights of its output channel is small beside the output, so
+    of kernels only the axes are tried that can be those of output channels.
 
     Examples
     --------
@@ -125,7 +128,8 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
     w = finite_array(weight, "weight")
     symmetric = options.get("symmetric", True)
     axes: list[int | None] = [None]
-    axes += [axis for axis, n in enumerate(w.shape) if n > 1 and w.size >= FEWEST * n]
+    tried = range(w.ndim) if w.ndim < 4 else (0, w.ndim - 1)
+    axes += [axis for axis in tried if w.shape[axis] > 1 and w.size >= FEWEST * w.shape[axis]]
     best = min(axes, key=lambda axis: _cost_of(w, axis, symmetric)) if w.size else None
     return quantize(w, axis=best, **options)
 
