@@ -104,6 +104,16 @@ REFUSED = {
         {},
         r"\(MaxPool\): its output 'i' is read",
     ),
+    "training by a dropout": (
+        "y = Dropout(x, ratio, t)",
+        {"ratio": F(0.5), "t": np.array(True)},
+        r"\(Dropout\): training_mode must be false",
+    ),
+    "a row of pixels": (
+        "g = GlobalAveragePool(x) r = Reshape(g, s) y = Conv(r, w)",
+        {"s": ints(-1, 1, 4, 1), "w": kernel(1, 1, 1, 1)},
+        r"\(Conv\): it reads a tensor .* no layer makes",
+    ),
     "training": (
         "y = BatchNormalization<training_mode = 1>(x, o, o, o, o)",
         {"o": np.ones(4, F)},
@@ -122,6 +132,13 @@ def test_what_has_no_layer_is_refused_by_name(name):
     report = onnx_report(proto, input_shape=(6, 5, 4))
     assert len(report.problems) >= 1
     assert "problem: " in repr(report)
+
+
+@needs_onnx
+def test_a_normalization_of_five_outputs_trains_before_opset_14():
+    body = "y, m, v, sm, sv = BatchNormalization(x, o, o, o, o)"
+    with pytest.raises(CompressionError, match=r"\(BatchNormalization\): it must have one output"):
+        from_onnx(model(body, opset=9, o=np.ones(4, F)))
 
 
 @needs_onnx

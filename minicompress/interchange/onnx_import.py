@@ -36,7 +36,7 @@ READERS: dict[str, Callable[[Node], View]] = {
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
     "Div": pointwise.divide,
-    "Dropout": layers.passed,
+    "Dropout": layers.dropout,
     "Flatten": layers.flatten,
     "Gemm": layers.gemm,
     "GlobalAveragePool": layers.global_average,
@@ -278,7 +278,8 @@ class _Reading:
             for name, x in zip(node.input, inputs, strict=True)
             if isinstance(x, View)
         )
-        read = Node(node.op_type, self.draft, inputs, options, model.opset, single)
+        outputs = sum(map(bool, node.output))
+        read = Node(node.op_type, self.draft, inputs, options, model.opset, single, outputs)
         if node.op_type in PLAIN:
             return [layers.layer_view(read, PLAIN[node.op_type])]
         if node.op_type == "Reshape":

@@ -128,16 +128,21 @@ class Draft:
             rows = self.rows(view.value)
             if same(order, self.order(self.shapes[rows], True)):
                 return rows, True
-        elif order.ndim == 3 and len(shape) == 3:
-            groups = shuffled_groups(order.transpose(1, 2, 0), shape)
-            if groups:
-                return self.add(ChannelShuffle(groups), view.value), True
-        elif order.ndim == 3 and sorted(order.shape)[:2] == [1, 1] and in_order(order):
-            return self.lifted(view.value), order.shape[0] != 1 or order.size == 1
+        elif order.ndim == 3 and in_order(order) and len(shape) == 1:
+            if order.shape in ((order.size, 1, 1), (1, 1, order.size)):
+                return self.lifted(view.value), order.shape[0] == order.size
         raise CompressionError(
             f"it reads a tensor of shape (N, {', '.join(map(str, order.shape))}) whose entries lie "
             f"in an order that no layer makes of {shape}"
         )
+
+    def shuffled(self, view: View) -> View:
+        """The same tensor; if its channels were dealt out in groups, of a layer that does that."""
+        shape, order = self.shapes[view.value], view.order
+        if order.ndim != 3 or len(shape) != 3 or same(order, self.order(shape, True)):
+            return view
+        groups = shuffled_groups(order.transpose(1, 2, 0), shape)
+        return self.view(self.add(ChannelShuffle(groups), view.value)) if groups else view
 
     def image(self, view: View) -> int:
         """The value that is a tensor (N, C, H, W) with its channels last."""

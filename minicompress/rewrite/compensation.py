@@ -61,7 +61,8 @@ def compensate(
     layer, on what the new network gives it to read, is further from the output of the old weight
     than with `quantize` and the same options: a column of the weight that compensation would not
     surely improve is rounded to nearest. A convolution is the product of its windows and its
-    weight as a matrix; with groups, each group of outputs has windows of its own.
+    weight as a matrix; with groups, each group of outputs has windows of its own. `correct_bias`
+    afterwards takes away what is left in the means.
 
     A compressor gets the windows as an iterator of arrays (n, kh * kw * in), or (groups, n, kh * kw
     * in // groups) where there is more than one group, and need not keep them.

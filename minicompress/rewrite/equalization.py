@@ -84,6 +84,9 @@ def equalize(network: Network) -> Network:
     infinite. Channels that go anywhere else stay as they are: into an output, into `Add`, or into
     the ReLU6 ``Clip(0, 6)``, which cuts a scaled channel at another height.
 
+    It helps where one scale has to do for channels of very different sizes. It looks at weights
+    alone, so it can also make a quantized network worse: compare both on examples.
+
     M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, *Data-free quantization through weight
     equalization and bias correction* (2019), section 4.1.
 
