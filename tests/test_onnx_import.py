@@ -193,6 +193,10 @@ def test_files_that_are_not_whole(tmp_path):
         path.write_bytes(wrong)
         with pytest.raises(CompressionError, match="no whole ONNX file"):
             from_onnx(path)
+    with pytest.raises(
+        CompressionError, match="path must be a path or an onnx.ModelProto, not int"
+    ):
+        from_onnx(3)
     with pytest.raises(FileNotFoundError):
         from_onnx(tmp_path / "absent.onnx")
     onnx.save(proto, path, save_as_external_data=True, location="data", size_threshold=0)
