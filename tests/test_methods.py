@@ -13,6 +13,7 @@ import minicompress as mc
 from minicompress.search.methods import (
     EXAMPLES,
     FEWEST,
+    KERNEL_PRICE,
     PRICE,
     factor_in_two,
     parse_method,
@@ -126,13 +127,16 @@ def test_any_text_is_understood_or_refused(text):
 
 def law_least_cost(compressor, w, **options):
     """No axis whose scales serve `FEWEST` entries has smaller steps at the price of its scales."""
-    sizes = {a: n for a, n in enumerate(w.shape) if n > 1 and w.size >= FEWEST * n} | {None: 1}
+    tried = {0, w.ndim - 1} if w.ndim >= 4 else range(w.ndim)
+    sizes = {a: w.shape[a] for a in tried if w.shape[a] > 1 and w.size >= FEWEST * w.shape[a]}
+    sizes[None] = 1
     made = compressor(w, **options).rep
+    price = PRICE if w.ndim <= 2 else KERNEL_PRICE
     assert made.axis in sizes
     costs = {}
     for axis, n in sizes.items():
         scales = mc.quantize(w, axis=axis, **options).rep.scale.astype(np.float64)
-        costs[axis] = np.log2(np.sqrt(np.mean(scales**2))) + PRICE * n / w.size
+        costs[axis] = np.log2(np.sqrt(np.mean(scales**2))) + price * n / w.size
     # Scales are rounded to float32, and a step is not quite a range over a number of codes.
     assert costs[made.axis] <= min(costs.values()) + 0.02
 

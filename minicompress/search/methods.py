@@ -11,9 +11,10 @@
     intB/N       ... for every N neighbours along the longest axis; intB/N@A: along axis A
     uintB...     the same with zero points: for arrays that are not centred on zero
 
-The axis that suits best has small steps and few scales: a bit of accuracy in every entry is worth
-`PRICE` bits of scales in each. A scale serves at least `FEWEST` entries. One scale for the whole
-array is a choice too, and what prune and cluster leave always gets one.
+The axis that suits best has small steps and few scales: `PRICE` says how the two are weighed. A
+scale serves at least `FEWEST` entries. One scale for the whole array is a choice too, and what
+prune and cluster leave always gets one. Of a kernel with four axes or more only the first and the
+last are tried: one of them counts the outputs.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ from minicompress.compressors.svd import truncated_svd
 from minicompress.errors import CompressionError
 from minicompress.representation import Compressed, LowRank, certified
 
-FEWEST, PRICE = 8, 8
-"""Where no axis is given: the fewest entries that share a scale, and what a scale counts.
+FEWEST = 8
+"""The fewest entries that share a scale, where no axis is given."""
 
-A scale has 32 bits, but the kernels in which it serves few entries, the depthwise ones, are a small
-part of a network and need theirs most.
+PRICE, KERNEL_PRICE = 8, 1
+"""What a scale of 32 bits counts in a matrix, and in an array of more axes.
+
+Depthwise kernels have few entries for each scale. They are a small part of a network, and lose most
+with one scale.
 """
 
 NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
@@ -110,7 +114,9 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
     Notes
     -----
     Half the steps are a bit more of accuracy. So ``log2(r) + PRICE n / size`` is made least, with
-    the root mean square r of the ranges of the n slices. All slices have as many entries.
+    the root mean square r of the ranges of the n slices (`KERNEL_PRICE` with three axes or more).
+    An error that is small beside the weights of its output channel is small beside the output, so
+    of kernels only the axes are tried that can be those of output channels.
 
     Examples
     --------
@@ -122,7 +128,8 @@ def quantize_best_axis(weight: ArrayLike, **options: Any) -> Compressed:
     w = finite_array(weight, "weight")
     symmetric = options.get("symmetric", True)
     axes: list[int | None] = [None]
-    axes += [axis for axis, n in enumerate(w.shape) if n > 1 and w.size >= FEWEST * n]
+    tried = range(w.ndim) if w.ndim < 4 else (0, w.ndim - 1)
+    axes += [axis for axis in tried if w.shape[axis] > 1 and w.size >= FEWEST * w.shape[axis]]
     best = min(axes, key=lambda axis: _cost_of(w, axis, symmetric)) if w.size else None
     return quantize(w, axis=best, **options)
 
@@ -201,7 +208,8 @@ def _cost_of(w: Array, axis: int | None, symmetric: bool) -> float:
         ranges = np.maximum(high, 0) / 2 - np.minimum(low, 0) / 2
     top = float(max(high.max(), -low.min())) or 1.0
     mean = float(np.mean((ranges / top) ** 2))
-    return (math.log2(mean) / 2 if mean else -math.inf) + PRICE * ranges.size / w.size
+    price = PRICE if w.ndim <= 2 else KERNEL_PRICE
+    return (math.log2(mean) / 2 if mean else -math.inf) + price * ranges.size / w.size
 
 
 def _step(word: str, text: str) -> tuple[int, Compressor]:
