@@ -49,7 +49,8 @@ ROOMS = {
     "search": "plan searching sensitivities public",
     "recipes": "structure recipe rate rate_price rate_recipe dead_units deep_compression public",
     "early_exit": "exits exit_networks exit_file exit_training thresholds public",
-    "interchange": "c_memory c_names c onnx_graph onnx_weights onnx_file array_names state_dict "
+    "interchange": "c_memory c_names c onnx_graph onnx_weights onnx_layers onnx_faults onnx_file "
+    "onnx_import onnx_spellings onnx_round array_names state_dict state_dict_programs "
     "unknown_layers public",
     "testing": "checks",
     "experiments": "table comparison certification report cli examples",

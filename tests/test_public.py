@@ -233,7 +233,9 @@ OPTIONS = {
 }
 NOT_CALLED = {
     "export_c": "writes files; see test_export_c",
+    "from_onnx": "needs onnx; see test_onnx_import",
     "load_exits": "reads a file; see test_exit_file",
+    "onnx_report": "needs onnx; see test_onnx_import",
     "save_exits": "writes a file; see test_exit_file",
     "save_onnx": "needs onnx; see test_onnx",
     "to_onnx": "needs onnx; see test_onnx",
