@@ -45,7 +45,8 @@ ROOMS = {
     "storage": "format entropy container damaged_files not_finite public",
     "analysis": "accounting sensitivities table unknown_layers public",
     "certify": "lipschitz certificates certified_programs certification unknown_layers public",
-    "rewrite": "structure smaller_kernels unknown_layers not_finite public",
+    "rewrite": "structure smaller_kernels compensation bias_correction equalization "
+    "unknown_layers not_finite public",
     "search": "plan searching sensitivities public",
     "recipes": "structure recipe rate rate_price rate_recipe dead_units deep_compression public",
     "early_exit": "exits exit_networks exit_file exit_training thresholds public",

@@ -26,8 +26,9 @@ ORDER = {
     "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs curves operator_norms lipschitz zonotope following float_error margins "
     "certificates attacks",
-    "rewrite": "batch_norm channel_names channels dense low_rank replacing smaller_kernels",
     "search": "weights plan knapsack choices searching",
+    "rewrite": "batch_norm channel_names channels dense low_rank replacing smaller_kernels "
+    "compensation bias_correction equalization",
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
     "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "

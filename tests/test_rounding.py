@@ -17,6 +17,7 @@ from minicompress.compressors.compensated import (
     compensated_quantize,
     compensated_steps,
     gptq,
+    gram_of,
 )
 from minicompress.compressors.quantization import quantize
 from minicompress.compressors.stochastic import stochastic_quantize, stochastic_steps
@@ -231,8 +232,12 @@ def law_equal_is_not_nearer(nearer):
     assert nearer(np.eye(30), d * (1 - 2.0**-40), d).all()
 
 
+def nearer_by_products(inputs, first, second):
+    return comes_nearer(inputs.T @ inputs, len(inputs), first, second)
+
+
 def test_equal_is_not_nearer():
-    law_equal_is_not_nearer(comes_nearer)
+    law_equal_is_not_nearer(nearer_by_products)
 
 
 def test_what_vanishes_in_the_squares_decides_nothing():
@@ -241,27 +246,27 @@ def test_what_vanishes_in_the_squares_decides_nothing():
     inputs[:20, 0], inputs[20, 1] = 2.0**-538, 2.0**-536
     first, second = np.eye(2)[:, :1], np.eye(2)[:, 1:]
     assert nearer_in_floats(inputs, first, second).all()  # and it is not
-    assert not comes_nearer(inputs, first, second).any()
-    assert not comes_nearer(inputs, second, first).any()
+    assert not nearer_by_products(inputs, first, second).any()
+    assert not nearer_by_products(inputs, second, first).any()
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 4), (4, 64)])
 def test_what_is_nearer_by_less_than_all_rounding_decides_nothing(n, k):
-    """Two times gamma_(n + k + 8) for each of the two: from a difference of 4 (n + k + 8) u on.
+    """Two times gamma_(n + 2k + 8) of each square: from a difference of 2 (n + 2k + 8) u on.
 
-    On ones, where the sum of magnitudes is the sum; the norms and the sums here round by some u.
+    On ones, where the sum of magnitudes is the sum; the squares and the sums here round by some u.
     """
     inputs, second = np.ones((n, k)), np.ones((k, 1))
-    units = 4 * (n + k + 8)
+    units = 2 * (n + 2 * k + 8)
     spread = 2 if n * k == 1 else 16
     for difference, nearer in ((units - spread, False), (units + spread, True)):
         first = second * (1 - difference * 2.0**-53)
-        assert comes_nearer(inputs, first, second).all() == nearer
+        assert nearer_by_products(inputs, first, second).all() == nearer
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 2), (1, 3), (2, 3), (5, 3)])
 def test_what_the_squares_can_lose_is_allowed_for_and_no_more(n, k):
-    """2**-500 (n + k) for each of the two: one output is 0, the other that twice, or a bit more.
+    """2**-500 (n + k)**3 for each of the two: one output is 0, the other that twice, or a bit more.
 
     The columns' largest entry is 1 and so scaled to 1/2; the other roundings are of 2**-53 of it.
     """
@@ -269,8 +274,8 @@ def test_what_the_squares_can_lose_is_allowed_for_and_no_more(n, k):
     first[1], second[1], second[0] = 1.0, 1.0, 1.0
     inputs = np.zeros((n, k))
     for part, nearer in ((0.99, False), (1.01, True)):
-        inputs[0, 0] = 2 * part * 2.0 * (n + k) * 2.0**-500
-        assert comes_nearer(inputs, first, second).all() == nearer
+        inputs[0, 0] = 2 * math.sqrt(part * 2.0 * (n + k) ** 3) * 2.0**-250
+        assert nearer_by_products(inputs, first, second).all() == nearer
 
 
 def nearer_in_floats(inputs, first, second):
@@ -391,13 +396,55 @@ def test_a_kernel_is_its_matrix():
     for options in ({"axis": -1}, {"axis": 2, "block_size": 1}, {}):
         rep, cert = compensated(kernel, x, num_bits=3, **options)
         q = choose_qparams(kernel, num_bits=3, **options)
-        steps = compensated_steps(kernel, q.grid(kernel), kernel.dtype, x)[1]
+        gram = gram_of(x, 12, x.dtype)
+        steps = compensated_steps(kernel, q.grid(kernel), kernel.dtype, gram)[1]
         assert rep.codes.tolist() == steps.tolist()
         assert cert.measured <= cert.bound
     flat = compensated(kernel.reshape(12, 4), x, num_bits=3, axis=-1)
     rep, cert = compensated(kernel, x, num_bits=3, axis=-1)
     assert rep.codes.reshape(12, 4).tolist() == flat.rep.codes.tolist()
     assert cert == flat.cert
+
+
+def law_groups(impl):
+    """Each group of outputs is compensated on its own inputs, as if it were a weight of its own."""
+    general = rng(8)
+    kernel, x = general.standard_normal((3, 3, 2, 6)), general.standard_normal((3, 40, 18))
+    x = x @ general.standard_normal((18, 18))
+    codes = impl(kernel, x, num_bits=3, axis=-1).rep.codes
+    for g in range(3):
+        part = compensated(kernel[..., 2 * g : 2 * g + 2], x[g], num_bits=3, axis=-1)
+        assert codes[..., 2 * g : 2 * g + 2].tolist() == part.rep.codes.tolist()
+
+
+def test_groups():
+    law_groups(compensated)
+
+
+def test_inputs_come_in_blocks():
+    """Of powers of two and integers every sum is exact, so no order of adding matters."""
+    general = rng(9)
+    w, x = general.standard_normal((6, 4)), general.integers(-4, 5, (50, 6)) * 1.0
+    x[:7] = 0
+    x[30:] *= 2.0**20
+    whole = compensated(w, x, num_bits=3)
+    for sizes in ([7, 20], [40], []):
+        blocks = iter(np.split(x, np.cumsum(sizes, dtype=int)))
+        found = compensated(w, blocks, num_bits=3)
+        assert found.rep.codes.tolist() == whole.rep.codes.tolist()
+        assert found.cert == whole.cert
+    assert compensated(w, iter([]), num_bits=3).cert == quantize(w, num_bits=3).cert
+
+
+def test_rows_are_corrected_late_and_all_the_same():
+    """More rows than are corrected together: the same steps as one correction after the other."""
+    general = rng(10)
+    w, x = general.standard_normal((150, 3)), general.standard_normal((300, 150))
+    x += x @ general.standard_normal((150, 150))
+    q = choose_qparams(w, num_bits=4, axis=1)
+    steps, _ = nearest_plane(w, x, q)
+    grid = Grid(*(np.broadcast_to(part, w.shape) for part in q.grid(w)))
+    assert (gptq(w, grid, w.dtype, x.T @ x)[1] == steps).mean() > 0.99
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -459,7 +506,12 @@ BAD = {
     ),
     "norm must be one of": lambda: compensated(W, X, norm="l1"),
     "calibration must be \\(N, 2\\)": lambda: compensated(W, X.T),
-    "calibration must have 2": lambda: compensated(W, X[0]),
+    "this weight, not \\(2,\\)": lambda: compensated(W, X[0]),
+    "must have groups that divide the 3 outputs, not 2": lambda: compensated(W, np.ones((2, 4, 2))),
+    "this weight, not \\(1, 4, 2\\)": lambda: compensated(W, iter([X, X[np.newaxis]])),
+    "this weight, not \\(3, 1, 2\\)": lambda: compensated(
+        W, iter([np.ones((1, 1, 2)), np.ones((3, 1, 2))])
+    ),
     "calibration must be finite": lambda: compensated(W, X * np.nan),
     "calibration must be of dtype": lambda: compensated(W, X.astype(int)),
     "calibration is float32": lambda: compensated(W, X.astype("f4")),
@@ -523,12 +575,16 @@ def whole(steps_of, reach=1.0):
 
 def without_fallback(w, calibration, qparams):
     grid = Grid(*(np.broadcast_to(part, w.shape) for part in qparams.grid(w)))
-    steps = gptq(w, grid, w.dtype, calibration)[1]
+    steps = gptq(w, grid, w.dtype, calibration.T @ calibration)[1]
     return quantize(grid.levels(steps, w.dtype), qparams=qparams)
 
 
 def nothing_compensated(w, calibration, **options):
     return quantize(w, **options)
+
+
+def first_group_only(w, calibration, **options):
+    return compensated(w, calibration[0], **options)
 
 
 def wrong_certificate(w, calibration, **options):
@@ -560,6 +616,7 @@ PLANTED = {
         INPUTS,
     ),
     "compared without a margin": (law_equal_is_not_nearer, nearer_in_floats),
+    "one group's inputs for all": (law_groups, first_group_only),
     "nothing compensated": (lawcomes_nearer, nothing_compensated),
     "another bound without inputs": (
         law_without_inputs_nearest,
@@ -576,7 +633,7 @@ RIGHT = {
     law_chances: stochastic_steps,
     law_levels_stay: stochastic_steps,
     law_beyond_the_range: stochastic_steps,
-    law_equal_is_not_nearer: comes_nearer,
+    law_equal_is_not_nearer: nearer_by_products,
 }
 
 

@@ -55,23 +55,24 @@ def bound_of(entries: Array, kind: str) -> float:
     return norms.norm_upper(entries, kind) if np.isfinite(entries).all() else float("inf")
 
 
-def comes_nearer(inputs: Array, first: Array, second: Array) -> Array:
-    """Per column: whether ``||inputs @ first||`` is surely less than ``||inputs @ second||``.
+def comes_nearer(products: Array, count: int, first: Array, second: Array) -> Array:
+    """Per column: whether ``||X @ first||`` is surely less than ``||X @ second||``.
 
-    A dot product errs by gamma_(k+1) |inputs| |d|, and the norm by gamma_(n+2). Twice their sum
-    covers the rounding of this function too. Less than 2**-500 an entry can be lost in the squares.
+    ``products`` is X'X, computed from `count` rows whose entries are below 1 in magnitude. With a
+    the norms of the columns of X, its entry (i, j) errs by gamma_count a_i a_j (Cauchy and
+    Schwarz), and so ``d' (X'X) d`` by gamma_(count + 2k + 1) (a'|d|)**2 altogether. Twice that
+    covers the rounding of this function too. What can be lost below the smallest number, in
+    `products` and here, is far less than the last term. Axes in front are one problem for each
+    index.
     """
-    largest = np.maximum(np.abs(first), np.abs(second)).max(axis=0, initial=0.0)
+    k = products.shape[-1]
+    largest = np.maximum(np.abs(first), np.abs(second)).max(axis=-2, initial=0.0, keepdims=True)
     exponent = np.frexp(np.where(np.isfinite(largest), largest, 1.0))[1]
-    n, k = inputs.shape
+    norms_of_inputs = np.sqrt(np.einsum("...ii->...i", products))
     bounds = []
     for difference, sign in ((first, 1), (second, -1)):
         d = np.ldexp(difference, -exponent)
-        size = _column_norms(np.abs(inputs) @ np.abs(d))
-        rounding = 2 * norms.gamma(n + k + 8) * size + 2.0**-500 * (n + k)
-        bounds.append(_column_norms(inputs @ d) + sign * rounding)
+        size = np.einsum("...i,...ic->...c", norms_of_inputs, np.abs(d))
+        rounding = 2 * norms.gamma(count + 2 * k + 8) * size**2 + 2.0**-500 * (count + k) ** 3
+        bounds.append(np.einsum("...ic,...ic->...c", d, products @ d) + sign * rounding)
     return np.asarray(bounds[0] < bounds[1])
-
-
-def _column_norms(matrix: Array) -> Array:
-    return np.asarray(np.sqrt(np.einsum("nc,nc->c", matrix, matrix)))
