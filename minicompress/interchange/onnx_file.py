@@ -84,14 +84,14 @@ def to_onnx(
     - `Sparse` has a code for every entry if its values have codes, and is decoded otherwise: few
       runtimes read ONNX's sparse initializers.
 
-    An `IntegerModel` is written as quantized operators in ONNX's QDQ form: codes of int8 between
-    the layers, and around each operator DequantizeLinear and QuantizeLinear, which onnxruntime
-    fuses with it into one operator on integers. Weights are int8 with a scale for each output,
-    biases int32 in steps of input scale * weight scale. Pooling by maximum and what only moves
-    codes needs no scales, and a table is Gather of int8: these give the same codes. Other codes
-    differ from those of `IntegerModel.run` by at most 1 at each layer, and rarely: the runtime's
-    multipliers are floats, and it rounds ties to even. Input and output of the file are real
-    numbers of float32. A processor with AVX2 but without VNNI may saturate sums in onnxruntime.
+    An `IntegerModel` is written in ONNX's QDQ form: each operator stands between DequantizeLinear
+    of the codes that it reads and QuantizeLinear of what it gives, and onnxruntime fuses them into
+    one operator on integers. Weights are int8 with a scale for each output, biases int32 in steps
+    of input scale * weight scale. Codes are uint8, 128 more than here, since onnxruntime on x86
+    fuses int8 only in chains. Input and output of the file are real numbers of float32. Maximum
+    pooling, tables and what moves codes are exact. The code of another layer differs by at most 1
+    from ours for the same input codes, and rarely: the runtime's multipliers are floats, and it
+    rounds ties to even. (Its sums can saturate on processors with AVX2 but without VNNI.)
 
     The file format has a limit of 2 GB. The bytes are counted before anything is decoded: the
     constants, from their shapes, and at most `LAYER_BYTES` for the nodes of each layer.

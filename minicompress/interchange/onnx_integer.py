@@ -1,8 +1,11 @@
-"""Integer models as quantized ONNX: codes of int8 between the layers, scales around operators.
+"""Integer models as quantized ONNX: 8-bit codes between the layers, scales around operators.
 
 In ONNX's QDQ form an operator on floats stands between DequantizeLinear nodes of what it reads and
 a QuantizeLinear of what it gives. onnxruntime fuses the three into one operator on integers. What
 only moves or compares codes (pooling by maximum, Flatten, tables) needs no scales and has none.
+
+Codes are uint8 in the file, 128 more than as int8. On x86, onnxruntime turns int8 into uint8, but
+only where one operator reads a value; then operators between the two types are not fused.
 
 The integer layers have multipliers, which are quotients of scales. Here they become scales again: a
 weight's scale is multiplier * output scale / input scale.
@@ -147,16 +150,21 @@ def dequantized(graph: Graph, codes: str, scale: float, zero_point: int, name: s
     )
 
 
+def unsigned(codes: Any) -> Array:
+    """Codes as uint8: 128 more than as int8."""
+    return (np.asarray(codes, np.int16) + 128).astype(np.uint8)
+
+
 def _parameters(graph: Graph, scale: float, zero_point: int, name: str) -> list[str]:
     return [
         graph.constant(float32(np.array(scale), "scale"), f"{name}.scale"),
-        graph.constant(np.array(zero_point, np.int8), f"{name}.zero_point"),
+        graph.constant(unsigned(zero_point), f"{name}.zero_point"),
     ]
 
 
 def _clamp(graph: Graph, codes: str, low: int, high: int, name: str) -> str:
     limits = {"low": low, "high": high}
-    ends = [graph.constant(np.array(n, np.int8), f"{name}.{end}") for end, n in limits.items()]
+    ends = [graph.constant(unsigned(n), f"{name}.{end}") for end, n in limits.items()]
     return graph.node("Clip", [codes, *ends], name)
 
 
@@ -167,7 +175,7 @@ def float32(scale: Array, name: str) -> Array:
     limits = np.finfo(np.float32)
     if not ((made >= limits.tiny) & (made <= limits.max / 256)).all():
         raise CompressionError(
-            f"the {name} must be normal numbers of float32 in ONNX, at most {limits.max / 256:.3g}, "
+            f"the {name} must be normal numbers of float32, at most {limits.max / 256:.3g}, "
             f"not reach from {scale.min():.3g} to {scale.max():.3g}"
         )
     return made
@@ -291,7 +299,7 @@ def _average(
         return codes, {**options, "count_include_pad": 1}
     counted = sides(layer.counted)
     if any(counted):
-        zero = graph.constant(np.array(layer.input_zero_point, np.int8), f"{name}.border")
+        zero = graph.constant(unsigned(layer.input_zero_point), f"{name}.border")
         codes = pad(graph, [codes, zero], counted, name)
         beyond = (all_ - own for all_, own in zip(options["pads"], counted, strict=True))
         options["pads"] = tuple(beyond)
@@ -299,14 +307,12 @@ def _average(
 
 
 def _table(graph: Graph, layer: IntegerTable, codes: str, axes: int, name: str) -> None:
-    """Look up codes. Gather counts negative indices from the end, where their entries are."""
+    """Look up codes: 256 entries, or 256 for each channel."""
     to = graph.onnx.TensorProto.INT32
     index = graph.node("Cast", [codes], f"{name}.index", to=to)
-    table = layer.table
-    if table.ndim == 1:
-        table = np.roll(table, 128)
-    else:
-        starts = 128 + 256 * np.arange(len(table), dtype=np.int32)
+    if layer.table.ndim == 2:
+        starts = 256 * np.arange(len(layer.table), dtype=np.int32)
         place = graph.constant(starts.reshape(-1, *(1,) * (axes - 1)), f"{name}.start")
         index = graph.node("Add", [index, place], f"{name}.place")
-    graph.node("Gather", [graph.constant(table.ravel(), f"{name}.table"), index], name)
+    table = graph.constant(unsigned(layer.table.ravel()), f"{name}.table")
+    graph.node("Gather", [table, index], name)
