@@ -1,15 +1,17 @@
 """Six networks that others trained, brought in from ONNX and compressed in eight ways.
 
 Each network is compared with onnxruntime. Then its weights are compressed, and the outputs on crops
-of a photograph (which comes with matplotlib) are compared with those of the original. The last rows
-are the network in integers throughout, beside onnxruntime's own static quantization, both from the
-same crops.
+of a photograph (which comes with matplotlib) are compared with those of the original. Two networks
+look for text: words are written on their crops, on half of them upside down. The last rows are the
+network in integers throughout, beside onnxruntime's own static quantization, both from the same
+crops.
 
     python examples/networks/compare.py FOLDER [results.txt] [part of a file's name]
 
 FOLDER holds the ONNX files named in NETWORKS. It needs onnx, onnxruntime and matplotlib.
 """
 
+import logging
 import sys
 import tempfile
 import time
@@ -22,29 +24,36 @@ import numpy as np
 import onnx
 import onnxruntime
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 import minicompress as mc
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+WORDS = "weight", "pruned", "rank", "bits", "bound", "layer", "codes", "small", "network"
 CROPS = 32  # to measure; as many others calibrate
 
 
 class Input(NamedTuple):
-    """What a network reads: (x - mean) / deviation of pixels from 0 to 1; some want fewer crops."""
+    """What a network reads: (x - mean) / deviation of pixels from 0 to 1.
+
+    Some want fewer crops. On some, so many lines of text are written.
+    """
 
     shape: tuple[int, int, int]
     mean: object = 0.5
     deviation: object = 0.5
     crops: int = CROPS
+    lines: int = 0
 
 
 NETWORKS = {
     "mtcnn_pnet.onnx": Input((64, 64, 3), 127.5 / 255, 128 / 255),
     "mtcnn_rnet.onnx": Input((24, 24, 3), 127.5 / 255, 128 / 255),
     "mtcnn_onet.onnx": Input((48, 48, 3), 127.5 / 255, 128 / 255),
-    "ch_ppocr_mobile_v2.0_cls_infer.onnx": Input((48, 192, 3)),
-    "ch_PP-OCRv4_det_infer.onnx": Input((320, 320, 3), *IMAGENET, crops=4),
+    "ch_ppocr_mobile_v2.0_cls_infer.onnx": Input((48, 192, 3), lines=1),
+    "ch_PP-OCRv4_det_infer.onnx": Input((320, 320, 3), *IMAGENET, crops=4, lines=5),
     "efficientnet_lite0.onnx": Input((224, 224, 3), 127 / 255, 128 / 255),
 }
 
@@ -63,25 +72,42 @@ def crops(wanted, rng):
         rows, columns = int(scale * height), int(scale * width)
         top, left = rng.integers(0, 601 - rows), rng.integers(0, 513 - columns)
         crop = photograph[top : top + rows, left : left + columns]
-        found.append(resized(crop, height, width)[:, :: rng.choice([1, -1])])
+        crop = resized(crop, height, width)[:, :: rng.choice([1, -1])]
+        found.append(written(crop, wanted.lines, rng) if wanted.lines else crop)
     x = ((np.stack(found) - wanted.mean) / wanted.deviation).astype(np.float32)
     return x[: wanted.crops], x[wanted.crops :]
 
 
 def resized(pixels, height, width):
     """Bilinear, from blocks of pixels averaged first where it becomes smaller."""
-    for axis, size in ((0, height), (1, width)):
-        n = pixels.shape[axis]
-        block = max(n // size, 1)
-        ends = np.arange(0, n // block * block, block)
-        pixels = np.add.reduceat(pixels, ends, axis)[:None] / block
-        places = np.linspace(0, len(ends) - 1, size)
+    for axis, size in enumerate((height, width)):
+        pixels = np.moveaxis(pixels, axis, 0)
+        block = max(len(pixels) // size, 1)
+        whole = pixels[: len(pixels) // block * block]
+        means = whole.reshape(-1, block, *whole.shape[1:]).mean(1)
+        places = np.linspace(0, len(means) - 1, size)
         low = places.astype(int)
-        high, part = np.minimum(low + 1, len(ends) - 1), places - low
-        part = np.expand_dims(part, tuple(range(1, pixels.ndim)) if axis == 0 else (0, 2))
-        a, b = np.take(pixels, low, axis), np.take(pixels, high, axis)
-        pixels = a * (1 - part) + b * part
+        part = (places - low)[:, np.newaxis, np.newaxis]
+        above = means[np.minimum(low + 1, len(means) - 1)]
+        pixels = np.moveaxis(means[low] * (1 - part) + above * part, 0, axis)
     return pixels
+
+
+def written(pixels, lines, rng):
+    """Lines of words on an image; upside down every other time."""
+    height, width = pixels.shape[:2]
+    figure = Figure((width / 72, height / 72), dpi=72)
+    canvas = FigureCanvasAgg(figure)
+    figure.figimage(pixels)
+    size = 0.5 * height / lines
+    for line in range(lines):
+        text = " ".join(rng.choice(WORDS, max(int(1.2 * width / size / 6), 1)))
+        place = 0.05 + 0.1 * rng.random(), (line + 0.35) / lines
+        color = "black" if pixels.mean() > 0.5 else "white"
+        figure.text(*place, text, size=size, color=color)
+    canvas.draw()
+    made = np.asarray(canvas.buffer_rgba())[..., :3] / np.float32(255)
+    return made[::-1, ::-1] if rng.random() < 0.5 else made
 
 
 # ---- what is measured
@@ -192,6 +218,7 @@ def integers(network, path, calibration, x, scratch):
     size = mc.interchange.save_onnx(small, ours)
     yield "integers, as ONNX", size, in_onnxruntime(ours, x, False)
     name = onnx.load(path).graph.input[0].name
+    logging.disable(logging.WARNING)  # it advises pre-processing
     quantize_static(path, theirs, Crops(name, calibration), quant_format=QuantFormat.QDQ,
                     per_channel=True)  # fmt: skip
     size = Path(theirs).stat().st_size
@@ -229,9 +256,10 @@ def compare(path, wanted, show):
     with tempfile.TemporaryDirectory() as scratch:
         for name, method in METHODS.items():
             made = method(network, calibration)
-            size = mc.save(made, Path(scratch) / "small.mcz")
+            size = mc.save(made, Path(scratch) / "small.mcz", coding="huffman")
             row(name, size, outputs(made, x))
-        softmax = isinstance(network.layers[-1], mc.Softmax)
+        # Integers end before a Softmax: their classes are comparable, their outputs are not.
+        softmax = any(isinstance(network.layers[v - 1], mc.Softmax) for v in network.outputs)
         for found in integers(network, str(path), calibration, x, Path(scratch)):
             row(*found, error=not softmax or found[0].startswith("onnxruntime"))
 
@@ -243,7 +271,7 @@ def main(folder, results="results.txt", only=""):
         print(line, flush=True)
         lines.append(line)
 
-    show("bytes: of the .mcz file, or of the ONNX file; smaller: than the original ONNX file")
+    show("bytes: of the .mcz file (Huffman) or the ONNX file; smaller: than the original ONNX file")
     show("error: of all outputs, relative to their norm; seconds: to compress, write and run")
     for name, wanted in NETWORKS.items():
         if only in name:
