@@ -19,9 +19,11 @@ from inspect import getdoc
 from tempfile import TemporaryFile
 from typing import Any, NoReturn, TypeAlias
 
+from minicompress.analysis.array_sizes import summary_of_arrays
 from minicompress.datasets import Images, load_digits, load_mnist
 from minicompress.errors import CompressionError
 from minicompress.experiments.budget import format_search, searched
+from minicompress.experiments.budgeted_file import searched_methods
 from minicompress.experiments.certification import format_certificates, run_certification
 from minicompress.experiments.comparison import (
     EPOCHS,
@@ -31,8 +33,15 @@ from minicompress.experiments.comparison import (
     retraining_epochs,
     setup,
 )
+from minicompress.experiments.compressing import (
+    compress_file,
+    decompress_file,
+    format_compressed,
+    read_plan,
+)
 from minicompress.experiments.figures import need_matplotlib
 from minicompress.experiments.file_evaluation import evaluate_file, format_evaluation
+from minicompress.experiments.model_files import read_inputs, read_labels, read_weights, suffix_of
 from minicompress.experiments.page import html_page
 from minicompress.experiments.report import gather
 from minicompress.experiments.table import format_table, legend, read_table
@@ -155,7 +164,9 @@ def _certify(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 def _search(arguments: argparse.Namespace, progress: Progress | None) -> str:
     """find the best plan for a file size: which method for which layer"""
-    return format_search(searched(_setup(arguments, progress), max_bytes=arguments.max_bytes))
+    return format_search(
+        searched(_setup(arguments, progress), max_bytes=arguments.max_bytes or "10%")
+    )
 
 
 def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
@@ -170,9 +181,54 @@ def _report(arguments: argparse.Namespace, progress: Progress | None) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace, progress: Progress | None) -> str:
-    """read a model from its file: how many bytes, how many errors"""
+    """read a network from its file: how many bytes, how many errors"""
+    if (arguments.calibration is None) != (arguments.labels is None):
+        raise CompressionError("--calibration X.npy and --labels Y.npy go together")
     load_split = _loader(arguments)
-    return format_evaluation(evaluate_file(arguments.file, *load_split("test")))
+    if arguments.calibration is None:
+        images = load_split("test")
+    else:
+        images = read_inputs(arguments.calibration), read_labels(arguments.labels)
+    return format_evaluation(evaluate_file(arguments.file, *images))
+
+
+def _compress(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """compress the weights of any model: .onnx, .npz, .safetensors or .mcz"""
+    given = (arguments.method, arguments.plan, arguments.max_bytes)
+    if sum(option is not None for option in given) != 1:
+        raise CompressionError("give one of --method METHOD, --plan PLAN.json and --max-bytes N")
+    if arguments.labels is not None and arguments.max_bytes is None:
+        raise CompressionError("--labels Y.npy goes with --max-bytes")
+    plan = {"*": arguments.method} if arguments.plan is None else read_plan(arguments.plan)
+    for file in (arguments.model, arguments.out):
+        suffix_of(file)
+    _check_output(arguments.out)
+    x = None if arguments.calibration is None else read_inputs(arguments.calibration)
+    if arguments.max_bytes is not None:
+        if x is None:
+            raise CompressionError("--max-bytes needs --calibration X.npy")
+        y = None if arguments.labels is None else read_labels(arguments.labels)
+        plan = searched_methods(
+            arguments.model, arguments.out, arguments.max_bytes, x, y, progress=progress
+        )
+    with _writing(arguments.out):
+        found = compress_file(arguments.model, arguments.out, plan, x=x, progress=progress)
+    return format_compressed(found)
+
+
+def _decompress(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """write a compressed file again with plain arrays: the way back"""
+    for file in (arguments.model, arguments.out):
+        suffix_of(file)
+    _check_output(arguments.out)
+    with _writing(arguments.out):
+        sizes = decompress_file(arguments.model, arguments.out, original=arguments.original)
+    return f"{arguments.out}: {sizes[0]:,} bytes, {arguments.model}: {sizes[1]:,}"
+
+
+def _summary(arguments: argparse.Namespace, progress: Progress | None) -> str:
+    """say what the weights of a file take, array by array"""
+    return repr(summary_of_arrays(read_weights(arguments.model).arrays))
 
 
 def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
@@ -186,9 +242,13 @@ def _export(arguments: argparse.Namespace, progress: Progress | None) -> str:
         return str(export_c_file(file, some, out, name=arguments.name, num_bits=arguments.bits))
 
 
+METHOD_HELP = (
+    "int8, int4, int4/32 (blocks of 32), prune80, prune80+int8, rank50%%+int8, cluster16, ...: see "
+    "minicompress.search.methods"
+)
 DEFAULT_EPOCHS = ", ".join(f"{epochs} for {data}" for data, epochs in EPOCHS.items())
 OPTIONS: dict[str, dict[str, Any]] = {
-    "file": {"metavar": "FILE", "help": "a .mcz file"},
+    "file": {"metavar": "FILE", "help": "a .mcz file (evaluate: or .onnx)"},
     "--data": {
         "choices": ("digits", "mnist"),
         "default": "digits",
@@ -201,9 +261,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": {"metavar": "FILE", "help": "also write all figures to this file"},
     "--inputs": {"type": int, "default": 100, "help": "test images that get a ball (default: 100)"},
     "--max-bytes": {
-        "default": "10%",
-        "help": "the largest file: bytes, or a share of the weights as float32 (default: 10%%)",
+        "help": "the largest file: bytes, or a share; of the weights as float32 (search; default: "
+        "10%%), of the file (compress)",
     },
+    "model": {"metavar": "FILE", "help": "a .onnx, .npz, .safetensors or .mcz file"},
+    "--method": {"help": METHOD_HELP},
+    "--plan": {"metavar": "FILE", "help": "JSON: names or patterns of arrays, and their methods"},
+    "--calibration": {
+        "metavar": "X.npy",
+        "help": "inputs of a network, as the .onnx file takes them or channels last: compress "
+        "compares the outputs before and after on them",
+    },
+    "--labels": {"metavar": "Y.npy", "help": "the classes of these inputs"},
+    "--original": {"metavar": "FILE", "help": "the .onnx file whose graph the arrays belong to"},
     "--target": {"choices": ("c", "onnx"), "required": True, "help": "what to write"},
     "--out": {"metavar": "FILE", "required": True, "help": "the file to write"},
     "--name": {"default": "predict", "help": "C: name of the function (predict)"},
@@ -215,7 +285,10 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "certify": (_certify, f"{TRAINING} --inputs"),
     "search": (_search, f"{TRAINING} --max-bytes"),
     "report": (_report, f"{TRAINING} --out"),
-    "evaluate": (_evaluate, "file --data --folder"),
+    "evaluate": (_evaluate, "file --calibration --labels --data --folder"),
+    "compress": (_compress, "model --out --method --plan --max-bytes --calibration --labels"),
+    "decompress": (_decompress, "model --out --original"),
+    "summary": (_summary, "model"),
     "export": (_export, "file --target --out --name --bits --data --folder"),
 }
 """The function of each command, whose docstring is its help, and its options."""

@@ -1,5 +1,6 @@
 """Compensated rounding of whole networks: no layer's outputs come further away than by rounding."""
 
+import math
 from fractions import Fraction
 from functools import partial
 
@@ -32,6 +33,9 @@ OPTIONS = [
 ]
 
 
+COMPENSATED = (Conv2D, ConvTranspose2D, Dense)
+
+
 def images(count, dtype=np.float64):
     """Small integers in a fixed order; neighbours resemble each other, as in photographs."""
     x = ((np.arange(count * 40) // 3 * 7) % 11 - 5.0).reshape(count, 5, 4, 2)
@@ -43,7 +47,7 @@ def dtype_of_network(network):
 
 
 def plan_of(network, options):
-    chosen = [i for i, layer in enumerate(network.layers) if type(layer) in (Conv2D, Dense)]
+    chosen = [i for i, layer in enumerate(network.layers) if type(layer) in COMPENSATED]
     return {i: partial(compensated_quantize, **options) for i in chosen}
 
 
@@ -72,6 +76,12 @@ def squared_errors(layer, old, new, x):
         return ((rational(x) @ d) ** 2).sum(0)
     groups = layer.groups
     d = d.reshape(-1, groups, d.shape[-1] // groups)
+    if isinstance(layer, ConvTranspose2D):
+        blocks = [b.reshape(groups, -1, len(d)) for b in layer_inputs(layer, x)]
+        inputs = np.concatenate(blocks or [np.zeros((groups, 0, len(d)))], 1)
+        return np.concatenate(
+            [((rational(inputs[g]) @ d[:, g]) ** 2).sum(0) for g in range(groups)]
+        )
     total = []
     for g in range(groups):
         places = list(np.ndindex(layer.output_shape(x.shape[1:])[:2]))
@@ -248,18 +258,55 @@ def test_rounding_compensates_nothing():
 # ---- what else it promises
 
 
-def test_windows_times_weight_is_the_convolution():
-    x = images(3)
-    for groups in (1, 2):
-        layer = Conv2D(
-            rng().normal(size=(2, 3, 2 // groups, 4)), groups=groups, padding=1, stride=2
+def windows_times_weight(layer, x):
+    """A convolution as a product of matrices."""
+    groups, outputs = layer.groups, layer.weight.shape[-1]
+    weight = layer.weight.reshape(-1, groups, outputs // groups).swapaxes(0, 1)
+    blocks = [b.reshape(groups, -1, weight.shape[1]) for b in layer_inputs(layer, x)]
+    y = np.concatenate(blocks, 1) @ weight
+    return y.transpose(1, 0, 2).reshape(len(x), *layer.output_shape(x.shape[1:]))
+
+
+def whole_weight(*shape):
+    """Small integers: all sums are exact."""
+    return (np.arange(math.prod(shape)).reshape(shape) * 5 % 13 - 6).astype(np.float64)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
+@pytest.mark.parametrize("dilation", [1, (2, 1)])
+def test_windows_times_weight_is_the_convolution(groups, stride, dilation):
+    options = {"groups": groups, "stride": stride, "dilation": dilation}
+    for padding in ("valid", "same", 1, ((0, 2), (1, 0))):
+        layer = Conv2D(whole_weight(2, 3, 2 // groups, 4), padding=padding, **options)
+        np.testing.assert_array_equal(
+            windows_times_weight(layer, images(3)), layer.forward(images(3))
         )
-        blocks = np.concatenate(
-            [b.reshape(groups, -1, 12 // groups) for b in layer_inputs(layer, x)], 1
+        layer = ConvTranspose2D(whole_weight(2, 3, 2 // groups, 4), padding=padding, **options)
+        np.testing.assert_array_equal(
+            windows_times_weight(layer, images(3)), layer.forward(images(3))
         )
-        weight = layer.weight.reshape(-1, groups, 4 // groups).swapaxes(0, 1)
-        y = (blocks @ weight).transpose(1, 0, 2).reshape(layer.forward(x).shape)
-        np.testing.assert_allclose(y, layer.forward(x), atol=1e-12)
+
+
+def test_transposed_convolutions_that_cut_more_than_the_kernel_or_add_rows():
+    for options in (
+        {"padding": ((1, 0), (1, 2))},
+        {"stride": 2, "padding": ((2, 1), (0, 3))},
+        {"stride": 3, "output_padding": (2, 1)},
+    ):
+        layer = ConvTranspose2D(whole_weight(1, 2, 2, 3), **options)
+        np.testing.assert_array_equal(
+            windows_times_weight(layer, images(2)), layer.forward(images(2))
+        )
+
+
+def test_large_images_come_in_many_blocks():
+    x = np.resize(images(1), (2, 300, 200, 2))
+    layer = Conv2D(whole_weight(3, 3, 2, 1), padding="same")
+    sizes = [len(block) for block in layer_inputs(layer, x)]
+    assert len(sizes) > 1
+    assert sum(sizes) == 2 * 300 * 200
+    np.testing.assert_array_equal(windows_times_weight(layer, x), layer.forward(x))
 
 
 def test_a_plan_is_followed_in_the_order_of_layers_and_reported_in_its_own():
@@ -280,6 +327,9 @@ def test_an_empty_plan_and_a_network_without_layers():
     network, x = small_network(), correlated(1)
     assert compensate(network, {}, x).model.layers == network.layers
     assert compensate(Sequential(()), {}, x).certificates == {}
+    empty = Sequential((Conv2D(np.ones((2, 2, 0, 3))),))
+    found = compensate(empty, plan_of(empty, OPTIONS[0]), x[..., :0])
+    assert found.certificates[0].measured == 0
 
 
 def test_it_wins_back_what_few_bits_lose_on_digits():
@@ -294,11 +344,12 @@ def test_it_wins_back_what_few_bits_lose_on_digits():
 
 
 W = np.ones((2, 2))
-CHAIN = Sequential((Dense(W), ReLU(), ConvTranspose2D(np.ones((1, 1, 2, 2)))))
+CHAIN = Sequential((Dense(W), ReLU(), Dense(W)))
 GOOD = partial(compensated_quantize, num_bits=4)
 BAD = {
-    "layer 1 \\(ReLU\\): only a Conv2D or a Dense": lambda: compensate(CHAIN, {1: GOOD}, W),
-    "layer 2 \\(ConvTranspose2D\\): only a Conv2D": lambda: compensate(CHAIN, {2: GOOD}, W),
+    "layer 1 \\(ReLU\\): only a Conv2D, a ConvTranspose2D or a Dense": lambda: compensate(
+        CHAIN, {1: GOOD}, W
+    ),
     "a layer index of the plan must be an int from 0 to 2": lambda: compensate(CHAIN, {3: GOOD}, W),
     "plan must map layer indices": lambda: compensate(CHAIN, [GOOD], W),
     "layer 0 \\(Dense\\): a compressor of the plan must take calibration": lambda: compensate(

@@ -336,7 +336,7 @@ def test_numbers_too_large_to_be_stored_are_not_written():
 WRONG_NUMBERS = {
     ("layer", 28): "layer must be less than 28",
     ("kind", 5): "kind must be less than 5",
-    ("dtype", 11): "dtype must be less than 11",
+    ("dtype", 12): "dtype must be less than 12",
     ("coding", 4): "coding must be less than 4",
     ("coding", 1): "",
     ("bits", 1): "num_bits",

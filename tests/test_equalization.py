@@ -259,6 +259,18 @@ def test_bad_input():
         equalize((Dense(np.ones((1, 1))),))
     with pytest.raises(CompressionError, match=r"layer 0 \(Dense\): weight must be finite"):
         equalize(Sequential((Dense(np.full((1, 1), np.nan)),)))
+    with pytest.raises(CompressionError, match=r"layer 1 \(Dense\): its weights read 3 inputs, no"):
+        equalize(Sequential((Dense(np.ones((1, 2))), Dense(np.ones((3, 1))))))
+    with pytest.raises(CompressionError, match=r"layer 1 \(ChannelShuffle\): groups must divide"):
+        equalize(Sequential((Conv2D(np.ones((1, 1, 1, 3))), ChannelShuffle(2), Flatten())))
+
+
+def test_empty_weights_stay():
+    for inputs, hidden in ((0, 2), (2, 0)):
+        network = Sequential((Dense(np.ones((inputs, hidden))), Dense(np.ones((hidden, 2)))))
+        assert equalize(network).layers == network.layers
+    network = Sequential((Dense(np.ones((1, 2))), Dense(np.ones((2, 0)))))
+    assert equalize(network).layers == network.layers
 
 
 # ---- wrong implementations

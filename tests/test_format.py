@@ -85,7 +85,7 @@ def test_golden_files_hold_the_models_they_were_made_of(name):
 
 
 def test_every_golden_file_is_decoded():
-    assert {path.stem for path in GOLDEN.glob("*.mcz")} == set(DIGESTS)
+    assert {path.stem for path in GOLDEN.glob("*.mcz")} == set(DIGESTS) | {"named_arrays"}
 
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)

@@ -1,14 +1,17 @@
 """ONNX in: what is refused, files that are not whole, and ONNX's node vectors."""
 
 import contextlib
+import doctest
+import importlib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from budgets import at_most
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx_laws import needs_onnx, onnx
+from onnx_laws import needs_onnx, onnx, run
 from test_onnx_spellings import (
     SPELLINGS,
     SQUARE,
@@ -101,6 +104,16 @@ REFUSED = {
         {},
         r"\(MaxPool\): its output 'i' is read",
     ),
+    "training by a dropout": (
+        "y = Dropout(x, ratio, t)",
+        {"ratio": F(0.5), "t": np.array(True)},
+        r"\(Dropout\): training_mode must be false",
+    ),
+    "a row of pixels": (
+        "g = GlobalAveragePool(x) r = Reshape(g, s) y = Conv(r, w)",
+        {"s": ints(-1, 1, 4, 1), "w": kernel(1, 1, 1, 1)},
+        r"\(Conv\): it reads a tensor .* no layer makes",
+    ),
     "training": (
         "y = BatchNormalization<training_mode = 1>(x, o, o, o, o)",
         {"o": np.ones(4, F)},
@@ -119,6 +132,13 @@ def test_what_has_no_layer_is_refused_by_name(name):
     report = onnx_report(proto, input_shape=(6, 5, 4))
     assert len(report.problems) >= 1
     assert "problem: " in repr(report)
+
+
+@needs_onnx
+def test_a_normalization_of_five_outputs_trains_before_opset_14():
+    body = "y, m, v, sm, sv = BatchNormalization(x, o, o, o, o)"
+    with pytest.raises(CompressionError, match=r"\(BatchNormalization\): it must have one output"):
+        from_onnx(model(body, opset=9, o=np.ones(4, F)))
 
 
 @needs_onnx
@@ -193,6 +213,73 @@ def test_an_altered_file_is_read_or_refused(name, data):
         proto = onnx.ModelProto.FromString(bytes(blob))
         with contextlib.suppress(CompressionError):
             from_onnx(proto, input_shape=(6, 5, 4))
+
+
+# Networks that ship inside onnx -----------------------------------------------------------------
+
+
+def with_weights(name):
+    """One of onnx's networks, with random weights in place of its constant ones; its logits."""
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    proto = onnx.load(folder / f"light_{name}.onnx")
+    graph, rng = proto.graph, np.random.default_rng(0)
+    shapes = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    nodes = list(graph.node)[:-1]  # without the softmax, which hides differences
+    assert graph.node[-1].op_type == "Softmax"
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type != "ConstantOfShape":
+            graph.node.append(node)
+            continue
+        shape = shapes[node.input[0]]
+        weight = rng.standard_normal(shape, F) * F((2 / max(np.prod(shape[1:]), 1)) ** 0.5)
+        weight = weight if len(shape) > 1 else rng.random(shape, F) + F(0.5)
+        graph.initializer.append(onnx.numpy_helper.from_array(weight, node.output[0]))
+    proto.ir_version = 8  # in which constants need not be inputs
+    inputs = [value for value in graph.input if value.name not in shapes]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    graph.output[0].name = nodes[-1].output[0]
+    return proto
+
+
+SHIPPED = {
+    "squeezenet": {"Conv2D", "ReLU", "MaxPool2D", "Concat", "GlobalAvgPool2D"},
+    "shufflenet": {
+        "Conv2D",
+        "BatchNorm",
+        "ReLU",
+        "MaxPool2D",
+        "AvgPool2D",
+        "ChannelShuffle",
+        "Add",
+        "Concat",
+        "Flatten",
+        "Dense",
+    },
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", SHIPPED)
+def test_networks_that_ship_inside_onnx(name):
+    proto = with_weights(name)
+    network = from_onnx(proto)
+    assert set(names(network)) == SHIPPED[name]
+    x = np.random.default_rng(1).standard_normal((1, 3, 224, 224), F)
+    (wanted,) = run(proto, x)
+    wanted = last(wanted) if wanted.ndim > 2 else wanted
+    assert np.abs(network(last(x)) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@needs_onnx
+def test_the_examples_in_the_docstrings():
+    module = importlib.import_module("minicompress.interchange.onnx_import")
+    runner = doctest.DocTestRunner()
+    for function in (from_onnx, onnx_report):
+        text = function.__doc__.replace("  # doctest: +SKIP", "")
+        examples = doctest.DocTestParser().get_doctest(text, dict(vars(module)), "it", None, 0)
+        assert runner.run(examples) == (0, len(examples.examples))
 
 
 # ONNX's node vectors ------------------------------------------------------------------------------

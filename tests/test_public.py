@@ -107,6 +107,11 @@ CALLS = {
     "load_digits": ("validation",),
     "from_state_dict": (model, mc.interchange.to_state_dict(model)),
     "loads": (mc.storage.dumps(model),),
+    "dumps_arrays": ({"w": matrix, "codes": codes},),
+    "parse_method": ("prune80+int8",),
+    "quantize_best_axis": (matrix,),
+    "factor_in_two": (matrix,),
+    "loads_arrays": (mc.storage.dumps_arrays({"w": matrix}),),
     "matmul_integer": (codes, codes, np.array(1), np.array([1, 2])),
     "max_pool2d": (image, 2),
     "max_pool2d_vjp": (np.ones((2, 3, 3, 2), F), image, 2),
@@ -198,6 +203,7 @@ CALLS = {
     "with_parameters": (model, gradients),
 }
 OPTIONS = {
+    "factor_in_two": {"rank": 1},
     "choose_thresholds": {"max_macs": 30},
     "fit_exits": {
         "optimizer": mc.adam(1e-3),
@@ -243,6 +249,13 @@ NOT_CALLED = {
     "save_onnx": "needs onnx; see test_onnx",
     "to_onnx": "needs onnx; see test_onnx",
     "load_mnist": "reads files that are not in the package; see test_datasets",
+    "load_arrays": "reads a file: `loads_arrays` is its pure core; see test_named_arrays",
+    "load_tensors": "reads a file; see test_tensor_files",
+    "save_arrays": "writes a file: `dumps_arrays` is its pure core; see test_named_arrays",
+    "onnx_arrays": "reads a file; see test_onnx_rewriting",
+    "save_decoded_onnx": "writes a file; see test_onnx_decoding",
+    "save_onnx_arrays": "writes a file; see test_onnx_rewriting",
+    "save_tensors": "writes a file; see test_tensor_files",
     "load": "reads a file: `loads` is its pure core; see test_damaged_files",
     "save": "writes a file: `dumps` is its pure core; see test_container",
 }

@@ -22,11 +22,12 @@ ORDER = {
     "stateless normalization layers network composition parameters gradient statistics "
     "optimizers training architectures",
     "integer": "requantization stateless joins layers model forms conversion",
-    "storage": "bits huffman range_coder entropy matrices sections coding networks files container",
+    "storage": "bits huffman range_coder entropy matrices sections coding networks files container "
+    "named_arrays",
     "analysis": "array_sizes accounting sensitivities",
     "certify": "pairs curves operator_norms lipschitz zonotope following float_error margins "
     "certificates attacks",
-    "search": "weights plan knapsack choices searching",
+    "search": "weights plan methods knapsack choices searching",
     "rewrite": "batch_norm channel_names channels dense low_rank replacing smaller_kernels "
     "compensation bias_correction equalization",
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
@@ -34,9 +35,10 @@ ORDER = {
     "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "
     "onnx_graph onnx_layers onnx_integer onnx_file onnx_import_constants onnx_import_file "
     "onnx_import_draft onnx_import_nodes onnx_import_layers onnx_import_pointwise onnx_import "
-    "layouts array_names state_dict",
+    "onnx_rewriting onnx_decoding layouts array_names state_dict tensor_files",
     "testing": "strategies models laws checks",
-    "experiments": "comparison table certification file_evaluation budget report figures page",
+    "experiments": "comparison table certification model_files file_evaluation compressing budget "
+    "budgeted_file report figures page",
     " ": "cli __main__",
 }
 # From the foundation upward: a module imports only from those named before it.

@@ -508,6 +508,7 @@ BAD = {
     "calibration must be \\(N, 2\\)": lambda: compensated(W, X.T),
     "this weight, not \\(2,\\)": lambda: compensated(W, X[0]),
     "must have groups that divide the 3 outputs, not 2": lambda: compensated(W, np.ones((2, 4, 2))),
+    "this weight, not \\(0, 4, 2\\)": lambda: compensated(W, np.ones((0, 4, 2))),
     "this weight, not \\(1, 4, 2\\)": lambda: compensated(W, iter([X, X[np.newaxis]])),
     "this weight, not \\(3, 1, 2\\)": lambda: compensated(
         W, iter([np.ones((1, 1, 2)), np.ones((3, 1, 2))])

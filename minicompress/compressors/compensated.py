@@ -134,7 +134,7 @@ def gram_of(calibration: Calibration, width: int, dtype: DType) -> Gram:
         same_dtype(weight=np.empty(0, dtype), calibration=inputs)
         ndim = ndim or inputs.ndim
         stack = inputs if inputs.ndim == 3 else inputs[np.newaxis]
-        groups = len(products) if num_rows else len(stack)
+        groups = len(products) if num_rows else max(len(stack), 1)
         if inputs.ndim != ndim or ndim not in (2, 3) or stack.shape[::2] != (groups, width):
             raise CompressionError(
                 f"calibration must be (N, {width}) or (groups, N, {width}) for this weight, not "

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from minicompress.analysis.accounting import Summary, summary
 from minicompress.arrays import Array
+from minicompress.experiments.model_files import read_network
 from minicompress.nn.training import accuracy
-from minicompress.storage.container import load
 
 
 class Evaluation(NamedTuple):
@@ -36,7 +36,7 @@ def evaluate_file(path: str | os.PathLike[str], x: Array, y: Array) -> Evaluatio
     Parameters
     ----------
     path : str or path-like
-        Of a .mcz file.
+        Of a .mcz or a .onnx file.
     x : (N, ...) ndarray
     y : (N,) ndarray of integers
 
@@ -49,9 +49,9 @@ def evaluate_file(path: str | os.PathLike[str], x: Array, y: Array) -> Evaluatio
     FileFormatError
         As `load`.
     CompressionError
-        The network does not take such images.
+        The file holds no network, or the network does not take such images.
     """
-    model = load(path)
+    model, x = read_network(os.fspath(path), x)
     size = os.path.getsize(path)
     wrong = round(len(y) * (1 - accuracy(model, x, y)))
     return Evaluation(size, summary(model, x.shape[1:]), wrong, len(y))

@@ -17,7 +17,7 @@ from minicompress.errors import CompressionError, naming
 from minicompress.interchange import onnx_import_layers as layers
 from minicompress.interchange import onnx_import_pointwise as pointwise
 from minicompress.interchange.onnx_import_constants import folded
-from minicompress.interchange.onnx_import_draft import Draft, View, order_of
+from minicompress.interchange.onnx_import_draft import Draft, View
 from minicompress.interchange.onnx_import_file import Model
 from minicompress.interchange.onnx_import_nodes import Node
 from minicompress.nn.layer import Layer, Shape
@@ -36,7 +36,7 @@ READERS: dict[str, Callable[[Node], View]] = {
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
     "Div": pointwise.divide,
-    "Dropout": layers.passed,
+    "Dropout": layers.dropout,
     "Flatten": layers.flatten,
     "Gemm": layers.gemm,
     "GlobalAveragePool": layers.global_average,
@@ -201,7 +201,7 @@ class _Reading:
         self.model, shape = model, model.shapes[first]
         self.draft = Draft(shape)
         self.tensors: dict[str, View | Rep | None] = dict(model.constants)
-        self.tensors[model.input] = View(0, order_of(shape, first))
+        self.tensors[model.input] = self.draft.view(0, first)
         graph = model.proto.graph
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
@@ -278,7 +278,8 @@ class _Reading:
             for name, x in zip(node.input, inputs, strict=True)
             if isinstance(x, View)
         )
-        read = Node(node.op_type, self.draft, inputs, options, model.opset, single)
+        outputs = sum(map(bool, node.output))
+        read = Node(node.op_type, self.draft, inputs, options, model.opset, single, outputs)
         if node.op_type in PLAIN:
             return [layers.layer_view(read, PLAIN[node.op_type])]
         if node.op_type == "Reshape":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import lru_cache
 
 import numpy as np
 
@@ -69,15 +68,6 @@ class Scale(Layer):
         return input_shape
 
 
-@lru_cache(maxsize=64)
-def order_of(shape: Shape, first: bool) -> Array:
-    """The order of a tensor that has a value's channels first, or last."""
-    if math.prod(shape) > LARGEST:
-        raise CompressionError(f"a value of shape {shape} is too large")
-    order: Array = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-    return freeze(np.moveaxis(order, -1, 0) if first else order)
-
-
 class Draft:
     """The layers so far, what they read, and the shapes of all values."""
 
@@ -86,6 +76,24 @@ class Draft:
         self.inputs: list[tuple[int, ...]] = []
         self.shapes: list[Shape] = [input_shape]
         self._rows: dict[int, int] = {}
+        self._places: Array = np.arange(0, dtype=np.int32)
+        self._orders: dict[tuple[Shape, bool], Array] = {}
+
+    def order(self, shape: Shape, first: bool) -> Array:
+        """The order of a tensor that has a value's channels first, or last.
+
+        All are views of one array of the numbers from 0.
+        """
+        size = math.prod(shape)
+        if size > LARGEST:
+            raise CompressionError(f"a value of shape {shape} is too large")
+        if size > self._places.size:
+            self._places = freeze(np.arange(size, dtype=np.int32))
+            self._orders.clear()
+        if (shape, first) not in self._orders:
+            order = self._places[:size].reshape(shape)
+            self._orders[shape, first] = np.moveaxis(order, -1, 0) if first else order
+        return self._orders[shape, first]
 
     def add(self, layer: Layer, *reads: int) -> int:
         """Append a layer, and return the value that it makes."""
@@ -105,7 +113,7 @@ class Draft:
 
     def view(self, value: int, first: bool = True) -> View:
         """A tensor that has the value's channels first, or last."""
-        return View(value, order_of(self.shapes[value], first))
+        return View(value, self.order(self.shapes[value], first))
 
     def canonical(self, view: View) -> tuple[int, bool]:
         """A value that is the tensor with its channels last, and whether the tensor has them first.
@@ -114,22 +122,27 @@ class Draft:
         """
         shape, order = self.shapes[view.value], view.order
         for first in (True, False):
-            if same(order, order_of(shape, first)):
+            if same(order, self.order(shape, first)):
                 return view.value, first
         if order.ndim == 1:
             rows = self.rows(view.value)
-            if same(order, order_of(self.shapes[rows], True)):
+            if same(order, self.order(self.shapes[rows], True)):
                 return rows, True
-        elif order.ndim == 3 and len(shape) == 3:
-            groups = shuffled_groups(order.transpose(1, 2, 0), shape)
-            if groups:
-                return self.add(ChannelShuffle(groups), view.value), True
-        elif order.ndim == 3 and sorted(order.shape)[:2] == [1, 1] and in_order(order):
-            return self.lifted(view.value), order.shape[0] != 1 or order.size == 1
+        elif order.ndim == 3 and in_order(order) and len(shape) == 1:
+            if order.shape in ((order.size, 1, 1), (1, 1, order.size)):
+                return self.lifted(view.value), order.shape[0] == order.size
         raise CompressionError(
             f"it reads a tensor of shape (N, {', '.join(map(str, order.shape))}) whose entries lie "
             f"in an order that no layer makes of {shape}"
         )
+
+    def shuffled(self, view: View) -> View:
+        """The same tensor; if its channels were dealt out in groups, of a layer that does that."""
+        shape, order = self.shapes[view.value], view.order
+        if order.ndim != 3 or len(shape) != 3 or same(order, self.order(shape, True)):
+            return view
+        groups = shuffled_groups(order.transpose(1, 2, 0), shape)
+        return self.view(self.add(ChannelShuffle(groups), view.value)) if groups else view
 
     def image(self, view: View) -> int:
         """The value that is a tensor (N, C, H, W) with its channels last."""
@@ -246,7 +259,7 @@ def shuffled_groups(order: Array, shape: Shape) -> int:
     if order.shape != shape or math.prod(shape) == 0:
         return 0
     channels = order[0, 0]
-    pixels = order_of(shape, False)
+    pixels = np.arange(math.prod(shape)).reshape(shape)
     step = int(channels[1] - channels[0]) if len(channels) > 1 else 0
     if step < 1 or len(channels) % step or not (order == pixels[..., channels]).all():
         return 0

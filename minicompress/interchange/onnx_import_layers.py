@@ -151,6 +151,8 @@ def _bias(node: Node, place: int) -> Rep | None:
 def batch_norm(node: Node) -> View:
     node.refuse("training_mode", 0, 0)
     node.refuse("spatial", 1, 1)
+    if node.opset < 14 and node.outputs > 1:
+        raise CompressionError("it must have one output, or it takes statistics of the batch")
     view, draft = node.view(), node.draft
     ones = (1,) * (view.order.ndim - 1)
     parts = [node.array(place).reshape(-1, *ones) for place in range(1, 5)]
@@ -305,6 +307,13 @@ def passed(node: Node) -> View:
     return node.view(padded=True)
 
 
+def dropout(node: Node) -> View:
+    training = node.optional(2)
+    if training is not None and training.any():
+        raise CompressionError("training_mode must be false")
+    return passed(node)
+
+
 def transpose(node: Node) -> View:
     view = node.view()
     perm = [int(p) for p in node.options.get("perm", range(view.order.ndim, -1, -1))]
@@ -330,7 +339,7 @@ def reshape(batch: int | None) -> Callable[[Node], View]:
                 f"the shape {target} must keep one row for each image: (N, ...) of {order.size} "
                 "entries"
             )
-        return View(view.value, order.reshape(rest))
+        return node.draft.shuffled(View(view.value, order.reshape(rest)))
 
     return read
 

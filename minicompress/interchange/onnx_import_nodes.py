@@ -31,7 +31,9 @@ class Node:
         The attributes.
     opset : int
     single : tuple of bool
-        For each input whether nothing else reads it.
+        For each tensor among the inputs whether nothing else reads it.
+    outputs : int
+        How many it has.
     """
 
     op: str
@@ -40,6 +42,7 @@ class Node:
     options: dict[str, Any]
     opset: int
     single: tuple[bool, ...]
+    outputs: int
 
     def given(self, place: int) -> View | Rep | None:
         """An input, or None."""

@@ -8,20 +8,24 @@ up for what they changed.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from minicompress.arrays import Array, as_int, finite_array
 from minicompress.errors import CompressionError
-from minicompress.nn.kernels.windows import BLOCK_BYTES, blocks, cut, taps
-from minicompress.nn.layers import Conv2D, Dense
+from minicompress.nn.kernels.windows import BLOCK_BYTES, Geometry, blocks, cut, taps
+from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network, Runner, input_batch, naming_layer
 from minicompress.nn.parameters import with_layers
 from minicompress.representation import Certificate, Compressed, checked, decode, shape_of
 from minicompress.search.plan import CompressedModel
 
 CalibratedCompressor: TypeAlias = Callable[..., Compressed]
+Compensated: TypeAlias = Conv2D | ConvTranspose2D | Dense
 
 
 def compensate(
@@ -34,9 +38,9 @@ def compensate(
     network : Network
         A weight that is a representation is decoded first.
     plan : {layer index: compressor}
-        For a `Conv2D` or `Dense` a compressor that takes `calibration`, options bound beforehand,
-        as in ``functools.partial(compensated_quantize, num_bits=4, axis=-1)``. Biases stay as they
-        are.
+        For a `Conv2D`, `ConvTranspose2D` or `Dense` a compressor that takes `calibration`, options
+        bound beforehand, as in ``functools.partial(compensated_quantize, num_bits=4, axis=-1)``.
+        Biases stay as they are.
     x : (N, ...) ndarray of the network's dtype, finite
         Some dozen images are enough. They run in one piece, so the memory grows with N.
 
@@ -48,7 +52,7 @@ def compensate(
     Raises
     ------
     CompressionError
-        `x` or what a layer reads is not finite, a layer of the plan is no `Conv2D` or `Dense`, or a
+        `x` or what a layer reads is not finite, a layer of the plan is of another type, or a
         compressor takes no `calibration` or refuses the weight: the message names the layer.
 
     Notes
@@ -57,7 +61,8 @@ def compensate(
     layer, on what the new network gives it to read, is further from the output of the old weight
     than with `quantize` and the same options: a column of the weight that compensation would not
     surely improve is rounded to nearest. A convolution is the product of its windows and its
-    weight as a matrix; with groups, each group of outputs has windows of its own.
+    weight as a matrix; with groups, each group of outputs has windows of its own. `correct_bias`
+    afterwards takes away what is left in the means.
 
     A compressor gets the windows as an iterator of arrays (n, kh * kw * in), or (groups, n, kh * kw
     * in // groups) where there is more than one group, and need not keep them.
@@ -70,7 +75,6 @@ def compensate(
     Two inputs are always equal. One weight is rounded up because the other was rounded down.
 
     >>> from functools import partial
-    >>> import numpy as np
     >>> from minicompress.compressors.compensated import compensated_quantize
     >>> from minicompress.nn.composition import Sequential
     >>> network = Sequential((Dense(np.array([[7.0], [0.4], [0.4]])),))
@@ -87,7 +91,7 @@ def compensate(
         if i in chosen:
             with naming_layer(network, i):
                 layer, read = layers[i], values[network.inputs[i][0]]
-                assert isinstance(layer, Conv2D | Dense)  # as _checked_plan found
+                assert isinstance(layer, Compensated)  # as _checked_plan found
                 made = chosen[i](decode(layer.weight), calibration=layer_inputs(layer, read))
                 weight, certificates[i] = checked(made, "a compressor of the plan")
                 layers[i] = replace(layer, weight=weight)
@@ -97,12 +101,12 @@ def compensate(
     return CompressedModel(with_layers(network, layers), ordered)
 
 
-def layer_inputs(layer: Conv2D | Dense, x: Array) -> Iterator[Array]:
+def layer_inputs(layer: Compensated, x: Array) -> Iterator[Array]:
     """What a layer multiplies by its weight as a matrix, block by block.
 
     Parameters
     ----------
-    layer : Conv2D or Dense
+    layer : Conv2D, ConvTranspose2D or Dense
     x : (N, ...) ndarray
         What the layer reads.
 
@@ -113,7 +117,6 @@ def layer_inputs(layer: Conv2D | Dense, x: Array) -> Iterator[Array]:
 
     Examples
     --------
-    >>> import numpy as np
     >>> x = np.arange(6.0).reshape(1, 1, 3, 2)
     >>> for block in layer_inputs(Conv2D(np.ones((1, 2, 2, 1))), x):
     ...     print(block)
@@ -124,15 +127,39 @@ def layer_inputs(layer: Conv2D | Dense, x: Array) -> Iterator[Array]:
     if isinstance(layer, Dense):
         yield x
         return
-    g, groups = layer.geometry(x.shape[1:3]), layer.groups
     height, width, channels, _ = shape_of(layer.weight)
-    row_bytes = g.output[1] * height * width * channels * groups * x.itemsize
+    if isinstance(layer, Conv2D):
+        g, order = layer.geometry(x.shape[1:3]), 1
+    else:
+        x, g, order = *_spread_out(layer, x), -1
+    row_bytes = g.output[1] * height * width * x.shape[3] * x.itemsize
     for images, rows in blocks(len(x), g.output[0], row_bytes, BLOCK_BYTES):
-        pixels = taps(cut(x[images], rows, g), rows, g)  # (kh, kw, n, rows, columns, in)
-        pixels = pixels.reshape(*pixels.shape[:5], groups, channels)
+        pixels = taps(cut(x[images], rows, g), rows, g)[::order, ::order]
+        pixels = pixels.reshape(*pixels.shape[:5], layer.groups, channels)
+        count = math.prod(pixels.shape[2:5])
+        # From (kh, kw, n, rows, columns, groups, in // groups).
         windows = pixels.transpose(5, 2, 3, 4, 0, 1, 6)
-        windows = windows.reshape(groups, -1, height * width * channels)
-        yield windows if groups > 1 else windows[0]
+        windows = windows.reshape(layer.groups, count, height * width * channels)
+        yield windows if layer.groups > 1 else windows[0]
+
+
+def _spread_out(layer: ConvTranspose2D, x: Array) -> tuple[Array, Geometry]:
+    """The image of which a transposed convolution is the convolution with the kernel turned round.
+
+    With stride s, dilation d and k places of the kernel, pixel i is moved to ``s * i + d * (k - 1)
+    - padding``. Between the pixels and around them are zeros.
+    """
+    output, back = layer.geometry(x.shape[1:3])
+    reach = [(k - 1) * d for k, d in zip(back.kernel, back.dilation, strict=True)]
+    large = np.zeros((len(x), output[0] + reach[0], output[1] + reach[1], x.shape[3]), x.dtype)
+    places = []
+    for axis in (0, 1):
+        moved = np.arange(x.shape[1 + axis]) * back.stride[axis] + reach[axis] - back.pads[axis][0]
+        inside = (moved >= 0) & (moved < large.shape[1 + axis])
+        x = x.compress(inside, 1 + axis)
+        places.append(moved[inside])
+    large[:, places[0][:, np.newaxis], places[1]] = x
+    return large, Geometry(back.kernel, (1, 1), back.dilation, ((0, 0), (0, 0)), output)
 
 
 def _checked_plan(network: Network, plan: Any) -> dict[int, CalibratedCompressor]:
@@ -142,8 +169,10 @@ def _checked_plan(network: Network, plan: Any) -> dict[int, CalibratedCompressor
     for key, compressor in plan.items():
         i = as_int(key, "a layer index of the plan", 0, len(network.layers) - 1)
         with naming_layer(network, i):
-            if type(network.layers[i]) not in (Conv2D, Dense):
-                raise CompressionError("only a Conv2D or a Dense is compensated")
+            if type(network.layers[i]) not in (Conv2D, ConvTranspose2D, Dense):
+                raise CompressionError(
+                    "only a Conv2D, a ConvTranspose2D or a Dense can be compensated"
+                )
             try:
                 known = inspect.signature(compressor).parameters
             except (TypeError, ValueError):

@@ -8,14 +8,16 @@ few levels; after this, all channels have about as many.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from minicompress.arrays import Array
+from minicompress.errors import CompressionError
 from minicompress.nn.layer import Layer
 from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense, decoded_layer
-from minicompress.nn.network import Network, check_network
+from minicompress.nn.network import Network, check_network, naming_layer
 from minicompress.nn.parameters import finite_model, with_layers
 from minicompress.nn.pointwise import Clip, Dropout, LeakyReLU, PReLU, ReLU
 from minicompress.nn.stateless import (
@@ -64,21 +66,26 @@ def equalize(network: Network) -> Network:
     Raises
     ------
     CompressionError
-        A weight is NaN or infinite; the message names the layer.
+        A weight is NaN or infinite, or does not fit the channels that it reads; the message names
+        the layer.
 
     Notes
     -----
     For channel c, let r be the largest magnitude of its weights in the layer that makes it, and q
     that in the layers that read it. The factor ``s = sqrt(r / q)`` makes both ``sqrt(r q)``. It is
     rounded to a power of two, so every product stays bit for bit what it was, and so do the
-    outputs, unless a number becomes smaller than the smallest normal float or larger than the
-    largest. Afterwards ``1 / 2 <= r / q <= 2``. Depthwise layers share their weights between the
-    channels before and behind them, so all pairs are repeated until nothing changes.
+    outputs of the decoded network, unless an output of some layer leaves the range of normal
+    floats. A factor that would take a weight out of it is not taken. Afterwards ``1 / 2 <= r / q <=
+    2``. A depthwise layer's weights are both made and read by the same channels, so all pairs are
+    repeated until nothing changes.
 
     Between the layers may stand `ReLU`, `LeakyReLU`, `PReLU`, `Dropout`, `MaxPool2D`, `AvgPool2D`,
     `GlobalAvgPool2D`, `Upsample2D`, `ChannelShuffle`, `Flatten`, and `Clip` whose limits are 0 or
     infinite. Channels that go anywhere else stay as they are: into an output, into `Add`, or into
     the ReLU6 ``Clip(0, 6)``, which cuts a scaled channel at another height.
+
+    It helps where one scale has to do for channels of very different sizes. It looks at weights
+    alone, so it can also make a quantized network worse: compare both on examples.
 
     M. Nagel, M. van Baalen, T. Blankevoort and M. Welling, *Data-free quantization through weight
     equalization and bias correction* (2019), section 4.1.
@@ -126,7 +133,7 @@ def channel_readers(network: Network, index: int) -> list[tuple[int, Array]]:
     if type(network.layers[index]) not in WEIGHTED:
         return []
     channels = np.arange(_outputs(network.layers[index]))
-    found, waiting = [], [(index + 1, channels)]
+    found, waiting = [], [(index + 1, channels)] if channels.size else []
     while waiting:
         value, channels = waiting.pop()
         if value in network.outputs:
@@ -136,10 +143,17 @@ def channel_readers(network: Network, index: int) -> list[tuple[int, Array]]:
             if value not in reads:
                 continue
             if type(layer) in WEIGHTED:
-                found.append((j, np.tile(channels, _inputs(layer) // len(channels))))
-            elif isinstance(layer, ChannelShuffle):
-                pixel = channels.astype(np.float64).reshape(1, 1, 1, -1)
-                waiting.append((j + 1, layer.forward(pixel).ravel().astype(np.int64)))
+                if (inputs := _inputs(layer)) % len(channels):
+                    with naming_layer(network, j):
+                        raise CompressionError(
+                            f"its weights read {inputs} inputs, no multiple of {len(channels)} "
+                            "channels"
+                        )
+                found.append((j, np.tile(channels, inputs // len(channels))))
+            elif type(layer) is ChannelShuffle:
+                with naming_layer(network, j):
+                    pixel = layer.forward(channels.astype(np.float64).reshape(1, 1, 1, -1))
+                waiting.append((j + 1, pixel.ravel().astype(np.int64)))
             elif _keeps_factors(layer):
                 waiting.append((j + 1, channels))
             else:
@@ -203,8 +217,8 @@ def _groups(layer: Layer) -> int:
 def _by_input(weight: Array, layer: Layer) -> Array:
     """The largest entry of the weights of every input."""
     groups, (height, width) = _groups(layer), weight.shape[-2:]
-    parts = weight.reshape(-1, height, groups, width // groups)
-    return np.asarray(parts.max((0, 3)).T.ravel())
+    parts = weight.reshape(math.prod(weight.shape[:-2]), height, groups, width // groups)
+    return np.asarray(parts.max((0, 3), initial=0).T.ravel())
 
 
 def _columns(inputs: Array, layer: Layer) -> Array:

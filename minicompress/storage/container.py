@@ -2,13 +2,16 @@
 
 `save` and `load` are `dumps` and `loads` with a file. FORMAT.md beside this module specifies the
 format. This module codes the frame (magic, version, two sections, checksum), `networks` layers and
-what they read, `coding` representations, and `sections` numbers and arrays.
+what they read, `coding` representations, and `sections` numbers and arrays. Files of named arrays
+have the same frame: see `named_arrays`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from minicompress.arrays import as_int, choice
 from minicompress.errors import CompressionError, FileFormatError
@@ -19,8 +22,10 @@ from minicompress.storage.files import file_name, read_file, sealed, unsealed, w
 from minicompress.storage.networks import TYPES, code_network
 from minicompress.storage.sections import CODINGS, Reader, Writer, allowed_work
 
-MAGIC, VERSION = b"mcz", 1
+MAGIC, VERSION, ARRAYS_VERSION = b"mcz", 1, 2
 MAX_BYTES = 256 << 20
+
+T = TypeVar("T")
 
 # The codings to try for integers. The best choice for each array can be a byte longer for the whole
 # file, or need more decisions than a reader accepts. So simpler choices are tried too.
@@ -139,16 +144,7 @@ def dumps(model: Network, *, coding: str = "smallest") -> bytes:
                     f"the file format knows only {', '.join(t.__name__ for t in TYPES)}"
                 )
     finite_model(model)
-    contents = []
-    for codings in CHOICES[choice(coding, "coding", CHOICES)]:
-        writer = Writer(codings)
-        code_network(writer, model)
-        bulk, coded = bytes(writer.bulk), writer.coder.finish()
-        if writer.coder.work <= allowed_work(len(coded)):
-            contents.append(put_varint(len(bulk)) + bulk + coded)
-    if not contents:
-        raise CompressionError("model has more parts than a reader would accept")
-    return sealed(MAGIC, VERSION, min(contents, key=len))
+    return framed(VERSION, partial(code_network, network=model), coding)
 
 
 def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Network:
@@ -180,17 +176,45 @@ def loads(blob: bytes, *, max_bytes: int = MAX_BYTES) -> Network:
     Traceback (most recent call last):
     minicompress.errors.FileFormatError: the checksum is not that of the bytes: the file is damaged
     """
+
+    def finite_network(reader: Reader) -> Network:
+        model = code_network(reader)
+        finite_model(model)
+        return model
+
+    return unframed(blob, VERSION, finite_network, max_bytes)
+
+
+def framed(version: int, code: Callable[[Writer], object], coding: str) -> bytes:
+    """The bytes of a file: of the codings that are tried, those of the shortest."""
+    contents = []
+    for codings in CHOICES[choice(coding, "coding", CHOICES)]:
+        writer = Writer(codings)
+        code(writer)
+        bulk, coded = bytes(writer.bulk), writer.coder.finish()
+        if writer.coder.work <= allowed_work(len(coded)):
+            contents.append(put_varint(len(bulk)) + bulk + coded)
+    if not contents:
+        raise CompressionError("there are more parts than a reader would accept")
+    return sealed(MAGIC, version, min(contents, key=len))
+
+
+def unframed(blob: bytes, version: int, code: Callable[[Reader], T], max_bytes: int) -> T:
+    """What the bytes of a file hold. `code` reads it; a CompressionError says what cannot be."""
     raw, limit = blob_bytes(blob), as_int(max_bytes, "max_bytes", 0)
-    frame = ByteReader(unsealed(raw, MAGIC, VERSION))
+    other = {VERSION: ARRAYS_VERSION, ARRAYS_VERSION: VERSION}[version]
+    if raw[: len(MAGIC) + 1] == MAGIC + bytes([other]):
+        held = "named arrays: load_arrays" if version == VERSION else "a network: load"
+        raise FileFormatError(f"the file has version {other}, which holds {held} reads it")
+    frame = ByteReader(unsealed(raw, MAGIC, version))
     bulk = frame.take(frame.varint())
     reader = Reader(frame.take(frame.left), bulk, limit)
     try:
-        model = code_network(reader)
+        found = code(reader)
         reader.coder.finish()
         reader.bulk.end()
-        finite_model(model)
     except FileFormatError:
         raise
     except CompressionError as error:  # from the layers and representations themselves
         raise FileFormatError(f"the file describes something impossible: {error}") from None
-    return model
+    return found

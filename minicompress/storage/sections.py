@@ -43,7 +43,11 @@ from minicompress.storage.range_coder import (
 
 T = TypeVar("T")
 
-DTYPES: tuple[DType, ...] = (*FLOATS, *(np.dtype(c) for c in "bBhHiIqQ"))
+DTYPES: tuple[DType, ...] = (
+    *FLOATS,
+    *(np.dtype(f"{sign}{size}") for size in (1, 2, 4, 8) for sign in "iu"),
+    np.dtype(np.bool_),
+)
 CODINGS = ("packed", "huffman", "sequence", "matrix")
 # The decisions that a reader accepts, so that no file keeps it busy for long: this many, plus some
 # for every byte that holds them.
@@ -141,8 +145,13 @@ class Writer(_Numbers):
         self.bulk += octets[:, :kept].tobytes()
         return array
 
+    def octets(self, blob: bytes, count: int) -> bytes:
+        """Write bytes; a reader takes `count` of them."""
+        self.bulk += blob
+        return blob
+
     def integers(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
-        """Write an array of integers in the shortest coding that it fits."""
+        """Write an array of integers, or of bools, in the shortest coding that it fits."""
         values = array.ravel().view(np.int64) if dtype == np.uint64 else array.ravel()
         values = values.astype(np.int64, copy=False)
         small = bool(((values >= -(2**31)) & (values < 2**31)).all())
@@ -217,8 +226,12 @@ class Reader(_Numbers):
         octets[:, :kept] = np.frombuffer(raw, np.uint8).reshape(size, kept)
         return _shaped(octets.view(dtype.newbyteorder(">")), shape, dtype)
 
+    def octets(self, blob: bytes, count: int) -> bytes:
+        """Read bytes."""
+        return self.bulk.take(count)
+
     def integers(self, shape: tuple[int, ...], dtype: DType, array: Array) -> Array:
-        """Read an array of integers."""
+        """Read an array of integers, or of bools."""
         size = math.prod(shape)
         self.claim(size, dtype.itemsize)
         if size == 0:
@@ -274,6 +287,9 @@ def _shaped(values: Array, shape: tuple[int, ...], dtype: DType) -> Array:
 
 def _check_range(least: int, largest: int, dtype: DType) -> None:
     """Check that codes fit their dtype; uint64 is coded as the int64 of the same bits."""
-    info = np.iinfo(np.int64 if dtype == np.uint64 else dtype)
-    if not info.min <= least <= largest <= info.max:
+    low, high = 0, 1
+    if dtype != np.bool_:
+        info = np.iinfo(np.int64 if dtype == np.uint64 else dtype)
+        low, high = int(info.min), int(info.max)
+    if not low <= least <= largest <= high:
         raise FileFormatError(f"codes from {least} to {largest} do not fit {dtype}")
