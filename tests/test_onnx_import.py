@@ -114,6 +114,11 @@ REFUSED = {
         {"s": ints(-1, 1, 4, 1), "w": kernel(1, 1, 1, 1)},
         r"\(Conv\): it reads a tensor .* no layer makes",
     ),
+    "noise": (
+        "r = RandomNormal<shape = [4, 1, 1]>() y = Add(x, r)",
+        {},
+        r"\(RandomNormal\): no layer draws random numbers",
+    ),
     "training": (
         "y = BatchNormalization<training_mode = 1>(x, o, o, o, o)",
         {"o": np.ones(4, F)},
@@ -193,6 +198,10 @@ def test_files_that_are_not_whole(tmp_path):
         path.write_bytes(wrong)
         with pytest.raises(CompressionError, match="no whole ONNX file"):
             from_onnx(path)
+    with pytest.raises(
+        CompressionError, match="path must be a path or an onnx.ModelProto, not int"
+    ):
+        from_onnx(3)
     with pytest.raises(FileNotFoundError):
         from_onnx(tmp_path / "absent.onnx")
     onnx.save(proto, path, save_as_external_data=True, location="data", size_threshold=0)

@@ -5,7 +5,7 @@ import pytest
 from budgets import at_most
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from onnx_laws import HALF, F, kernel, needs_onnx, reference
+from onnx_laws import HALF, F, kernel, needs_onnx, onnx, reference
 
 from minicompress.compressors.clustering import cluster
 from minicompress.compressors.quantization import quantize
@@ -41,6 +41,36 @@ IMAGE = np.random.default_rng(1).integers(-2, 3, (2, 5, 4, 2)).astype(F)
 def test_drawn_programs(model, opset):
     assume({dtype_of(r) for p in parameters(model) for r in p.values()} <= {F})
     law_round(from_onnx, model, IMAGE, opset)
+
+
+def channels_first(proto):
+    """The same model as other exporters have it: images with their channels first."""
+    helper, graph = onnx.helper, proto.graph
+    for node in graph.node:
+        node.input[:] = ["last" if name == "input" else name for name in node.input]
+    head = helper.make_node("Transpose", ["input"], ["last"], perm=[0, 2, 3, 1])
+    nodes, ends = [head, *graph.node], []
+    for value in graph.output:
+        sizes = [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
+        if len(sizes) == 3:
+            perm, sizes = [0, 3, 1, 2], [sizes[2], *sizes[:2]]
+            nodes.append(helper.make_node("Transpose", [value.name], [f"{value.name}f"], perm=perm))
+        else:
+            nodes.append(helper.make_node("Identity", [value.name], [f"{value.name}f"]))
+        ends.append(helper.make_tensor_value_info(f"{value.name}f", 1, ["N", *sizes]))
+    start = helper.make_tensor_value_info("input", 1, ["N", IMAGE.shape[3], *IMAGE.shape[1:3]])
+    made = helper.make_graph(nodes, "g", [start], ends, initializer=graph.initializer)
+    model = helper.make_model(made, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@needs_onnx
+@at_most(60)
+@given(models(max_layers=6), st.sampled_from([13, 18, 21]))
+def test_drawn_programs_with_their_channels_first(model, opset):
+    assume({dtype_of(r) for p in parameters(model) for r in p.values()} <= {F})
+    law_round(lambda proto: from_onnx(channels_first(proto)), model, IMAGE, opset)
 
 
 NETWORKS = {
@@ -119,7 +149,7 @@ def without_zero_points(proto):
     return from_onnx(proto)
 
 
-def channels_first(proto):
+def taken_as_it_is(proto):
     proto.producer_name = "another"
     return from_onnx(proto)
 
@@ -129,7 +159,7 @@ CODES = Sequential(
     (Flatten(), Dense(quantize(kernel(40, 3), num_bits=8, signed=False, symmetric=False).rep))
 )
 PLANTED = {
-    "the input taken with its channels first": (ROWS, channels_first),
+    "the input taken with its channels first": (ROWS, taken_as_it_is),
     "zero points dropped": (CODES, without_zero_points),
 }
 

@@ -33,6 +33,8 @@ def tensor_array(onnx: Any, tensor: Any) -> Array:
 def folded(onnx: Any, node: Any, inputs: list[Rep | None], opset: int) -> list[Rep]:
     """The outputs of a node whose inputs are all constants."""
     options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial"):
+        raise CompressionError("no layer draws random numbers")
     match node.op_type:
         case "Constant":
             return [_constant(onnx, options)]

@@ -128,9 +128,8 @@ class Draft:
             rows = self.rows(view.value)
             if same(order, self.order(self.shapes[rows], True)):
                 return rows, True
-        elif order.ndim == 3 and in_order(order) and len(shape) == 1:
-            if order.shape in ((order.size, 1, 1), (1, 1, order.size)):
-                return self.lifted(view.value), order.shape[0] == order.size
+        elif order.shape in ((shape[0], 1, 1), (1, 1, shape[0])) and in_order(order):
+            return self.lifted(view.value), order.shape[0] == shape[0]
         raise CompressionError(
             f"it reads a tensor of shape (N, {', '.join(map(str, order.shape))}) whose entries lie "
             f"in an order that no layer makes of {shape}"

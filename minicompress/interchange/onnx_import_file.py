@@ -102,7 +102,12 @@ def _loaded(onnx: Any, path: Any) -> Any:
     if isinstance(path, onnx.ModelProto):
         proto = path
     else:
-        name = os.fspath(path)
+        try:
+            name = os.fspath(path)
+        except TypeError:
+            raise CompressionError(
+                f"path must be a path or an onnx.ModelProto, not {type(path).__name__}"
+            ) from None
         try:
             proto = onnx.load(name)
         except FileNotFoundError as error:
