@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from noise_mnist import write_noise_mnist
 
@@ -29,11 +30,13 @@ HEADS = {
     "08_deep_compression": "step        bytes  times smaller  accuracy",
     "09_search": "budget  bytes    loss  accuracy  plan, layer by layer",
     "11_residual": "step                params      MACs    bytes  accuracy",
+    "12_bring_your_own": "weights               bytes  error  same class  test images",
     "10_early_exit": "threshold  accuracy       MACs   share",
 }
 FEWER = {
     "07_three_bounds": {"RADII": (1 / 256, 1 / 64, 1 / 16), "IMAGES": 5},
     "11_residual": {"EPOCHS": 2, "IMAGES": 1},
+    "12_bring_your_own": {"EPOCHS": 3, "CALIBRATION": 64},
     "09_search": {
         "search_plan": lambda *args, **options: search_plan(*args, **options | {"rounds": 1}),
         "CHOICES": {f"int{b}": partial(mc.quantize, num_bits=b) for b in (2, 4)},
@@ -102,7 +105,7 @@ def test_every_example_is_tested():
 
 
 def test_lessons_are_numbered_and_short():
-    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(12)]
+    assert [name[:3] for name in LESSONS] == [f"{n:02}_" for n in range(13)]
     readme = (ROOT / "examples" / "README.md").read_text()
     for name in LESSONS:
         source = (ROOT / "examples" / f"{name}.py").read_text()
@@ -116,6 +119,8 @@ def test_lessons_are_numbered_and_short():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_example(name, run, tmp_path):
+    if name == "12_bring_your_own":
+        pytest.importorskip("onnx")
     printed = run(name, **FEWER.get(name, {}))
     rows = table(printed, name)
     assert len(rows) >= 3
@@ -168,6 +173,63 @@ def test_example(name, run, tmp_path):
         assert macs == sorted(macs, reverse=True)
         assert thresholds == sorted(thresholds, reverse=True)
         assert macs[-1] < 0.2 * macs[0]
+    if name == "12_bring_your_own":
+        assert "no problems" in printed
+        (whole, same), int8, int4, compensated = rows[0][:2], rows[1], rows[2], rows[3]
+        assert same == 0
+        assert int4[0] == compensated[0] < int8[0] < whole / 3
+        assert int8[1] < compensated[1] < int4[1] / 2
+
+
+def test_a_lesson_says_which_package_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    lesson = load("12_bring_your_own")
+    with monkeypatch.context() as without:
+        without.setattr(importlib.util, "find_spec", lambda name: None)
+        lesson.main(tmp_path / "figure.png")
+    assert "pip install '.[onnx]'" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_somebody_elses_file_is_made_smaller(run, tmp_path):
+    pytest.importorskip("onnx")
+    path = tmp_path / "theirs.onnx"
+    mc.interchange.save_onnx(mc.digits_cnn(np.random.default_rng(0)), path, (8, 8, 1))
+    before = path.read_bytes()
+    printed = run("12_bring_your_own", tmp_path / "figure.png", path, CALIBRATION=8)
+    assert "2 Conv" in printed
+    assert path.read_bytes() == before
+
+
+def test_networks_are_compared(run, tmp_path):
+    for package in ("onnx", "onnxruntime", "matplotlib"):
+        pytest.importorskip(package)
+    rng = np.random.default_rng(0)
+    layers = mc.Conv2D(rng.standard_normal((3, 3, 3, 16), np.float32), stride=4), mc.ReLU()
+    ends = mc.GlobalAvgPool2D(), mc.Dense(rng.standard_normal((16, 3), np.float32)), mc.Softmax()
+    made = mc.interchange.to_onnx(mc.Sequential((*layers, *ends)), (16, 24, 3))
+    made.producer_name = "another"
+    first = made.graph.node[0]  # images come with the channels first, as in the six networks
+    assert first.op_type == "Transpose"
+    made.graph.node.remove(first)
+    made.graph.node[0].input[0] = "input"
+    for dim, size in zip(
+        made.graph.input[0].type.tensor_type.shape.dim, (1, 3, 16, 24), strict=True
+    ):
+        dim.ClearField("dim_param")
+        dim.dim_value = size
+    (tmp_path / "small.onnx").write_bytes(made.SerializeToString())
+    module = load("networks/compare")
+    networks = {"small.onnx": module.Input((16, 24, 3), crops=2, lines=1)}
+    printed = run("networks/compare", tmp_path, tmp_path / "out.txt", NETWORKS=networks)
+    lines = printed.splitlines()
+    assert (tmp_path / "out.txt").read_text() == printed
+    assert "5 layers" in printed
+    for name in module.METHODS:
+        assert sum(line.startswith(f"{name}  ") for line in lines) == 1
+    assert float(lines[4].split()[2]) < 1e-5
+    kept = (ROOT / "examples" / "networks" / "results.txt").read_text()
+    assert all(name in kept for name in module.NETWORKS)
 
 
 def test_the_first_figure_is_drawn_from_what_the_command_writes(run, tmp_path):

@@ -241,7 +241,7 @@ REFUSED = {
     "no shape": (Sequential(()), (), "input_shape must be a tuple"),
     "a number": (Sequential(()), 3, "input_shape must be a tuple"),
     "a shape of nothing": (Sequential(()), (0,), r"input_shape\[0\] must be an int of at least 1"),
-    "no model": ((ReLU(),), (3,), "model must be a Network, not tuple"),
+    "no model": ((ReLU(),), (3,), "model must be a Network or an IntegerModel, not tuple"),
 }
 
 

@@ -199,7 +199,7 @@ def test_files_that_are_not_whole(tmp_path):
         with pytest.raises(CompressionError, match="no whole ONNX file"):
             from_onnx(path)
     with pytest.raises(
-        CompressionError, match="path must be a path or an onnx.ModelProto, not int"
+        CompressionError, match=r"path must be a path or an onnx.ModelProto, not int"
     ):
         from_onnx(3)
     with pytest.raises(FileNotFoundError):

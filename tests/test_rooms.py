@@ -33,8 +33,8 @@ ORDER = {
     "recipes": "structure recipe deep_compression latent rate dead_units rate_recipe",
     "early_exit": "exits training thresholds file",
     "interchange": "c_weights c_plan c_expressions c_windows c_pointwise c_layers c_text c "
-    "onnx_graph onnx_layers onnx_file onnx_import_constants onnx_import_file onnx_import_draft "
-    "onnx_import_nodes onnx_import_layers onnx_import_pointwise onnx_import "
+    "onnx_graph onnx_layers onnx_integer onnx_file onnx_import_constants onnx_import_file "
+    "onnx_import_draft onnx_import_nodes onnx_import_layers onnx_import_pointwise onnx_import "
     "onnx_rewriting onnx_decoding layouts array_names state_dict tensor_files",
     "testing": "strategies models laws checks",
     "experiments": "comparison table certification model_files file_evaluation compressing budget "

@@ -220,7 +220,7 @@ def table(layer: Layer, source: QParams, target: QParams) -> IntegerTable:
     else:
         with np.errstate(over="ignore"):
             y = layer.forward(x)
-    return IntegerTable(_codes(y, target).astype(np.int8))
+    return IntegerTable(_codes(y, target).astype(np.int8), float(target.scale))
 
 
 def keeping(layer: Layer, input_shape: Shape, source: QParams) -> IntegerLayer:

@@ -69,6 +69,8 @@ class IntegerTable(IntegerLayer):
     ----------
     table : (256,) or (C, 256) ndarray of int8
         Entry ``q + 128`` is for the code q. With C rows, each channel has its own.
+    scale : float
+        The real number that a step of the output stands for. Running the layer does not need it.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class IntegerTable(IntegerLayer):
     """
 
     table: Array
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         table = integer_array(self.table, "table")

@@ -13,7 +13,9 @@ import numpy as np
 
 from minicompress.arrays import DType, as_int
 from minicompress.errors import CompressionError
+from minicompress.integer.model import IntegerModel
 from minicompress.interchange.onnx_graph import Graph, constant_bytes
+from minicompress.interchange.onnx_integer import integer_graph
 from minicompress.interchange.onnx_layers import TYPES, add_layer
 from minicompress.nn.layer import Shape
 from minicompress.nn.layers import factor_layers
@@ -32,15 +34,18 @@ LAYER_BYTES = 2000
 """An upper bound of the nodes and names of one layer."""
 
 
-def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
+def to_onnx(
+    model: Network | IntegerModel, input_shape: Shape | None = None, *, opset: int = 21
+) -> Any:
     """Convert a model to an ``onnx.ModelProto``, and check it with onnx's own checker.
 
     Parameters
     ----------
-    model : Network
-        Its weights have dtype float32 or float16, and its layers are the library's own.
+    model : Network or IntegerModel
+        A network's weights have dtype float32 or float16, and its layers are the library's own.
     input_shape : tuple of int
-        The shape of one input, without the batch axis: (H, W, C), or (features,).
+        The shape of one input, without the batch axis: (H, W, C), or (features,). An
+        `IntegerModel` has its own, which is the default.
     opset : int from 13 to 25
         The version of the operators. 21 is the first with 4-bit and 16-bit integers and blocks.
 
@@ -79,6 +84,15 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
     - `Sparse` has a code for every entry if its values have codes, and is decoded otherwise: few
       runtimes read ONNX's sparse initializers.
 
+    An `IntegerModel` is written in ONNX's QDQ form: each operator stands between DequantizeLinear
+    of the codes that it reads and QuantizeLinear of what it gives, and onnxruntime fuses them into
+    one operator on integers. Weights are int8 with a scale for each output, biases int32 in steps
+    of input scale * weight scale. Codes are uint8, 128 more than here, since onnxruntime on x86
+    fuses int8 only in chains. Input and output of the file are real numbers of float32. Maximum
+    pooling, tables and what moves codes are exact. The code of another layer differs by at most 1
+    from ours for the same input codes, and rarely: the runtime's multipliers are floats, and it
+    rounds ties to even. (Its sums can saturate on processors with AVX2 but without VNNI.)
+
     The file format has a limit of 2 GB. The bytes are counted before anything is decoded: the
     constants, from their shapes, and at most `LAYER_BYTES` for the nodes of each layer.
 
@@ -98,8 +112,19 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
             "ONNX needs a package that is not installed: in the clone, pip install '.[onnx]'"
         ) from None
     opset = as_int(opset, "opset", *OPSETS)
-    if not isinstance(model, Network):
-        raise CompressionError(f"model must be a Network, not {type(model).__name__}")
+    if not isinstance(model, Network | IntegerModel):
+        raise CompressionError(
+            f"model must be a Network or an IntegerModel, not {type(model).__name__}"
+        )
+    if isinstance(model, IntegerModel):
+        if input_shape is not None and tuple(input_shape) != model.input_shape:
+            raise CompressionError(
+                f"input_shape must be that of the integer model, {model.input_shape}, not "
+                f"{input_shape}"
+            )
+        made = integer_graph(onnx, model, opset)
+        onnx.checker.check_model(made, full_check=True)
+        return made
     finite_model(model)
     if not isinstance(input_shape, tuple | list) or not input_shape:
         raise CompressionError(f"input_shape must be a tuple like (28, 28, 1), not {input_shape!r}")
@@ -130,13 +155,17 @@ def to_onnx(model: Network, input_shape: Shape, *, opset: int = 21) -> Any:
 
 
 def save_onnx(
-    model: Network, path: str | os.PathLike[str], input_shape: Shape, *, opset: int = 21
+    model: Network | IntegerModel,
+    path: str | os.PathLike[str],
+    input_shape: Shape | None = None,
+    *,
+    opset: int = 21,
 ) -> int:
     """Write a model as an ONNX file, and return how many bytes it has.
 
     Parameters
     ----------
-    model : Network
+    model : Network or IntegerModel
     path : str or path-like
         Usually ends in ".onnx". Written atomically: a temporary file, then a rename.
     input_shape, opset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,19 @@ INTEGERS = (
     ("INT16", -(2**15), 2**15 - 1, 21),
     ("UINT16", 0, 2**16 - 1, 21),
 )
+
+
+class IntegerBias(NamedTuple):
+    """An int32 bias, in steps of input scale * weight scale.
+
+    Parameters
+    ----------
+    codes : (O,) ndarray of int32
+    scale : (O,) ndarray of float32
+    """
+
+    codes: Array
+    scale: Array
 
 
 @dataclasses.dataclass
@@ -123,8 +136,12 @@ class Graph:
         self.constants.append(proto(name=name, data_type=code, dims=array.shape, raw_data=raw))
         return name
 
-    def weight(self, rep: Rep, name: str) -> str:
+    def weight(self, rep: Rep | IntegerBias, name: str) -> str:
         """Add a weight and, if it is compressed, the nodes that decode it."""
+        if isinstance(rep, IntegerBias):
+            parts = [self.constant(rep.codes, f"{name}.codes")]
+            parts += [self.constant(rep.scale, f"{name}.scale")]
+            return self.node("DequantizeLinear", parts, name, axis=0)
         if isinstance(rep, Sparse):
             rep = densely_coded(rep)
         match rep:

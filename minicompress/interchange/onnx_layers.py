@@ -9,6 +9,7 @@ only where it is necessary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from minicompress.nn.stateless import (
     Multiply,
     Upsample2D,
 )
-from minicompress.representation import shape_of
+from minicompress.representation import Rep, shape_of
 
 # Layers that are one operator without options.
 PLAIN: dict[type[Layer], str] = {ReLU: "Relu", Sigmoid: "Sigmoid", Tanh: "Tanh", Multiply: "Mul"}
@@ -93,20 +94,20 @@ def _nodes(
     shape, axis = shapes[0], 1 if first else -1
     match layer:
         case Conv2D():
-            weights = _weights(graph, rearranged(layer.weight, (3, 2, 0, 1)), layer.bias, name)
-            options = {"dilations": layer.dilation, **_window(layer, shape)}
+            weights = weights_of(graph, rearranged(layer.weight, (3, 2, 0, 1)), layer.bias, name)
+            options = {"dilations": layer.dilation, **window(layer, shape)}
             graph.node("Conv", xs + weights, name, group=layer.groups, **options)
         case ConvTranspose2D():
-            _transposed(graph, layer, xs, shape, name)
+            transposed(graph, layer, layer.weight, layer.bias, xs, shape, name)
         case Dense():
             # Stored (out, in). For (in, out) onnxruntime would replace Gemm by MatMulNBits, which
             # rounds the *inputs* to 8 bits.
-            weights = _weights(graph, rearranged(layer.weight, (1, 0)), layer.bias, name)
+            weights = weights_of(graph, rearranged(layer.weight, (1, 0)), layer.bias, name)
             graph.node("Gemm", xs + weights, name, transB=1)
         case MaxPool2D():
-            graph.node("MaxPool", xs, name, **_window(layer, shape))
+            graph.node("MaxPool", xs, name, **window(layer, shape))
         case AvgPool2D():
-            _average(graph, layer, xs, shape, name)
+            average(graph, layer, xs, shape, name)
         case GlobalAvgPool2D(keep_axes=True):
             graph.node("GlobalAveragePool", xs, name)
         case GlobalAvgPool2D():
@@ -160,42 +161,53 @@ def _nodes(
             graph.node(PLAIN[type(layer)], xs, name)
 
 
-def _weights(graph: Graph, weight: Any, bias: Any, name: str) -> list[str]:
+def weights_of(graph: Graph, weight: Any, bias: Any, name: str) -> list[str]:
     parts = {"weight": weight, "bias": bias}
     return [graph.weight(rep, f"{name}.{f}") for f, rep in parts.items() if rep is not None]
 
 
-def _window(layer: Any, shape: Shape) -> dict[str, Any]:
+def window(layer: Any, shape: Shape) -> dict[str, Any]:
     """Attributes of a window.
 
     The image has a known size, so "same" padding is numbers, too, and so is what the last window
     reads beyond the image with `ceil_mode`: ONNX's own `ceil_mode` has changed between versions.
     """
     g = layer.geometry(shape[:2])
-    return {"kernel_shape": g.kernel, "strides": g.stride, "pads": _sides(g.pads)}
+    return {"kernel_shape": g.kernel, "strides": g.stride, "pads": sides(g.pads)}
 
 
-def _sides(pads: Any) -> tuple[int, ...]:
+def sides(pads: Any) -> tuple[int, ...]:
     """((top, bottom), (left, right)) in ONNX's order."""
     (top, bottom), (left, right) = pads
     return top, left, bottom, right
 
 
-def _average(graph: Graph, layer: AvgPool2D, xs: list[str], shape: Shape, name: str) -> None:
+def average(graph: Graph, layer: AvgPool2D, xs: list[str], shape: Shape, name: str) -> None:
     """A mean. What is read beyond the padded image never counts, also where padding counts."""
-    window, counted = _window(layer, shape), layer.count_include_pad
+    options, counted = window(layer, shape), layer.count_include_pad
     if counted and layer.ceil_mode:
         floor = AvgPool2D(layer.window, layer.stride, layer.padding)
-        padded = _window(floor, shape)["pads"]
-        sides = graph.small((0, 0, *padded[:2], 0, 0, *padded[2:]), f"{name}.pads", np.int64)
-        xs = [graph.node("Pad", [*xs, sides], f"{name}.padded")]
-        beyond = (all_ - own for all_, own in zip(window["pads"], padded, strict=True))
-        window, counted = {**window, "pads": tuple(beyond)}, False
-    graph.node("AveragePool", xs, name, count_include_pad=int(counted), **window)
+        padded = window(floor, shape)["pads"]
+        xs = [pad(graph, xs, padded, name)]
+        beyond = (all_ - own for all_, own in zip(options["pads"], padded, strict=True))
+        options, counted = {**options, "pads": tuple(beyond)}, False
+    graph.node("AveragePool", xs, name, count_include_pad=int(counted), **options)
 
 
-def _transposed(
-    graph: Graph, layer: ConvTranspose2D, xs: list[str], shape: Shape, name: str
+def pad(graph: Graph, xs: list[str], pads: Sequence[int], name: str) -> str:
+    """An image with a border, in ONNX's order of sides; `xs` may have the border's value."""
+    amounts = graph.small((0, 0, *pads[:2], 0, 0, *pads[2:]), f"{name}.pads", np.int64)
+    return graph.node("Pad", [xs[0], amounts, *xs[1:]], f"{name}.padded")
+
+
+def transposed(
+    graph: Graph,
+    layer: Any,
+    weight: Rep,
+    bias: Any,
+    xs: list[str],
+    shape: Shape,
+    name: str,
 ) -> None:
     """A transposed convolution, whose kernel is (in, out // groups, kh, kw) in ONNX."""
     size, g = layer.geometry(shape[:2])
@@ -204,17 +216,17 @@ def _transposed(
         for n, s, d, k, p in zip(shape[:2], g.stride, g.dilation, g.kernel, g.pads, strict=True)
     ]
     if layer.groups == 1:
-        weights = _weights(graph, rearranged(layer.weight, (2, 3, 0, 1)), layer.bias, name)
+        weights = weights_of(graph, rearranged(weight, (2, 3, 0, 1)), bias, name)
     else:  # the groups are among the outputs here, and among the inputs there
-        kh, kw, inputs, outputs = shape_of(layer.weight)
+        kh, kw, inputs, outputs = shape_of(weight)
         each = outputs // layer.groups
-        kernel = graph.weight(rearranged(layer.weight, (3, 2, 0, 1)), f"{name}.weight")
+        kernel = graph.weight(rearranged(weight, (3, 2, 0, 1)), f"{name}.weight")
         split = (layer.groups, each, inputs, kh, kw)
         rows = graph.reshape(kernel, split, f"{name}.groups")
         turned = graph.node("Transpose", [rows], f"{name}.turned", perm=(0, 2, 1, 3, 4))
         whole = (layer.groups * inputs, each, kh, kw)
         weights = [graph.reshape(turned, whole, f"{name}.kernel")]
-        weights += [] if layer.bias is None else [graph.weight(layer.bias, f"{name}.bias")]
+        weights += [] if bias is None else [graph.weight(bias, f"{name}.bias")]
     graph.node(
         "ConvTranspose",
         xs + weights,
@@ -222,7 +234,7 @@ def _transposed(
         kernel_shape=g.kernel,
         strides=g.stride,
         dilations=g.dilation,
-        pads=_sides(g.pads),
+        pads=sides(g.pads),
         output_padding=[n - m for n, m in zip(size, full, strict=True)],
         group=layer.groups,
     )
