@@ -625,6 +625,18 @@ def test_what_is_refused(message):
         REFUSED[message]()
 
 
+@pytest.mark.parametrize("layer", [Clip(0, 1), Clip(-1, 6), Clip(-1.25, -1.25)], ids=repr)
+@pytest.mark.parametrize("weight", [1.0, 300.0, 1e4])
+def test_a_narrow_clip_behind_coarse_sums_stays_in_its_limits(layer, weight):
+    """Where the output's scale has to follow the sums, the Clip is a table of its own."""
+    x = np.linspace(-100, 100, 9)[:, None]
+    network = Sequential((Dense(np.array([[weight]])), layer))
+    model = to_integer(network, x)
+    # 255 steps cover the range and 0; coarser ones by at most a factor of two.
+    step = (max(layer.high, 0) - min(layer.low, 0)) / 255
+    np.testing.assert_allclose(model(x), network(x), atol=2 * step)
+
+
 # ---- the digits
 
 

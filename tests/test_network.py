@@ -21,6 +21,7 @@ from minicompress.errors import CompressionError
 from minicompress.nn.architectures import digits_cnn, seed_cnn
 from minicompress.nn.composition import Parallel, Residual, Sequential, replaced, split
 from minicompress.nn.gradient import vjp
+from minicompress.nn.joins import add, concat, multiply
 from minicompress.nn.layer import Layer
 from minicompress.nn.layers import Conv2D, Dense, plain_layers
 from minicompress.nn.network import Network, Runner, apply, last_readers, output_shape, value_shapes
@@ -28,6 +29,7 @@ from minicompress.nn.normalization import BatchNorm
 from minicompress.nn.parameters import as_tuple, decoded, parameters, with_parameters
 from minicompress.nn.pointwise import Dropout, ReLU
 from minicompress.nn.stateless import Add, AvgPool2D, Concat, Flatten, MaxPool2D, Multiply
+from minicompress.nn.training import evaluate
 from minicompress.representation import Clustered, LowRank, decode, dtype_of
 from minicompress.testing import models
 
@@ -329,7 +331,7 @@ REFUSED = {
     "input shape": (lambda: apply(ONE_DENSE, np.ones((1, 3))), r"layer 0 \(Dense\): the input"),
     "input shape in vjp": (lambda: vjp(ONE_DENSE, np.ones((1, 3))), r"layer 0 \(Dense\): weight"),
     "dtype": (lambda: ONE_DENSE(np.ones((1, 2), np.float32)), r"layer 0 \(Dense\): all arrays"),
-    "dy": (lambda: vjp(ONE_DENSE, np.ones((1, 2)))[1](np.ones((2, 2))), r"layer 0 \(Dense\): dy"),
+    "dy": (lambda: vjp(ONE_DENSE, np.ones((1, 2)))[1](np.ones((2, 2))), "dy must have"),
     "later layer": (
         lambda: output_shape(Sequential((AvgPool2D(2), AvgPool2D(2))), (2, 2, 1)),
         r"layer 1 \(AvgPool2D\): the kernel covers",
@@ -592,7 +594,57 @@ def test_composition_is_flat():
     assert Sequential((ID, heads)).outputs == (2, 3)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Mix(Layer):
+    """A layer of somebody's own that reads two values and has a weight."""
+
+    weight: Array
+    num_inputs = 2
+
+    def parameters(self):
+        return {"weight": self.weight}
+
+    def forward(self, a, b):
+        return a * self.weight + b
+
+    def vjp(self, a, b, *, rng=None, input_gradient=True):
+        def pullback(dy):
+            dxs = (dy * self.weight, dy) if input_gradient else None
+            return dxs, {"weight": (dy * a).sum(0)}
+
+        return self.forward(a, b), pullback
+
+
+def test_a_join_with_weights_can_be_trained_at_the_front():
+    network = Network((Mix(np.array([2.0, 3.0])),), ((0, 0),), (1,))
+    x = np.array([[1.0, -2.0]])
+    dx, gradients = vjp(network, x, input_gradient=False)[1](x)
+    assert dx is None
+    np.testing.assert_array_equal(gradients[0]["weight"], [1.0, 4.0])
+    np.testing.assert_array_equal(vjp(network, x)[1](x)[0], [[3.0, -8.0]])
+
+
+TWO = Parallel((ID, ()), None)
 PROGRAMS_REFUSED = {
+    "one dy of two": (lambda: vjp(TWO, np.ones((1, 2)))[1](np.ones((1, 2))), "a tuple of 2 grad"),
+    "a dy of another shape": (
+        lambda: vjp(Sequential(()), np.ones((1, 2)))[1](np.ones((9, 9))),
+        "dy must have the output's shape",
+    ),
+    "inputs that are none": (lambda: Network((ReLU(),), None, (1,)), "inputs must be a tuple"),
+    "reads that are none": (lambda: Network((ReLU(),), (0,), (1,)), "must be a tuple, not 0"),
+    "outputs": (lambda: Network((ReLU(),), ((0,),), 1), "outputs must be a tuple, not int"),
+    "branches": (lambda: Parallel(ReLU(), ADD), "branches must be a tuple"),
+    "a branch": (lambda: Parallel((None,), ADD), "a branch must be a tuple"),
+    "a cut before": (lambda: split(TWO, -1), "value must be an int from 0 to 1"),
+    "a cut of nothing": (lambda: split(None, 1), "network must be a Network"),
+    "two outputs, one loss": (
+        lambda: evaluate(TWO, np.ones((1, 2)), np.array([0])),
+        "2 outputs: give a loss that takes a tuple",
+    ),
+    "batches": (lambda: multiply(np.ones((1, 2)), np.ones((3, 2))), "batches of one length"),
+    "rows without a batch": (lambda: concat(np.ones(2), np.ones(3)), "batches of one length"),
+    "nothing to add": (lambda: add(), "one array or more"),
     "a later value": (lambda: Network((ReLU(),), ((1,),), (1,)), r"layer 0 \(ReLU\): a value"),
     "a float": (lambda: Network((ReLU(),), ((0.0,),), (1,)), r"layer 0 \(ReLU\): a value"),
     "arity": (lambda: Network((ReLU(),), ((0, 0),), (1,)), "must read 1 values, not 2"),

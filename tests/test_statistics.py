@@ -162,5 +162,9 @@ def test_refused():
         reestimate_batch_norm(TWICE, np.array([[np.nan, 1.0]]))
     with pytest.raises(CompressionError, match=r"layer 0 \(Dense\)"):
         reestimate_batch_norm(TWICE, np.ones((1, 3)))
+    half = np.ones(2, np.float16)
+    network = Sequential((BatchNorm(half, half, half, half),))
+    with np.errstate(over="ignore"), pytest.raises(CompressionError, match="variance must be fin"):
+        reestimate_batch_norm(network, np.array([[-900, 1], [900, 1]], np.float16))
     network = Sequential((Flatten(),))
     assert reestimate_batch_norm(network, np.ones((1, 2))) is network

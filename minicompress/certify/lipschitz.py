@@ -118,6 +118,8 @@ def output_bound(
                 at = ([sizes[v] for v in reads], [differences[v] for v in reads])
                 if isinstance(a, Add | Concat | Multiply) and type(a) in LAYER_TYPES:
                     size, difference = _joined(a, *at)
+                elif len(reads) != 1:
+                    raise CompressionError("no bound is known for a layer of this type")
                 else:
                     (size,), (difference,) = at
                     c = _Constants(*map(_number, _constants(a, b, read[0])))

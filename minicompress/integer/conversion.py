@@ -53,6 +53,7 @@ REFUSED: dict[type[Layer], str] = {
 }
 
 NO_LIMITS = (-math.inf, math.inf)
+RELU: Limits = (0.0, math.inf)
 
 QUANTILES = 1 << 17
 """The number of values of an array between two layers from which "percentile" and "mse" choose."""
@@ -190,13 +191,25 @@ def to_integer(
         with naming_layer(model, prepared.origin[i], shapes):
             with np.errstate(over="ignore", invalid="ignore"):  # finite_outputs finds them
                 y = finite_outputs(decoded_layer(layer).forward(*read), name="it")
-            y = clip(y, *prepared.limits[i])
-            target = (
+            limits, whole = prepared.limits[i], y
+            y = clip(whole, *limits)
+            wanted = target = (
                 sources[0] if type(layer) in KEEPING else _range(y, between, method, percentile)
             )
-            made, target = _form(layer, shapes, bits, sources, target, prepared.limits[i])
+            made, target = _form(layer, shapes, bits, sources, target, limits)
+            # Where the sums are so coarse that a narrow Clip would lose more than a bit, it is a
+            # table of its own.
+            coarse = float(target.scale) > 2 * float(wanted.scale)
+            apart = coarse and limits not in (NO_LIMITS, RELU)
+            if apart:
+                target = _range(whole, between, method, percentile)
+                made, target = _form(layer, shapes, bits, sources, target, NO_LIMITS)
         layers.append(made)
         inputs.append(tuple(place[value] for value in reads))
+        if apart:
+            layers.append(table(Clip(*limits), target, wanted))
+            inputs.append((len(layers) - 1,))
+            target = wanted
         if isinstance(layer, GlobalAvgPool2D) and not layer.keep_axes:
             layers.append(IntegerFlatten())
             inputs.append((len(layers) - 1,))
@@ -267,7 +280,7 @@ def _fused(network: Network) -> list[Limits | None]:
     for i, (layer, reads) in enumerate(zip(network.layers, network.inputs, strict=True)):
         maker = makers.get(reads[0])
         if isinstance(layer, ReLU | Clip) and maker is not None and readers[reads[0]] == 1:
-            low, high = (0.0, math.inf) if isinstance(layer, ReLU) else (layer.low, layer.high)
+            low, high = RELU if isinstance(layer, ReLU) else (layer.low, layer.high)
             before, after = limits[maker] or NO_LIMITS
             limits[maker] = min(max(before, low), high), min(max(after, low), high)
             limits.append(None)

@@ -99,7 +99,10 @@ def limits(low: Any, high: Any) -> tuple[float, float]:
             raise CompressionError(f"{name} must be a number or infinite, not {value!r}")
     if low > high:
         raise CompressionError(f"low must not be greater than high, not {low} and {high}")
-    return float(low), float(high)
+    try:
+        return float(low), float(high)
+    except OverflowError:
+        raise CompressionError("low and high must be floats, not ints beyond all floats") from None
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:

@@ -6,11 +6,12 @@ Each function returns a flat `Network`; a network among its parts is written out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from minicompress.arrays import as_int
 from minicompress.errors import CompressionError
 from minicompress.nn.layer import Layer
-from minicompress.nn.network import Network
+from minicompress.nn.network import Network, check_network
 from minicompress.nn.stateless import Add
 
 Part: TypeAlias = "Layer | Network | Sequence[Layer | Network]"
@@ -44,9 +45,7 @@ def Sequential(parts: Sequence[Layer | Network]) -> Network:
     array([[3., 0.],
            [0., 4.]])
     """
-    if not isinstance(parts, list | tuple):
-        raise CompressionError(f"parts must be a tuple of layers, not {type(parts).__name__}")
-    return _composed((parts,), None)
+    return _composed((_sequence(parts, "parts"),), None)
 
 
 def Parallel(branches: Sequence[Part], join: Layer | None = None) -> Network:
@@ -98,13 +97,22 @@ def Residual(*parts: Layer | Network) -> Network:
     return Parallel(((), parts), Add())
 
 
+def _sequence(value: Any, name: str) -> Any:
+    if not isinstance(value, tuple | list):
+        raise CompressionError(
+            f"{name} must be a tuple of layers and networks, not {type(value).__name__}"
+        )
+    return value
+
+
 def _composed(branches: Sequence[Part], join: Layer | None) -> Network:
     layers: list[Layer] = []
     inputs: list[tuple[int, ...]] = []
     ends: list[int] = []
-    for branch in branches:
+    for branch in _sequence(branches, "branches"):
         outputs: tuple[int, ...] = (0,)
-        chain = (branch,) if isinstance(branch, Layer | Network) else branch
+        whole = isinstance(branch, Layer | Network)
+        chain = (branch,) if whole else _sequence(branch, "a branch")
         for i, part in enumerate(chain):
             if len(outputs) > 1:
                 raise CompressionError(
@@ -141,6 +149,8 @@ def split(network: Network, value: int) -> tuple[Network, Network]:
     >>> len(before.layers), len(after.layers)
     (2, 1)
     """
+    check_network(network)
+    as_int(value, "value", 0, len(network.layers))
     rest = [*enumerate(network.inputs)][value:]
     for i, reads in [*rest, (-1, network.outputs)]:
         if early := [v for v in reads if v < value]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from minicompress.arrays import Array
+from minicompress.errors import CompressionError
+from minicompress.nn.kernels.windows import gradient
 from minicompress.nn.network import Gradients, Network, input_batch, last_readers, naming_layer
 from minicompress.nn.parameters import as_tuple
 
@@ -75,7 +77,7 @@ def vjp(
             del values[value]
 
     def pullback(dy: Any) -> tuple[Array | None, Gradients]:
-        known: dict[int, Array] = dict(zip(outputs, dy if len(outputs) > 1 else (dy,), strict=True))
+        known = dict(zip(outputs, _checked(dy, ys), strict=True))
         gradients: list[dict[str, Array]] = [{} for _ in pulls]
         for i in reversed(range(len(pulls))):
             dvalue = known.pop(i + 1, None)
@@ -83,6 +85,8 @@ def vjp(
                 continue
             with naming_layer(network, i):
                 dxs, gradients[i] = pulls[i](dvalue)
+            if dxs is None:  # nothing before the layer needs a gradient
+                continue
             for value, dx in zip(network.inputs[i], as_tuple(dxs), strict=True):
                 if needed[value] and dx is not None:
                     known[value] = known[value] + dx if value in known else dx
@@ -90,3 +94,13 @@ def vjp(
 
     ys = tuple(values[value] for value in outputs)
     return ys if len(ys) > 1 else ys[0], pullback
+
+
+def _checked(dy: Any, ys: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The gradients by the outputs: as many, of their shapes and dtypes."""
+    dys = dy if len(ys) > 1 else (dy,)
+    if not isinstance(dys, tuple | list) or len(dys) != len(ys):
+        raise CompressionError(
+            f"dy must be a tuple of {len(ys)} gradients, one for each output of the network"
+        )
+    return tuple(gradient(part, y.shape, y) for part, y in zip(dys, ys, strict=True))

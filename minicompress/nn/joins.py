@@ -36,7 +36,7 @@ def add(*xs: Array) -> Array:
     array([[4., 6.]])
     """
     first, *others = _operands(xs)
-    equal_shapes([x.shape for x in xs])
+    equal_shapes([first.shape, *(x.shape for x in others)])
     total: Array = widened(first)
     for x in others:
         total = total + x
@@ -71,7 +71,7 @@ def multiply(a: Array, b: Array) -> Array:
     array([[3., 3.],
            [3., 3.]])
     """
-    a, b = _operands((a, b))
+    a, b = _batches((a, b))
     gated_shape(a.shape[1:], b.shape[1:])
     y: Array = a * b
     return y
@@ -79,7 +79,7 @@ def multiply(a: Array, b: Array) -> Array:
 
 def multiply_vjp(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
     """The vector-Jacobian product of `multiply`: ``dy * b`` and ``dy * a``, summed for a gate."""
-    a, b = _operands((a, b))
+    a, b = _batches((a, b))
     dy = widened(gradient(dy, (len(a), *gated_shape(a.shape[1:], b.shape[1:])), a))
     return _sum_to(dy * b, a), _sum_to(dy * a, b)
 
@@ -106,21 +106,26 @@ def concat(*xs: Array) -> Array:
     >>> concat(np.ones((1, 2)), np.zeros((1, 1)))
     array([[1., 1., 0.]])
     """
-    joined_shape([x.shape for x in xs])
-    return np.concatenate(_operands(xs), axis=-1)
+    arrays = _batches(xs)
+    joined_shape([x.shape[1:] for x in arrays])
+    return np.concatenate(arrays, axis=-1)
 
 
 def concat_vjp(dy: Array, *xs: Array) -> tuple[Array, ...]:
     """The vector-Jacobian product of `concat`: `dy` cut where the arrays meet."""
-    dy = gradient(dy, joined_shape([x.shape for x in xs]), xs[0])
-    ends = np.cumsum([x.shape[-1] for x in xs[:-1]])
+    arrays = _batches(xs)
+    shape = joined_shape([x.shape[1:] for x in arrays])
+    dy = gradient(dy, (len(arrays[0]), *shape), arrays[0])
+    ends = np.cumsum([x.shape[-1] for x in arrays[:-1]])
     return tuple(np.split(dy, ends, axis=-1))
 
 
 def equal_shapes(shapes: Sequence[Shape]) -> Shape:
     """Check that values that are added have one shape."""
-    if any(tuple(shape) != tuple(shapes[0]) for shape in shapes):
-        raise CompressionError(f"all inputs must have the same shape, not {_listed(shapes)}")
+    if not shapes or any(tuple(shape) != tuple(shapes[0]) for shape in shapes):
+        raise CompressionError(
+            f"one input or more, all of one shape, are needed, not {_listed(shapes)}"
+        )
     return tuple(shapes[0])
 
 
@@ -136,9 +141,10 @@ def gated_shape(a: Shape, b: Shape) -> Shape:
 
 def joined_shape(shapes: Sequence[Shape]) -> Shape:
     """The shape of values side by side."""
-    if any(not shape or shape[:-1] != shapes[0][:-1] for shape in shapes):
+    if not shapes or any(not shape or shape[:-1] != shapes[0][:-1] for shape in shapes):
         raise CompressionError(
-            f"all inputs must have the same shape but for the last axis, not {_listed(shapes)}"
+            "one input or more, all of one shape but for the last axis, are needed, "
+            f"not {_listed(shapes)}"
         )
     return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
@@ -148,8 +154,20 @@ def _listed(shapes: Sequence[Shape]) -> str:
 
 
 def _operands(xs: Sequence[Array]) -> list[Array]:
+    if not xs:
+        raise CompressionError("there must be one array or more")
     arrays = [float_array(x, f"xs[{i}]") for i, x in enumerate(xs)]
     same_dtype(**{f"xs[{i}]": x for i, x in enumerate(arrays)})
+    return arrays
+
+
+def _batches(xs: Sequence[Array]) -> list[Array]:
+    """Arrays with a batch axis, of one length."""
+    arrays = _operands(xs)
+    if any(x.ndim == 0 or len(x) != len(arrays[0]) for x in arrays):
+        raise CompressionError(
+            f"all arrays must be batches of one length, not {_listed([x.shape for x in arrays])}"
+        )
     return arrays
 
 

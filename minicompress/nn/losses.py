@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import special
 
@@ -65,8 +67,8 @@ def _softmax(x: Array, axis: int) -> Array:
     return y
 
 
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
-    """The mean over the batch of ``-log special.softmax(logits)[label]``.
+def softmax_cross_entropy(logits: Any, labels: Array) -> tuple[float, Array]:
+    """The mean over the batch of ``-log softmax(logits)[label]``.
 
     Parameters
     ----------
@@ -79,7 +81,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     loss : float
         Computed in float64; 0.0 for an empty batch.
     dlogits : ndarray like `logits`
-        ``(special.softmax(logits) - one_hot(labels)) / N``
+        ``(softmax(logits) - one_hot(labels)) / N``
 
     Raises
     ------
@@ -92,6 +94,10 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     >>> round(loss, 6), dlogits
     (1.386294, array([[ 0.25,  0.25, -0.75,  0.25]]))
     """
+    if isinstance(logits, tuple):
+        raise CompressionError(
+            f"the network has {len(logits)} outputs: give a loss that takes a tuple of them"
+        )
     logits = float_array(logits, "logits", ndim=2)
     labels = integer_array(labels, "labels")
     n, classes = logits.shape

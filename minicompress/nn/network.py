@@ -74,6 +74,10 @@ class Network(Value):
 
     def __post_init__(self) -> None:
         layers = layer_tuple(self.layers, "layers")
+        given: dict[str, Any] = {"inputs": self.inputs, "outputs": self.outputs}
+        for name, values in given.items():
+            if not isinstance(values, tuple | list):
+                raise CompressionError(f"{name} must be a tuple, not {type(values).__name__}")
         if len(self.inputs) != len(layers):
             raise CompressionError(
                 f"inputs must have one entry for each of {len(layers)} layers, "
@@ -82,6 +86,8 @@ class Network(Value):
         inputs = []
         for i, (layer, reads) in enumerate(zip(layers, self.inputs, strict=True)):
             with naming(f"layer {i} ({type(layer).__name__})"):
+                if not isinstance(reads, tuple | list):
+                    raise CompressionError(f"what it reads must be a tuple, not {reads!r}")
                 inputs.append(tuple(as_int(v, "a value that it reads", 0, i) for v in reads))
                 wanted = layer.num_inputs
                 if len(reads) != wanted if wanted else not reads:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from minicompress.arrays import Array, float_array, normal_axis, widened
+from minicompress.arrays import Array, as_int, float_array, normal_axis, widened
 from minicompress.errors import CompressionError
 from minicompress.nn.kernels.windows import Pair, gradient, image_array, pair
 
@@ -104,8 +104,8 @@ def channel_shuffle(x: Array, groups: int) -> Array:
     >>> channel_shuffle(np.arange(6.0).reshape(1, 1, 1, 6), 2).ravel()
     array([0., 3., 1., 4., 2., 5.])
     """
-    x = image_array(x)
-    if groups < 1 or x.shape[3] % groups:
+    x, groups = image_array(x), as_int(groups, "groups", 1)
+    if x.shape[3] % groups:
         raise CompressionError(f"groups must divide the {x.shape[3]} channels, not be {groups}")
     return shuffled(x, groups)
 
@@ -150,7 +150,7 @@ def local_response_norm(
     >>> local_response_norm(np.ones((1, 1, 1, 3)), 3, alpha=3.0, beta=1.0).ravel()
     array([0.33333333, 0.25      , 0.33333333])
     """
-    x = image_array(x)
+    x, size = image_array(x), as_int(size, "size", 1)
     z = widened(x)
     y: Array = z * _powers(z, size, alpha, beta, bias)
     return y.astype(x.dtype, copy=False)
@@ -164,7 +164,7 @@ def local_response_norm_vjp(
     With ``s = bias + alpha / size * window_sum(x ** 2)``, it is ``dy * s ** -beta - 2 * alpha *
     beta / size * x * adjoint_window_sum(dy * x * s ** (-beta - 1))``.
     """
-    x = image_array(x)
+    x, size = image_array(x), as_int(size, "size", 1)
     z, dy = widened(x), widened(gradient(dy, x.shape, x))
     inner = _window_sums(
         dy * z * _powers(z, size, alpha, beta + 1, bias), size // 2, (size - 1) // 2

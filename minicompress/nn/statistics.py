@@ -9,7 +9,7 @@ from minicompress.errors import CompressionError
 from minicompress.nn.layers import plain_layers
 from minicompress.nn.network import Network, input_batch, last_readers, naming_layer
 from minicompress.nn.normalization import BatchNorm, batch_statistics
-from minicompress.nn.parameters import with_layers
+from minicompress.nn.parameters import finite_model, with_layers
 
 
 def reestimate_batch_norm(network: Network, x: Array) -> Network:
@@ -33,7 +33,7 @@ def reestimate_batch_norm(network: Network, x: Array) -> Network:
     Raises
     ------
     CompressionError
-        There is no example, or a layer refuses its input.
+        There is no example, a layer refuses its input, or a statistic overflows its dtype.
 
     Notes
     -----
@@ -68,7 +68,9 @@ def reestimate_batch_norm(network: Network, x: Array) -> Network:
         layers.append(layer)
         for value in dropped:
             del values[value]
-    return with_layers(network, layers)
+    changed = with_layers(network, layers)
+    finite_model(changed)  # the variance of large numbers can overflow
+    return changed
 
 
 def has_batch_norm(network: Network) -> bool:
