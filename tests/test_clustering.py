@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import arrays
 from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 
 from minicompress.compressors.chaining import chain
-from minicompress.compressors.clustering import cluster
+from minicompress.compressors.clustering import cluster, linear_start
 from minicompress.compressors.clustering import nearest as nearest_borders
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.errors import CompressionError
@@ -209,6 +209,18 @@ def test_exact_is_the_least_of_all_partitions(w, k):
     free = cluster(w, n_clusters=k, method="exact", preserve_sparsity=False).rep
     best = least_sse(w, k, False)
     assert best <= sse(w, decode(free)) <= best + Fraction(1, 10**12)
+
+
+def test_exact_without_a_zero_does_not_start_at_zero():
+    """Lloyd's rounds do not mend a start with a center at 0.0, which is none of these entries."""
+    w = np.array([11.0, 6, 7, 11, 9, 7, 6])
+    assert cluster(w, n_clusters=3, method="exact").cert.measured == 1.0
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_the_linear_start_is_even_and_keeps_zero_if_asked(zero):
+    middle = 0.0 if zero else 0.5
+    assert linear_start(np.array([-1.0, 0, 2]), 3, zero).tolist() == [-1.0, middle, 2.0]
 
 
 @given(weights(), st.integers(0, 3))

@@ -477,3 +477,13 @@ def test_the_cases_of_the_planted_faults_are_lawful():
     right = {"global": prune_global, "N:M": prune_n_m}
     for name, (law, _) in PLANTED.items():
         law(next((f for start, f in right.items() if name.startswith(start)), prune_magnitude))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_as_many_scores_as_arrays(count):
+    arrays = (np.ones(3), np.ones(2))
+    scores = [np.ones(3)] * count
+    with pytest.raises(
+        CompressionError, match=f"must have 2 entries, one for each array, not {count}"
+    ):
+        prune_global(arrays, amount=0.5, importance_scores=scores)

@@ -10,11 +10,13 @@ from hypothesis.extra import numpy as npst
 
 from minicompress.errors import CompressionError
 from minicompress.representation import (
+    Certificate,
     Clustered,
     LowRank,
     Quantized,
     Sparse,
     bits_for,
+    checked,
     decode,
     dtype_of,
     num_params,
@@ -344,3 +346,17 @@ def test_planted_wrong_representations_are_caught(name):
     law, wrong = PLANTED[name]
     with pytest.raises(AssertionError):
         law(wrong)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        np.zeros(2),
+        (np.zeros(2), 0.5),
+        [np.zeros(2), Certificate("fro", 0.0, 0.0)],
+        (np.zeros(2), Certificate("fro", 0.0, 0.0), None),
+    ],
+)
+def test_what_is_no_result_of_a_compressor(result):
+    with pytest.raises(CompressionError, match=r"a compressor must return \(rep, Certificate\)"):
+        checked(result, "a compressor")

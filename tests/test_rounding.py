@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from minicompress.compressors.bounds.quantization import comes_nearer
+from minicompress.compressors.bounds.quantization import comes_nearer, corrected_bounds
 from minicompress.compressors.compensated import (
     DAMPING,
     compensated_quantize,
@@ -644,3 +644,11 @@ def test_wrong_implementations_are_found(name):
     law(RIGHT.get(law, compensated), *arguments)
     with pytest.raises(AssertionError):
         law(wrong, *arguments)
+
+
+def test_a_correction_is_added_upward():
+    """1 + 2**-54 rounds to 1: the bound has to be above the exact sum all the same."""
+    entries, x, targets = np.array([1.0]), np.array([0.0]), np.array([2.0**-54])
+    (bound,) = corrected_bounds(entries, x, targets).tolist()
+    assert Fraction(bound) > 1 + Fraction(1, 2**54)
+    assert corrected_bounds(entries, x, x).tolist() == [1.0]
