@@ -22,6 +22,7 @@ from test_norms import exact_gamma, exact_root, exact_upward, law_within_units
 from minicompress.compressors.chaining import chain
 from minicompress.compressors.clustering import cluster, linear_start
 from minicompress.compressors.clustering import nearest as nearest_borders
+from minicompress.compressors.exact_clustering import exact_start
 from minicompress.compressors.pruning import prune_magnitude
 from minicompress.errors import CompressionError
 from minicompress.norms import UNIT, unit_roundoff
@@ -554,3 +555,8 @@ def test_exact_with_a_zero_is_the_least_of_all_groupings(entries, k):
     # Means of up to five small integers, rounded once: off by 1e-15 each, squared sums by 1e-13.
     assert abs(error - least_with_zero(w.tolist(), k)) <= Fraction(1, 10**12)
     assert decode(rep)[0] == 0.0
+
+
+def test_the_exact_start_weighs_values_by_how_often_they_occur():
+    values, counts = np.array([-4.0, -2.0, 0.0, 9.0]), np.array([1, 3, 2, 1])
+    assert exact_start(values, counts, 3, True).tolist() == [-2.5, 0.0, 9.0]

@@ -537,3 +537,9 @@ def test_wrong_implementations_are_found(name):
     law(right.get(law, quantize_linear), *arguments)
     with np.errstate(all="ignore"), pytest.raises(AssertionError):
         law(wrong, *arguments)
+
+
+def test_a_python_float_is_a_scale_of_float32_for_float16():
+    x = np.array([1000.0], np.float16)
+    codes = quantize_linear(x, 0.1, np.array(0), num_bits=16)
+    assert codes.tolist() == [10_000]  # float16's 0.1 would give 10,002
