@@ -15,7 +15,7 @@ from minicompress.interchange.onnx_import_layers import equal_views, layer_view
 from minicompress.interchange.onnx_import_nodes import Node
 from minicompress.nn.layer import Layer
 from minicompress.nn.layers import Conv2D, ConvTranspose2D, Dense
-from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.normalization import NO_EPSILON, BatchNorm
 from minicompress.nn.pointwise import (
     Clip,
     HardSigmoid,
@@ -27,10 +27,6 @@ from minicompress.nn.pointwise import (
     Softmax,
 )
 from minicompress.nn.stateless import Add, Multiply
-
-NO_EPSILON = 2.0**-60
-"""An epsilon that is lost beside a variance of 1, so that a normalization is scale and shift."""
-
 
 # Activations --------------------------------------------------------------------------------------
 

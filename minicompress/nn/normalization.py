@@ -20,6 +20,10 @@ from minicompress.nn.kernels.windows import column_sums, gradient
 from minicompress.nn.layer import Layer, Pullback, Shape
 from minicompress.representation import Rep
 
+NO_EPSILON = 2.0**-60
+"""So small that 1 + NO_EPSILON is 1 in every float: with it, mean 0 and variance 1 a batch
+normalization is a scale and a shift."""
+
 
 def batch_norm(
     x: Array, scale: Array, offset: Array, mean: Array, variance: Array, epsilon: float = 1e-5

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from minicompress.arrays import Array, finite_array
 from minicompress.errors import CompressionError
-from minicompress.nn.layers import plain_layers
-from minicompress.nn.network import Network, input_batch, last_readers, naming_layer
+from minicompress.nn.network import Network, Runner, input_batch, naming_layer
 from minicompress.nn.normalization import BatchNorm, batch_statistics
 from minicompress.nn.parameters import finite_model, with_layers
 
@@ -54,20 +53,15 @@ def reestimate_batch_norm(network: Network, x: Array) -> Network:
         raise CompressionError("x must hold at least one example")
     if not has_batch_norm(network):
         return network
-    layers = []
-    for i, dropped in enumerate(last_readers(network)):
-        layer, read = network.layers[i], [values[value] for value in network.inputs[i]]
-        with naming_layer(network, i, [value.shape[1:] for value in read]):
-            if isinstance(layer, BatchNorm):
-                mean, variance = batch_statistics(*read)
-                layer = replace(layer, mean=mean, variance=variance)
-            first, *others = plain_layers(layer)
-            values[i + 1] = first.forward(*read)
-            for part in others:
-                values[i + 1] = part.forward(values[i + 1])
-        layers.append(layer)
-        for value in dropped:
-            del values[value]
+    run = Runner(network)
+    layers = list(network.layers)
+    for i, layer in enumerate(network.layers):
+        if isinstance(layer, BatchNorm):
+            with naming_layer(network, i):
+                mean, variance = batch_statistics(*(values[v] for v in network.inputs[i]))
+                layers[i] = replace(layer, mean=mean, variance=variance)
+            run = run.with_layer(i, layers[i])
+        values = run(values, i, i + 1)
     changed = with_layers(network, layers)
     finite_model(changed)  # the variance of large numbers can overflow
     return changed

@@ -13,12 +13,9 @@ from minicompress.nn.composition import replaced
 from minicompress.nn.layer import Layer
 from minicompress.nn.layers import LAYER_TYPES, Conv2D, ConvTranspose2D, Dense
 from minicompress.nn.network import Network
-from minicompress.nn.normalization import BatchNorm
+from minicompress.nn.normalization import NO_EPSILON, BatchNorm
 from minicompress.nn.parameters import finite_model
 from minicompress.representation import decode, dtype_of, shape_of
-
-NO_EPSILON = 2.0**-60
-"""So small that 1 + NO_EPSILON is 1 in every float."""
 
 
 class _Affine(NamedTuple):
